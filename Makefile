@@ -1,0 +1,121 @@
+# Every target sets up what it needs; `make` alone shows them.
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+JOBS ?= 2
+BIN := .venv/bin
+NATIVE := build/native
+SANITIZED := build/native-sanitized
+PB := vdpa_agent/serve/pb
+C_SOURCES = $(shell find native -name '*.[ch]')
+
+.PHONY: help
+help: ## Show what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ---- set-up ----------------------------------------------------------------------------------------------------------
+
+.PHONY: system
+system: ## Install the Debian or Ubuntu packages that are missing
+	@scripts/install-packages build
+
+.venv/.installed: requirements/dev.txt pyproject.toml | system
+	@echo "== python environment"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "python 3.11 or newer is needed: make PYTHON=/path/to/it" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(NATIVE)/build.ninja: | system
+	meson setup --buildtype=release $(NATIVE) native
+
+$(SANITIZED)/build.ninja: | system
+	meson setup --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false $(SANITIZED) native
+
+.PHONY: native
+native: $(NATIVE)/build.ninja ## Build vdpad, its software devices and the counting front end
+	@ninja -j $(JOBS) -C $(NATIVE) --quiet
+
+.PHONY: native-sanitized
+native-sanitized: $(SANITIZED)/build.ninja ## Build the same under ASan and UBSan
+	@ninja -j $(JOBS) -C $(SANITIZED) --quiet
+
+.PHONY: interop
+interop: .venv/.installed ## Build the foreign gRPC clients that the tests use (needs Go)
+	@tests/interop/build
+
+# ---- use -------------------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: .venv/.installed native ## Run the main job, from a list of VFs to packets, on simulated VFs
+	@$(BIN)/python scripts/demo.py
+
+.PHONY: run
+run: .venv/.installed native ## Run the agent on simulated VFs below build/run until Ctrl-C
+	@mkdir -p build/run
+	@[ -e build/run/pciList.dat ] || printf '0000:82:00.2\n0000:82:00.3\n' > build/run/pciList.dat
+	$(BIN)/vdpa-agent run --simulate --memory none --vdpad $(CURDIR)/$(NATIVE)/vdpad/vdpad \
+	  --pci-list $(CURDIR)/build/run/pciList.dat --socket-list $(CURDIR)/build/run/socketList.dat \
+	  --socket-dir $(CURDIR)/build/run/vhost --listen $(CURDIR)/build/run/vdpa.sock
+
+# ---- proof -----------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: .venv/.installed native native-sanitized interop ## Run all tests
+	@scripts/install-packages test
+	meson test -C $(NATIVE) --print-errorlogs
+	meson test -C $(SANITIZED) --print-errorlogs
+	$(BIN)/pytest
+
+.PHONY: check
+check: .venv/.installed ## Check style, types, imports, generated code and C warnings
+	@scripts/install-packages check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	clang-format --dry-run --Werror $(C_SOURCES)
+	@[ -e build/native-clang/build.ninja ] || CC=clang meson setup build/native-clang native
+	ninja -j $(JOBS) -C build/native-clang --quiet
+	@$(MAKE) --no-print-directory proto-current
+
+.PHONY: figures
+figures: .venv/.installed native ## Measure latencies, recovery, memory and idle cost
+	@$(BIN)/python bench/figures.py
+
+# ---- generated -------------------------------------------------------------------------------------------------------
+
+# $(1): where to. The generated module is imported from inside the package, which protoc cannot know.
+define generate
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(1) --pyi_out=$(1) --plugin=$(BIN)/protoc-gen-grpclib_python --grpclib_python_out=$(1) protos/vdpadpdk.proto
+	sed -i 's/^import vdpadpdk_pb2/from vdpa_agent.serve.pb import vdpadpdk_pb2/' $(1)/vdpadpdk_grpc.py
+endef
+
+.PHONY: proto
+proto: .venv/.installed ## Generate the Python code from protos/
+	$(call generate,$(PB))
+
+.PHONY: proto-current
+proto-current: .venv/.installed
+	@rm -rf build/pb && mkdir -p build/pb
+	$(call generate,build/pb)
+	@for file in build/pb/*; do cmp "$$file" $(PB)/$${file##*/} || { echo "generated code is out of date: run make proto" >&2; exit 1; }; done
+
+.PHONY: lock
+lock: .venv/.installed ## Lock the newest allowed versions of all dependencies, with hashes
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade pyproject.toml -o requirements/runtime.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade pyproject.toml --group dev -o requirements/dev.txt
+
+.PHONY: format
+format: .venv/.installed ## Format Python and C
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+	clang-format -i $(C_SOURCES)
+
+.PHONY: clean
+clean: ## Remove all that was made here
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,19 @@
+"""Fixtures that all tests share."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    """A short directory: sockets in pytest's own would exceed the 107 bytes of a unix socket's path."""
+    with tempfile.TemporaryDirectory(prefix="va-") as directory:
+        yield Path(directory)

@@ -1,0 +1,45 @@
+"""The table of the daemon's states."""
+
+from dataclasses import replace
+from types import MappingProxyType
+
+import pytest
+
+from vdpa_agent.model.daemon import TRANSITIONS, DaemonEvent, DaemonState, DaemonStatus, Device, DeviceState
+from vdpa_agent.model.pci import PciAddress
+
+ADDRESS = PciAddress("0000:82:00.2")
+
+
+def _reach(start: DaemonState) -> set[DaemonState]:
+    seen = {start}
+    while True:
+        found = {after for (before, _), after in TRANSITIONS.items() if before in seen} | seen
+        if found == seen:
+            return seen
+        seen = found
+
+
+def test_every_state_can_be_reached_and_every_state_can_be_stopped() -> None:
+    assert _reach(DaemonState.IDLE) == set(DaemonState)
+    for state in DaemonState:
+        assert (state, DaemonEvent.STOP) in TRANSITIONS
+        assert DaemonState.STOPPED in _reach(state)
+
+
+def test_stopped_is_for_good() -> None:
+    assert _reach(DaemonState.STOPPED) == {DaemonState.STOPPED}
+
+
+def test_a_process_that_may_exist_may_end() -> None:
+    for state in (DaemonState.STARTING, DaemonState.RUNNING, DaemonState.STOPPING):
+        assert (state, DaemonEvent.ENDED) in TRANSITIONS
+
+
+@pytest.mark.parametrize("state", list(DaemonState))
+@pytest.mark.parametrize("device_state", list(DeviceState))
+def test_only_a_ready_device_of_a_running_daemon_is_served(state: DaemonState, device_state: DeviceState) -> None:
+    device = Device(ADDRESS, "/s", device_state)
+    status = DaemonStatus(managed=True, state=state, devices=MappingProxyType({ADDRESS: device}))
+    assert status.serves(ADDRESS) == (state is DaemonState.RUNNING and device_state is DeviceState.READY)
+    assert not replace(status, devices=MappingProxyType({})).serves(ADDRESS)

@@ -1,0 +1,87 @@
+"""The composition root: builds the components, wires them, starts and stops them."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from typing import Any, cast
+
+import structlog
+
+from vdpa_agent import __version__
+from vdpa_agent.config import AgentConfig, DaemonMode
+from vdpa_agent.daemon.supervisor import Supervisor
+from vdpa_agent.errors import AgentError
+from vdpa_agent.files.lists import Lists
+from vdpa_agent.latest import Latest
+from vdpa_agent.model.daemon import DaemonStatus
+from vdpa_agent.model.loaded import Loaded
+from vdpa_agent.model.mapping import example_mapping
+from vdpa_agent.serve.answers import Answers
+from vdpa_agent.serve.listener import listening
+from vdpa_agent.serve.vdpadpdk import VdpaDpdk
+
+log = structlog.get_logger(__name__)
+
+
+async def run(config: AgentConfig) -> None:
+    """Runs the agent until SIGTERM or SIGINT, then stops it in order: daemon, files, socket.
+
+    Raises:
+        AgentError: the agent cannot go on; its `exit_code` says how the process should end.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _asked_to_stop, stop, number)
+    log.info("agent_starting", version=__version__)
+    try:
+        if config.serve.example_data:
+            await _serve_example(config, stop)
+        else:
+            await _serve_lists(config, stop)
+    except* AgentError as group:
+        raise _first(group) from None
+    log.info("agent_stopped")
+
+
+async def _serve_example(config: AgentConfig, stop: asyncio.Event) -> None:
+    log.warning("example_data_served", remedy="drop --example-data to serve real devices")
+    answers = Answers(Latest(Loaded(example_mapping())), Latest(DaemonStatus(managed=False)))
+    async with listening(config.serve, [VdpaDpdk(answers)]):
+        await stop.wait()
+
+
+async def _serve_lists(config: AgentConfig, stop: asyncio.Event) -> None:
+    lists = Lists(
+        config.files,
+        takes_requests=config.daemon.mode is not DaemonMode.NONE,
+        mapping_is_ours=lambda: supervisor.status.value.managed,
+    )
+    supervisor = Supervisor(config.daemon, config.files.socket_list, lists.devices, lists.retire_mapping)
+    answers = Answers(lists.mapping, supervisor.status)
+    lists.check()
+    supervisor.adopt_role()
+    async with listening(config.serve, [VdpaDpdk(answers)]), asyncio.TaskGroup() as tasks:
+        following = tasks.create_task(_eternal(lists.run()), name="lists")
+        supervising = tasks.create_task(supervisor.run(stop), name="supervisor")
+        await supervising
+        following.cancel()
+
+
+async def _eternal(task: Coroutine[Any, Any, None]) -> None:
+    """Runs what must never return; that it did is a defect worth a traceback."""
+    await task
+    message = "an eternal task returned"
+    raise AssertionError(message)
+
+
+def _asked_to_stop(stop: asyncio.Event, number: signal.Signals) -> None:
+    log.info("agent_stopping", signal=number.name)
+    stop.set()
+
+
+def _first(group: BaseExceptionGroup[AgentError]) -> AgentError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return cast("AgentError", error)

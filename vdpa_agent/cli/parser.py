@@ -1,0 +1,247 @@
+"""The options of each command, their environment variables and their help."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from vdpa_agent import __version__
+from vdpa_agent.cli import commands
+from vdpa_agent.config import (
+    DEFAULT_LISTEN,
+    DEFAULT_PCI_LIST,
+    DEFAULT_SOCKET_DIRECTORY,
+    DEFAULT_SOCKET_LIST,
+    DaemonMode,
+    LogFormat,
+    LogLevel,
+    Memory,
+    VhostMode,
+)
+from vdpa_agent.model.naming import SocketNaming
+
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"", "0", "false", "no", "off"})
+
+_EXIT_CODES: Final = """\
+exit codes:
+  0    success
+  1    failure
+  2    usage or configuration
+  3    the daemon can never start: missing program, refused arguments
+  4    no such device
+  5    agent not reachable or not ready
+  100  another instance holds the socket
+
+Each option can also be given as the environment variable named with it; the command line wins.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose options may come from the environment too."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_EXIT_CODES, allow_abbrev=False, **settings
+        )
+        self._from: Mapping[str, str] = {}
+
+    def read_from(self, environment: Mapping[str, str]) -> None:
+        self._from = environment
+
+    def option(self, name: str, *, kind: Callable[[str], Any], default: Any, metavar: str, help_text: str) -> None:
+        """Adds an option with a value.
+
+        Args:
+            name: such as `--socket-list`.
+            kind: turns the text into the value, or raises ValueError.
+            default: the value where neither the command line nor the environment gives one.
+            metavar: what the value is called in the help.
+            help_text: what it does.
+        """
+        variable = _variable(name)
+        # argparse converts a default that is a string as it would an argument, so the variable is checked alike.
+        given = self._from.get(variable, default)
+        shown = "" if default is None else f"; default {_plain(default)}"
+        self.add_argument(
+            name, type=_Named(kind, variable), default=given, metavar=metavar, help=f"{help_text} [{variable}{shown}]"
+        )
+
+    def flag(self, name: str, help_text: str) -> None:
+        """Adds an option without a value."""
+        variable = _variable(name)
+        text = self._from.get(variable, "").lower()
+        if text not in _TRUE | _FALSE:
+            self.error(f"environment variable {variable}: {text!r} is neither true nor false")
+        self.add_argument(name, action="store_true", default=text in _TRUE, help=f"{help_text} [{variable}]")
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\ntry {self.prog} --help\n")
+
+
+class _Named:
+    """A converter that keeps the name of what it converts for argparse's message."""
+
+    def __init__(self, kind: Callable[[str], Any], variable: str) -> None:
+        self._kind = kind
+        self._variable = variable
+
+    def __call__(self, text: str) -> Any:
+        try:
+            return self._kind(text)
+        except ValueError as error:
+            values = f", give one of {', '.join(self._kind)}" if isinstance(self._kind, type(DaemonMode)) else ""
+            reason = str(error) if not values else f"{text!r} is not known"
+            message = f"{reason}{values} (or {self._variable} in the environment)"
+            raise argparse.ArgumentTypeError(message) from error
+
+
+def _variable(name: str) -> str:
+    return "VDPA_AGENT_" + name.removeprefix("--").replace("-", "_").upper()
+
+
+def _plain(default: object) -> str:
+    return f"{default:04o}" if isinstance(default, int) else str(default)
+
+
+def permission_bits(text: str) -> int:
+    """Reads permission bits in octal, 0 to 0777."""
+    try:
+        bits = int(text, 8)
+    except ValueError:
+        bits = -1
+    if not 0 <= bits <= 0o777:  # noqa: PLR2004
+        message = f"{text!r} is not a mode such as 0660"
+        raise ValueError(message)
+    return bits
+
+
+def seconds(text: str) -> float:
+    """Reads a positive number of seconds, at most a day."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 86400:  # noqa: PLR2004
+        message = f"{text!r} is not a number of seconds above 0 and up to 86400"
+        raise ValueError(message)
+    return value
+
+
+def listen_path(text: str) -> Path:
+    """Reads the path of a unix socket, with or without `unix:` or `unix://` before it."""
+    for prefix in ("unix://", "unix:"):
+        if text.startswith(prefix):
+            return Path(text.removeprefix(prefix))
+    return Path(text)
+
+
+def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    """The parser of all commands; a parsed command is called with its own options."""
+    parser = _Parser(
+        prog="vdpa-agent",
+        description="Supervises the DPDK vDPA daemon of a node and tells by gRPC which socket serves which VF.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    added = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    _add_run(added.add_parser("run", help="run the agent", description=commands.run.__doc__), environment)
+    get = added.add_parser("get", help="ask for the sockets of VFs", description=commands.get.__doc__)
+    get.add_argument("addresses", nargs="+", metavar="ADDRESS", help="a PCI address such as 0000:82:00.2")
+    _add_client(get, environment, commands.get)
+    listed = added.add_parser("list", help="list all VFs with their sockets", description=commands.list_all.__doc__)
+    _add_client(listed, environment, commands.list_all)
+    listed.option(
+        "--socket-list",
+        kind=Path,
+        default=DEFAULT_SOCKET_LIST,
+        metavar="PATH",
+        help_text="the mapping file of the agent",
+    )
+    return parser
+
+
+def _add_client(parser: _Parser, environment: Mapping[str, str], command: Callable[[argparse.Namespace], int]) -> None:
+    parser.read_from(environment)
+    parser.set_defaults(command=command)
+    parser.option(
+        "--address", kind=listen_path, default=DEFAULT_LISTEN, metavar="SOCKET", help_text="the agent's socket"
+    )
+    parser.option(
+        "--timeout", kind=seconds, default=10.0, metavar="SECONDS", help_text="how long to wait for an answer"
+    )
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="the form of the output")
+
+
+def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
+    parser.read_from(environment)
+    parser.set_defaults(command=commands.run)
+    option = parser.option
+    option("--socket-list", kind=Path, default=DEFAULT_SOCKET_LIST, metavar="PATH", help_text="the mapping file")
+    option("--pci-list", kind=Path, default=DEFAULT_PCI_LIST, metavar="PATH", help_text="the device list")
+    option(
+        "--listen", kind=listen_path, default=DEFAULT_LISTEN, metavar="SOCKET", help_text="the unix socket to answer on"
+    )
+    option(
+        "--listen-mode", kind=permission_bits, default=0o660, metavar="OCTAL", help_text="permissions of that socket"
+    )
+    option(
+        "--daemon",
+        kind=DaemonMode,
+        default=DaemonMode.AUTO,
+        metavar="auto|none|vdpad",
+        help_text="who owns the vhost-user sockets: vdpad where there is a device list (auto), always vdpad, or"
+        " somebody else (none)",
+    )
+    option(
+        "--vdpad", kind=str, default="vdpad", metavar="PROGRAM", help_text="the daemon, a path or a name on the PATH"
+    )
+    parser.flag("--simulate", "make every listed address a software device, no hardware needed")
+    parser.flag("--example-data", "serve 16 example VFs, no file and no daemon needed")
+    option(
+        "--socket-dir",
+        kind=Path,
+        default=DEFAULT_SOCKET_DIRECTORY,
+        metavar="DIRECTORY",
+        help_text="where the vhost-user sockets are made",
+    )
+    option(
+        "--socket-naming",
+        kind=SocketNaming,
+        default=SocketNaming.INDEX,
+        metavar="index|pci",
+        help_text="their names: vdpa-0, or vdpa-0000:82:00.2",
+    )
+    option("--socket-mode", kind=permission_bits, default=0o660, metavar="OCTAL", help_text="their permissions")
+    option("--socket-owner", kind=str, default=None, metavar="USER", help_text="their owner, a name or a number")
+    option("--socket-group", kind=str, default=None, metavar="GROUP", help_text="their group, a name or a number")
+    option(
+        "--vhost-mode",
+        kind=VhostMode,
+        default=VhostMode.SERVER,
+        metavar="server|client",
+        help_text="whether the daemon opens the sockets, or connects to those that front ends opened",
+    )
+    option(
+        "--memory",
+        kind=Memory,
+        default=Memory.AUTO,
+        metavar="auto|hugepages|none",
+        help_text="what the daemon takes its memory from: hugepages where there are free ones (auto), always, or none",
+    )
+    option(
+        "--stop-grace", kind=seconds, default=5.0, metavar="SECONDS", help_text="how long the daemon may take to end"
+    )
+    option(
+        "--log-level",
+        kind=LogLevel,
+        default=LogLevel.INFO,
+        metavar="debug|info|warning|error",
+        help_text="the least level that is logged",
+    )
+    option(
+        "--log-format",
+        kind=LogFormat,
+        default=LogFormat.AUTO,
+        metavar="auto|text|json",
+        help_text="text on a terminal, else JSON (auto), or always one of them",
+    )

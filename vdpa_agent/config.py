@@ -1,0 +1,189 @@
+"""Frozen, validated settings; each component gets its own section."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from vdpa_agent.errors import ConfigError
+from vdpa_agent.model.backoff import Backoff
+from vdpa_agent.model.mapping import SOCKET_PATH_MAX_BYTES
+from vdpa_agent.model.naming import SocketNaming
+
+RUN_DIRECTORY: Final = Path("/var/run/vdpa")
+"""Where the device plugin, the daemon and the CNI plugins meet."""
+
+DEFAULT_SOCKET_LIST: Final = RUN_DIRECTORY / "socketList.dat"
+DEFAULT_PCI_LIST: Final = RUN_DIRECTORY / "pciList.dat"
+DEFAULT_SOCKET_DIRECTORY: Final = RUN_DIRECTORY / "vhost"
+DEFAULT_LISTEN: Final = RUN_DIRECTORY / "vdpa.sock"
+
+_LONGEST_SOCKET_NAME: Final = "/vdpa-00000000:00:00.0"
+
+
+class DaemonMode(StrEnum):
+    """Who owns the vhost-user sockets."""
+
+    AUTO = "auto"
+    """This agent's vdpad where there is a device list, else somebody else."""
+    NONE = "none"
+    """Somebody else."""
+    VDPAD = "vdpad"
+    """This agent's vdpad."""
+
+
+class VhostMode(StrEnum):
+    """Which end of vhost-user opens the socket, from the daemon's point of view."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
+class Memory(StrEnum):
+    """What the daemon takes its memory from."""
+
+    AUTO = "auto"
+    """Hugepages where there are free ones."""
+    HUGEPAGES = "hugepages"
+    NONE = "none"
+
+
+class LogLevel(StrEnum):
+    """The least level that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    AUTO = "auto"
+    """Text on a terminal, else JSON."""
+    TEXT = "text"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesConfig:
+    """Where the two lists are."""
+
+    socket_list: Path = DEFAULT_SOCKET_LIST
+    pci_list: Path = DEFAULT_PCI_LIST
+
+    def __post_init__(self) -> None:
+        for option, path in (("--socket-list", self.socket_list), ("--pci-list", self.pci_list)):
+            _absolute(option, path)
+        if self.socket_list == self.pci_list:
+            message = f"--socket-list and --pci-list are both {self.pci_list}, give them two names"
+            raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonConfig:
+    """How the daemon is run.
+
+    Attributes:
+        mode: who owns the sockets.
+        program: vdpad, a path or a name to be found on the PATH.
+        simulate: every device becomes a software device.
+        socket_dir: where the vhost-user sockets are.
+        socket_naming: how they are named.
+        socket_mode: their permission bits.
+        socket_owner: their owner, a name or a number; None leaves it.
+        socket_group: their group, likewise.
+        vhost_mode: which end opens them.
+        memory: what the daemon takes its memory from.
+        log_level: the least level that the daemon logs.
+        start_timeout_s: how long it may take to answer first, in seconds.
+        stop_grace_s: how long it may take to end after each of the two ways of asking, in seconds.
+        backoff: the delays before it is started again.
+    """
+
+    mode: DaemonMode = DaemonMode.AUTO
+    program: str = "vdpad"
+    simulate: bool = False
+    socket_dir: Path = DEFAULT_SOCKET_DIRECTORY
+    socket_naming: SocketNaming = SocketNaming.INDEX
+    socket_mode: int = 0o660
+    socket_owner: str | None = None
+    socket_group: str | None = None
+    vhost_mode: VhostMode = VhostMode.SERVER
+    memory: Memory = Memory.AUTO
+    log_level: LogLevel = LogLevel.INFO
+    start_timeout_s: float = 30.0
+    stop_grace_s: float = 5.0
+    backoff: Backoff = field(default_factory=Backoff)
+
+    def __post_init__(self) -> None:
+        _absolute("--socket-dir", self.socket_dir)
+        longest = f"{self.socket_dir}{_LONGEST_SOCKET_NAME}"
+        if len(longest.encode()) > SOCKET_PATH_MAX_BYTES:
+            message = (
+                f"--socket-dir {self.socket_dir} is too long: a socket in it would exceed the"
+                f" {SOCKET_PATH_MAX_BYTES} bytes that a unix socket's path may have; choose a shorter one"
+            )
+            raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """Where the agent answers.
+
+    Attributes:
+        listen: the path of the gRPC socket.
+        listen_mode: its permission bits.
+        example_data: serve the 16 example VFs instead of any file.
+    """
+
+    listen: Path = DEFAULT_LISTEN
+    listen_mode: int = 0o660
+    example_data: bool = False
+
+    def __post_init__(self) -> None:
+        check_socket_path("--listen", self.listen)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """How the agent logs, to standard error."""
+
+    level: LogLevel = LogLevel.INFO
+    format: LogFormat = LogFormat.AUTO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """All sections of `vdpa-agent run`."""
+
+    files: FilesConfig = field(default_factory=FilesConfig)
+    daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        if self.serve.example_data and self.daemon.mode is DaemonMode.VDPAD:
+            message = "--example-data serves sockets that no daemon opens, drop it or --daemon vdpad"
+            raise ConfigError(message)
+
+
+def check_socket_path(option: str, path: Path) -> None:
+    """Refuses a path that no unix socket can have.
+
+    Raises:
+        ConfigError: it is relative or too long.
+    """
+    _absolute(option, path)
+    # The socket is bound under a temporary name of the same length plus a suffix, then renamed.
+    room = SOCKET_PATH_MAX_BYTES - len(".new")
+    if len(str(path).encode()) > room:
+        message = f"{option} {path} is longer than {room} bytes, choose a shorter path"
+        raise ConfigError(message)
+
+
+def _absolute(option: str, path: Path) -> None:
+    if not path.is_absolute():
+        message = f"{option} {path} is relative, write it from the root"
+        raise ConfigError(message)

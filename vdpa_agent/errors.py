@@ -1,0 +1,89 @@
+"""The tree of errors that vdpa-agent raises on purpose.
+
+AgentError                 exit code 1
+├── ConfigError            2    a setting is wrong
+├── AddressError           2    a text is not a PCI address
+├── FileRefused            1    the content of a list or mapping file is refused as a whole
+├── DaemonError            1    something went wrong with the supervised daemon
+│   ├── DaemonUnusable     3    it can never start: a missing program, refused arguments
+│   ├── DaemonLost         1    it ended, or its control channel did
+│   └── RequestRefused     1    it answered a control request with an error
+├── ListenError            1    the gRPC socket cannot be opened
+│   └── AlreadyRunning     100  another instance holds it
+├── NoSuchDevice           4    the agent knows no socket for an address
+└── NotReachable           5    no agent answers
+
+Messages are lower case, without a full stop; they name the offending value and what to do about it.
+"""
+
+from typing import ClassVar
+
+
+class AgentError(Exception):
+    """Base of all errors of this program; `exit_code` is what the process ends with if nobody handles it."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(AgentError):
+    """A setting is wrong; the message names the option."""
+
+    exit_code = 2
+
+
+class AddressError(AgentError):
+    """A text is not a PCI address."""
+
+    exit_code = 2
+
+
+class FileRefused(AgentError):
+    """The content of a file is refused as a whole; the message names the line or the entry."""
+
+
+class DaemonError(AgentError):
+    """Something went wrong with the supervised daemon."""
+
+
+class DaemonUnusable(DaemonError):
+    """The daemon can never start as configured; trying again is of no use."""
+
+    exit_code = 3
+
+
+class DaemonLost(DaemonError):
+    """The daemon ended, or its control channel did."""
+
+
+class RequestRefused(DaemonError):
+    """The daemon answered a control request with an error.
+
+    Attributes:
+        code: the JSON-RPC error code.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ListenError(AgentError):
+    """The gRPC socket cannot be opened."""
+
+
+class AlreadyRunning(ListenError):
+    """Another instance holds the gRPC socket."""
+
+    exit_code = 100
+
+
+class NoSuchDevice(AgentError):
+    """The agent knows no live socket for an address."""
+
+    exit_code = 4
+
+
+class NotReachable(AgentError):
+    """No agent answers on the socket."""
+
+    exit_code = 5

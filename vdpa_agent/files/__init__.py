@@ -1,0 +1,1 @@
+"""Following files: the two list formats on disk, and their last good contents."""

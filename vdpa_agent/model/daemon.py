@@ -1,0 +1,117 @@
+"""DaemonStatus: what is known of the daemon, with the one table of its states."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from vdpa_agent.model.pci import PciAddress
+
+
+class DaemonState(StrEnum):
+    """The states of a supervised daemon."""
+
+    IDLE = "idle"
+    """No device is wanted, nothing runs."""
+    STARTING = "starting"
+    """The process was spawned and has not yet answered."""
+    RUNNING = "running"
+    """It answers its control channel."""
+    BACKOFF = "backoff"
+    """It ended; the next start waits."""
+    STOPPING = "stopping"
+    """It was asked to end."""
+    STOPPED = "stopped"
+    """It ended for good."""
+
+
+class DaemonEvent(StrEnum):
+    """What can happen to a supervised daemon."""
+
+    START = "start"
+    """It is being spawned: the first device is wanted, or the backoff is over."""
+    ANSWERED = "answered"
+    """It answered on its control channel for the first time."""
+    ENDED = "ended"
+    """The process is gone."""
+    STOP = "stop"
+    """The agent stops."""
+
+
+TRANSITIONS: Final[MappingProxyType[tuple[DaemonState, DaemonEvent], DaemonState]] = MappingProxyType(
+    {
+        (DaemonState.IDLE, DaemonEvent.START): DaemonState.STARTING,
+        (DaemonState.IDLE, DaemonEvent.STOP): DaemonState.STOPPED,
+        (DaemonState.STARTING, DaemonEvent.ANSWERED): DaemonState.RUNNING,
+        (DaemonState.STARTING, DaemonEvent.ENDED): DaemonState.BACKOFF,
+        (DaemonState.STARTING, DaemonEvent.STOP): DaemonState.STOPPING,
+        (DaemonState.RUNNING, DaemonEvent.ENDED): DaemonState.BACKOFF,
+        (DaemonState.RUNNING, DaemonEvent.STOP): DaemonState.STOPPING,
+        (DaemonState.BACKOFF, DaemonEvent.START): DaemonState.STARTING,
+        (DaemonState.BACKOFF, DaemonEvent.STOP): DaemonState.STOPPED,
+        (DaemonState.STOPPING, DaemonEvent.STOP): DaemonState.STOPPING,
+        (DaemonState.STOPPING, DaemonEvent.ENDED): DaemonState.STOPPED,
+        (DaemonState.STOPPED, DaemonEvent.STOP): DaemonState.STOPPED,
+    }
+)
+"""Every event that can happen in a state, and the state after it; what is absent cannot happen."""
+
+
+class DeviceState(StrEnum):
+    """The states of one wanted device."""
+
+    WANTED = "wanted"
+    """It is in the list; no running daemon has been asked for it yet."""
+    STARTING = "starting"
+    """The daemon was asked for it."""
+    READY = "ready"
+    """The daemon has started it."""
+    FAILED = "failed"
+    """The daemon refused it; `reason` says why."""
+    REMOVING = "removing"
+    """It left the list, the daemon was asked to remove it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device as the supervisor knows it.
+
+    Attributes:
+        address: its PCI address.
+        socket: the absolute path of its vhost-user socket.
+        state: where it is in its life.
+        reason: why it is not ready, empty where there is nothing to say.
+    """
+
+    address: PciAddress
+    socket: str
+    state: DeviceState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatus:
+    """One snapshot of the daemon and its devices.
+
+    Attributes:
+        managed: whether this agent owns the daemon; if not, the mapping file is somebody else's and the truth.
+        state: the daemon's state.
+        pid: the process, None where there is none.
+        restarts: how often it was started again since the agent started.
+        last_exit: how it ended last, empty where it never did.
+        devices: the wanted devices and those being removed.
+    """
+
+    managed: bool
+    state: DaemonState = DaemonState.IDLE
+    pid: int | None = None
+    restarts: int = 0
+    last_exit: str = ""
+    devices: MappingProxyType[PciAddress, Device] = field(default_factory=lambda: MappingProxyType({}))
+
+    def serves(self, address: PciAddress) -> bool:
+        """Whether the socket of a device may be promised to a client."""
+        if self.state is not DaemonState.RUNNING:
+            return False
+        device = self.devices.get(address)
+        return device is not None and device.state is DeviceState.READY
