@@ -84,7 +84,7 @@ check: .venv/.installed ## Check style, types, imports, generated code and C war
 
 .PHONY: figures
 figures: .venv/.installed native ## Measure latencies, recovery, memory and idle cost
-	@$(BIN)/python bench/figures.py
+	@$(BIN)/python -m bench.figures
 
 # ---- generated -------------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Final
 
 import structlog
@@ -31,41 +32,55 @@ async def follow(files: Iterable[Path]) -> AsyncIterator[None]:
     """
     directories = {file.parent for file in files}
     while True:
-        armed = {path: _identity(path) for path in _present(directories)}
-        yield
-        try:
-            # Nothing is filtered: a ConfigMap swap reports only `..data`.
-            async with contextlib.aclosing(
-                awatch(
-                    *armed,
-                    watch_filter=None,
-                    recursive=False,
-                    step=_STEP_MS,
-                    debounce=_GATHER_MAX_MS,
-                    rust_timeout=_RECHECK_MS,
-                    yield_on_timeout=True,
-                )
-            ) as changes:
-                yield  # what happened between the first look and the watch
-                async for _ in changes:
-                    if {path: _identity(path) for path in _present(directories)} != armed:
-                        break  # a directory is another one now: watch that
-                    yield
-        except* (OSError, RuntimeError, UnicodeError) as group:
-            # One undecodable file name, an exhausted fs.inotify limit: follow on, at worst by looking every second.
-            reasons = "; ".join(str(error) for error in group.exceptions)
-            log.warning("watch_interrupted", reason=reasons, remedy="see fs.inotify limits and the directory's names")
-            await asyncio.sleep(_RECHECK_MS / 1000)
+        watched = _present(directories)
+        async with contextlib.aclosing(_events(watched)) as events:
+            async for _ in events:
+                yield
+                if _present(directories) != watched:
+                    break  # a directory is another one now: watch that
 
 
-def _present(directories: Iterable[Path]) -> set[Path]:
-    """Each directory and its parent; of those that do not exist, the nearest ancestor that does."""
-    watched = set()
+async def _events(directories: Iterable[Path]) -> AsyncGenerator[None]:
+    """Yields once the kernel watches, then after each change and each second; ends when the watch fails."""
+    changes = awatch(
+        *directories,
+        watch_filter=None,  # a ConfigMap swap reports only `..data`
+        recursive=False,
+        step=_STEP_MS,
+        debounce=_GATHER_MAX_MS,
+        rust_timeout=_RECHECK_MS,
+        yield_on_timeout=True,
+    )
+    try:
+        async with contextlib.aclosing(changes):
+            # awatch sets up its watch in the first step of its first wait; what changed before is looked at after.
+            first = asyncio.ensure_future(anext(changes))
+            try:
+                await asyncio.sleep(0)
+                yield
+                await first
+            finally:
+                first.cancel()
+                await asyncio.wait({first})
+            yield
+            async for _ in changes:
+                yield
+    except* (OSError, RuntimeError, UnicodeError) as group:
+        # One undecodable file name, an exhausted fs.inotify limit: follow on, at worst by looking every second.
+        reasons = "; ".join(str(error) for error in group.exceptions)
+        log.warning("watch_interrupted", reason=reasons, remedy="see fs.inotify limits and the directory's names")
+        await asyncio.sleep(_RECHECK_MS / 1000)
+
+
+def _present(directories: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """Each directory and its parent with what they are now; of those that do not exist, the nearest ancestor."""
+    watched = {}
     for directory in directories:
         for path in (directory, directory.parent):
-            while not path.is_dir() and path != path.parent:
+            while (identity := _identity(path)) is None and path != path.parent:
                 path = path.parent  # noqa: PLW2901
-            watched.add(path)
+            if identity is not None:
+                watched[path] = identity
     return watched
 
 
@@ -74,4 +89,4 @@ def _identity(path: Path) -> tuple[int, int] | None:
         status = path.stat()
     except OSError:
         return None
-    return status.st_dev, status.st_ino
+    return (status.st_dev, status.st_ino) if S_ISDIR(status.st_mode) else None
