@@ -33,7 +33,7 @@ exit codes:
   5    agent not reachable or not ready
   100  another instance holds the socket
 
-Each option can also be given as the environment variable named with it; the command line wins.
+An option can also be given as the environment variable named in its brackets; the command line wins.
 """
 
 

@@ -1,4 +1,4 @@
-"""Supervisor: keeps the daemon running while devices are wanted; the only writer of DaemonStatus."""
+"""Supervisor: keeps the daemon running while devices are wanted."""
 
 import asyncio
 import os
@@ -108,7 +108,8 @@ class Supervisor:
                 child.kill_group()
                 control.close()
             self._refuse_unusable(child, pump)
-            log.warning("daemon_ended", reason=reason, last_lines=list(pump.last_lines)[-3:])
+            tell = log.info if stop.is_set() else log.warning
+            tell("daemon_ended", reason=reason, last_lines=list(pump.last_lines)[-3:])
         except DaemonLost as error:
             reason = str(error)
             log.error("daemon_not_started", reason=reason)

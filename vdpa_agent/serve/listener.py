@@ -1,10 +1,10 @@
 """Opens the gRPC socket: one agent per path, its final mode from the first moment, taken away at the end."""
 
+import asyncio
 import errno
 import fcntl
 import os
 import socket
-import weakref
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -21,6 +21,9 @@ from vdpa_agent.errors import AlreadyRunning, ListenError
 _BACKLOG: Final = 4096
 """asyncio's default of 100 refuses half of 1,000 simultaneous connects; the kernel lowers this to its somaxconn."""
 
+_CLOSE_S: Final = 1.0
+"""How long the closing of connections may take; a client that reads nothing holds its own up."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -33,7 +36,7 @@ async def listening(config: ServeConfig, services: Collection[Any]) -> AsyncIter
         ListenError: the socket cannot be opened there.
     """
     with _held(config.listen), _bound(config) as bound:
-        server = _Server(ServerReflection.extend(services))
+        server = _Server(ServerReflection.extend(services), bound)
         await server.start(sock=bound, backlog=_BACKLOG)
         log.info("listening", socket=str(config.listen), mode=f"{config.listen_mode:04o}")
         try:
@@ -45,23 +48,62 @@ async def listening(config: ServeConfig, services: Collection[Any]) -> AsyncIter
 class _Server(Server):
     """grpclib's server, which can also part from clients that stay connected."""
 
-    def __init__(self, services: Collection[Any]) -> None:
+    def __init__(self, services: Collection[Any], bound: socket.socket) -> None:
         super().__init__(services)
-        self._protocols: weakref.WeakSet[H2Protocol] = weakref.WeakSet()
+        self._bound = bound
+        self._open: set[_Protocol] = set()
+        self._ended = False
+        self._none_open = asyncio.Event()
 
     def _protocol_factory(self) -> H2Protocol:
-        protocol = super()._protocol_factory()
-        self._protocols.add(protocol)
+        handler = super()._protocol_factory().handler
+        protocol = _Protocol(handler, self._config, self._h2_config, self)
+        self._open.add(protocol)
         return protocol
+
+    def made(self, protocol: "_Protocol") -> None:
+        """A connection was made; one that was accepted before the end and made after it is closed at once."""
+        if self._ended:
+            protocol.connection.close()
+
+    def lost(self, protocol: "_Protocol") -> None:
+        """A connection is gone."""
+        self._open.discard(protocol)
+        if not self._open:
+            self._none_open.set()
 
     async def end(self) -> None:
         """Takes no new connection, ends running requests, and closes every connection."""
+        self._ended = True
+        # asyncio fails on a connection that is accepted but not made yet when its server closes: let it make them.
+        asyncio.get_running_loop().remove_reader(self._bound)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         self.close()
-        for protocol in list(self._protocols):
+        for protocol in list(self._open):
             if hasattr(protocol, "connection"):  # absent until the connection is made
-                with suppress(Exception):
-                    protocol.connection.close()
-        await self.wait_closed()
+                protocol.connection.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                while self._open:
+                    self._none_open.clear()
+                    await self._none_open.wait()
+
+
+class _Protocol(H2Protocol):
+    """grpclib's protocol, which tells the server when its connection begins and ends."""
+
+    def __init__(self, handler: Any, config: Any, h2_config: Any, server: _Server) -> None:
+        super().__init__(handler, config, h2_config)
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._server.made(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._server.lost(self)
 
 
 @contextmanager
@@ -97,11 +139,12 @@ def _bound(config: ServeConfig) -> Iterator[socket.socket]:
         fresh.unlink(missing_ok=True)
         bound.bind(str(fresh))
         fresh.chmod(config.listen_mode)
-        identity = _identity(fresh)
         bound.listen(_BACKLOG)
         if path.exists() and not path.is_socket():
             raise FileExistsError(errno.EEXIST, "something that is not a socket is there, move it away", str(path))
         fresh.rename(path)
+        # While it is open, no other file can get the inode's number.
+        held = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         bound.close()
         raise _listen_error(path, error) from error
@@ -110,13 +153,9 @@ def _bound(config: ServeConfig) -> Iterator[socket.socket]:
     finally:
         bound.close()
         with suppress(OSError):
-            if _identity(path) == identity:
+            if os.path.samestat(os.fstat(held), path.lstat()):
                 path.unlink()
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.lstat()
-    return status.st_dev, status.st_ino
+        os.close(held)
 
 
 def _listen_error(path: Path, error: OSError) -> ListenError:

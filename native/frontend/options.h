@@ -1,0 +1,30 @@
+/* The command line of vdpa-front. */
+#ifndef VDPA_FRONT_OPTIONS_H
+#define VDPA_FRONT_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum memory { MEMORY_AUTO, MEMORY_HUGEPAGES, MEMORY_NONE };
+
+struct options {
+    const char *path;
+    bool server;
+    bool text;
+    enum memory memory;
+    uint16_t queues;
+    uint32_t rate_pps; /* 0: as fast as it goes */
+    uint32_t size_bytes;
+    uint64_t packets; /* 0: no limit */
+    double seconds_s; /* 0: no limit */
+    double interval_s;
+    double connect_timeout_s;
+    int lcore; /* -1: the first allowed CPU */
+};
+
+enum { OPTIONS_MAX_QUEUES = 8 };
+
+/* 0: go on; 1: help or version was printed on stdout; -EINVAL: said on stderr what is wrong. */
+int options_parse(struct options *options, int argc, char **argv);
+
+#endif

@@ -1,0 +1,37 @@
+/* Moves packets from the TX ring of a queue pair into its RX ring. */
+#ifndef VDPA_SIM_LOOPBACK_H
+#define VDPA_SIM_LOOPBACK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ring.h"
+
+/* Room for one packet while it is moved; large, so it lives with the worker and not on a stack. */
+struct loopback {
+    struct ring_buffer from;
+    struct ring_buffer to;
+    struct {
+        uint16_t head;
+        uint32_t bytes;
+    } chains[RING_MAX_SPANS];
+};
+
+/* What one run did. */
+struct loopback_result {
+    uint32_t delivered; /* packets copied to the RX ring */
+    uint32_t dropped;   /* packets that no RX buffer can ever hold, or without content */
+    uint64_t bytes;     /* of the delivered packets, without their virtio-net headers */
+    bool tx_interrupt;  /* the front end wants to hear of its sent packets */
+    bool rx_interrupt;  /* the front end wants to hear of its received packets */
+};
+
+/*
+ * Moves up to `budget` packets. A packet for which there is no RX buffer yet stays where it is. Stops early
+ * when a ring turns out broken (ring->fault). `header_len` is the length of the negotiated virtio-net header,
+ * 10 or 12; with `mergeable` a packet may be spread over several RX buffers.
+ */
+struct loopback_result loopback_run(struct loopback *loopback, struct ring *tx, struct ring *rx,
+                                    uint32_t header_len, bool mergeable, uint32_t budget);
+
+#endif

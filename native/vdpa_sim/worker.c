@@ -1,0 +1,293 @@
+/* The thread that serves the virtqueues of one software device and sleeps while there is nothing to do. */
+#include "worker.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+enum {
+    BUDGET = 64, /* packets of one queue pair before the next one has its turn */
+    SPARE_PASSES =
+        32, /* empty passes before it waits for a kick: some 10 us, less than a kick costs both ends */
+    WAKE = WORKER_MAX_QUEUES /* epoll's name for wakefd, after those of the queues */
+};
+
+static void add(_Atomic uint64_t *counter, uint64_t n) {
+    if (n > 0)
+        atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+/* The counter is the only message; if it is full, the reader has not looked yet and will. */
+static bool signal_eventfd(int fd) {
+    const uint64_t one = 1;
+
+    return write(fd, &one, sizeof(one)) == (ssize_t)sizeof(one);
+}
+
+static void interrupt(struct worker_queue *queue, bool wanted) {
+    if (wanted && queue->callfd >= 0 && signal_eventfd(queue->callfd))
+        add(&queue->stats.interrupts, 1);
+}
+
+static void report_if_broken(struct worker *worker, uint32_t index) {
+    struct worker_queue *queue = &worker->queues[index];
+
+    if (queue->ring.fault == NULL || queue->reported)
+        return;
+    queue->reported = true;
+    add(&queue->stats.errors, 1);
+    worker->broken(worker->context, index, queue->ring.fault);
+}
+
+/* Gives each queue pair one turn. Returns whether any packet moved. */
+static bool serve(struct worker *worker) {
+    bool moved = false;
+
+    for (uint32_t pair = 0; pair < worker->config.pairs; pair++) {
+        struct worker_queue *rx = &worker->queues[2 * pair], *tx = &worker->queues[2 * pair + 1];
+        if (!rx->started || !tx->started)
+            continue;
+        struct loopback_result r = loopback_run(&worker->loopback, &tx->ring, &rx->ring,
+                                                worker->config.header_len, worker->config.mergeable, BUDGET);
+        interrupt(rx, r.rx_interrupt);
+        interrupt(tx, r.tx_interrupt);
+        add(&rx->stats.packets, r.delivered);
+        add(&rx->stats.bytes, r.bytes);
+        add(&tx->stats.packets, r.delivered);
+        add(&tx->stats.bytes, r.bytes);
+        add(&tx->stats.dropped, r.dropped);
+        report_if_broken(worker, 2 * pair);
+        report_if_broken(worker, 2 * pair + 1);
+        moved = moved || r.delivered + r.dropped > 0;
+    }
+    return moved;
+}
+
+static void want_kicks(struct worker *worker, bool wanted) {
+    for (uint32_t i = 0; i < 2 * worker->config.pairs; i++)
+        if (worker->queues[i].started && worker->queues[i].ring.fault == NULL)
+            ring_want_kicks(&worker->queues[i].ring, wanted);
+}
+
+/*
+ * A pass over all queues; `spare` is how many more passes there would be without a wait. Returns the new
+ * number. While there are passes to come, kicks are off.
+ */
+static uint32_t pass(struct worker *worker, uint32_t spare) {
+    if (serve(worker)) {
+        if (spare == 0)
+            want_kicks(worker, false);
+        return SPARE_PASSES;
+    }
+    if (spare == 0 || --spare > 0)
+        return spare;
+    want_kicks(worker, true);
+    /* What came in while kicks were off has no kick of its own. */
+    return serve(worker) ? 1 : 0;
+}
+
+static void *run(void *arg) {
+    struct worker *worker = arg;
+    struct epoll_event events[WORKER_MAX_QUEUES + 1];
+    uint32_t spare = 0;
+
+    for (;;) {
+        int n = epoll_wait(worker->epfd, events, WORKER_MAX_QUEUES + 1, spare > 0 ? 0 : -1);
+        if (atomic_load(&worker->stop))
+            return NULL;
+        for (int i = 0; i < n; i++)
+            if (events[i].data.u32 < WAKE)
+                add(&worker->queues[events[i].data.u32].stats.kicks, 1);
+        pthread_rwlock_rdlock(&worker->queues_lock);
+        spare = pass(worker, spare);
+        pthread_rwlock_unlock(&worker->queues_lock);
+    }
+}
+
+void worker_init(struct worker *worker, const char *name, worker_broken_fn *broken, void *context) {
+    memset(worker, 0, sizeof(*worker));
+    snprintf(worker->name, sizeof(worker->name), "%s", name);
+    worker->broken = broken;
+    worker->context = context;
+}
+
+/*
+ * Edge-triggered, so that nothing is ever read from a descriptor that the guest shares: it could be emptied
+ * by the guest between epoll_wait and read, and a blocking read would then never let the worker stop. Each
+ * write to an eventfd is an edge.
+ */
+static int watch(struct worker *worker, int fd, uint32_t name) {
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u32 = name};
+
+    return epoll_ctl(worker->epfd, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : -errno;
+}
+
+static int init_lock(pthread_rwlock_t *lock) {
+    pthread_rwlockattr_t attr;
+    int rc = pthread_rwlockattr_init(&attr);
+    if (rc != 0)
+        return -rc;
+    /* The worker takes the lock again and again: without this, a change of a queue could wait for ever. */
+    rc = pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    if (rc == 0)
+        rc = pthread_rwlock_init(lock, &attr);
+    pthread_rwlockattr_destroy(&attr);
+    return -rc;
+}
+
+/* Signals are for the program's main thread. */
+static int start_thread(struct worker *worker) {
+    sigset_t all, old;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int rc = pthread_create(&worker->thread, NULL, run, worker);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (rc == 0) {
+        /* Neither is worth failing for. */
+        pthread_setname_np(worker->thread, worker->name);
+        if (CPU_COUNT(&worker->config.cpus) > 0)
+            pthread_setaffinity_np(worker->thread, sizeof(worker->config.cpus), &worker->config.cpus);
+    }
+    return -rc;
+}
+
+int worker_start(struct worker *worker, const struct worker_config *config) {
+    int rc;
+
+    if (worker->running)
+        return -EBUSY;
+    if (config->pairs == 0 || config->pairs > WORKER_MAX_PAIRS)
+        return -EINVAL;
+    rc = ring_memory_check(&config->memory);
+    if (rc != 0)
+        return rc;
+    worker->config = *config;
+    atomic_store(&worker->stop, false);
+    rc = init_lock(&worker->queues_lock);
+    if (rc != 0)
+        return rc;
+    worker->epfd = epoll_create1(EPOLL_CLOEXEC);
+    if (worker->epfd < 0) {
+        rc = -errno;
+        goto destroy_lock;
+    }
+    worker->wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (worker->wakefd < 0) {
+        rc = -errno;
+        goto close_epfd;
+    }
+    rc = watch(worker, worker->wakefd, WAKE);
+    if (rc == 0)
+        rc = start_thread(worker);
+    if (rc != 0)
+        goto close_wakefd;
+    worker->running = true;
+    return 0;
+
+close_wakefd:
+    close(worker->wakefd);
+close_epfd:
+    close(worker->epfd);
+destroy_lock:
+    pthread_rwlock_destroy(&worker->queues_lock);
+    return rc;
+}
+
+void worker_stop(struct worker *worker) {
+    if (!worker->running)
+        return;
+    atomic_store(&worker->stop, true);
+    signal_eventfd(worker->wakefd);
+    pthread_join(worker->thread, NULL);
+    for (uint32_t i = 0; i < WORKER_MAX_QUEUES; i++)
+        worker_queue_stop(worker, i);
+    close(worker->wakefd);
+    close(worker->epfd);
+    pthread_rwlock_destroy(&worker->queues_lock);
+    worker->running = false;
+}
+
+static void close_if_open(int fd) {
+    if (fd >= 0)
+        close(fd);
+}
+
+int worker_queue_start(struct worker *worker, uint32_t index, const struct worker_ring *ring) {
+    struct worker_queue *queue;
+    int kickfd = -1, callfd = -1, rc;
+
+    if (!worker->running || index >= 2 * worker->config.pairs)
+        return -EINVAL;
+    queue = &worker->queues[index];
+    if (queue->started)
+        return -EBUSY;
+    kickfd = fcntl(ring->kickfd, F_DUPFD_CLOEXEC, 0);
+    if (kickfd < 0)
+        return -errno;
+    if (ring->callfd >= 0) {
+        callfd = fcntl(ring->callfd, F_DUPFD_CLOEXEC, 0);
+        if (callfd < 0) {
+            rc = -errno;
+            goto fail;
+        }
+        /* A full counter must not block the worker. */
+        int flags = fcntl(callfd, F_GETFL);
+        if (flags < 0 || fcntl(callfd, F_SETFL, flags | O_NONBLOCK) < 0) {
+            rc = -errno;
+            goto fail;
+        }
+    }
+    pthread_rwlock_wrlock(&worker->queues_lock);
+    rc = ring_init(&queue->ring, ring->desc, ring->avail, ring->used, ring->size, &worker->config.memory,
+                   ring->next_avail, ring->next_used);
+    if (rc == 0)
+        rc = watch(worker, kickfd, index);
+    if (rc == 0) {
+        ring_want_kicks(&queue->ring, true); /* a process that died may have turned them off */
+        queue->kickfd = kickfd;
+        queue->callfd = callfd;
+        queue->reported = false;
+        queue->started = true;
+    }
+    pthread_rwlock_unlock(&worker->queues_lock);
+    if (rc != 0)
+        goto fail;
+    signal_eventfd(worker->wakefd); /* there may be packets already, whose kick went to nobody */
+    return 0;
+
+fail:
+    close_if_open(callfd);
+    close_if_open(kickfd);
+    return rc;
+}
+
+void worker_queue_stop(struct worker *worker, uint32_t index) {
+    struct worker_queue *queue;
+
+    if (!worker->running || index >= WORKER_MAX_QUEUES)
+        return;
+    queue = &worker->queues[index];
+    if (!queue->started)
+        return;
+    pthread_rwlock_wrlock(&worker->queues_lock);
+    queue->started = false;
+    pthread_rwlock_unlock(&worker->queues_lock);
+    epoll_ctl(worker->epfd, EPOLL_CTL_DEL, queue->kickfd, NULL);
+    close(queue->kickfd);
+    close_if_open(queue->callfd);
+}
+
+void worker_stats_reset(struct worker_stats *stats) {
+    atomic_store(&stats->packets, 0);
+    atomic_store(&stats->bytes, 0);
+    atomic_store(&stats->dropped, 0);
+    atomic_store(&stats->errors, 0);
+    atomic_store(&stats->kicks, 0);
+    atomic_store(&stats->interrupts, 0);
+}

@@ -1,0 +1,93 @@
+/* The thread that serves the virtqueues of one software device and sleeps while there is nothing to do. */
+#ifndef VDPA_SIM_WORKER_H
+#define VDPA_SIM_WORKER_H
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "loopback.h"
+#include "ring.h"
+
+enum { WORKER_MAX_PAIRS = 8, WORKER_MAX_QUEUES = 2 * WORKER_MAX_PAIRS };
+
+/* Written by the worker, read and reset by anybody. */
+struct worker_stats {
+    _Atomic uint64_t packets; /* delivered: counted on the TX and on the RX queue */
+    _Atomic uint64_t bytes;
+    _Atomic uint64_t dropped;
+    _Atomic uint64_t errors; /* times the ring was found broken */
+    _Atomic uint64_t kicks;
+    _Atomic uint64_t interrupts;
+};
+
+struct worker_queue {
+    struct ring ring;
+    bool started;
+    bool reported; /* a broken ring is reported once */
+    int kickfd;
+    int callfd; /* -1: the front end wants no interrupts */
+    struct worker_stats stats;
+};
+
+/* Told, from the worker's thread, of a ring that the guest broke. */
+typedef void worker_broken_fn(void *context, uint32_t queue, const char *fault);
+
+/* How to serve the queues, fixed while the worker runs. */
+struct worker_config {
+    uint32_t pairs;
+    uint32_t header_len;
+    bool mergeable;
+    struct ring_memory memory;
+    cpu_set_t cpus; /* where the thread may run; none: where its creator may */
+};
+
+struct worker {
+    char name[16];
+    bool running;
+    struct worker_config config;
+    pthread_t thread;
+    pthread_rwlock_t queues_lock; /* the worker reads, who changes the queues writes, and writers go first */
+    atomic_bool stop;
+    int epfd;
+    int wakefd;
+    worker_broken_fn *broken;
+    void *context;
+    struct loopback loopback;
+    struct worker_queue queues[WORKER_MAX_QUEUES];
+};
+
+/* A ring as the front end has set it up. */
+struct worker_ring {
+    struct vring_desc *desc;
+    struct vring_avail *avail;
+    struct vring_used *used;
+    uint32_t size;
+    uint16_t next_avail;
+    uint16_t next_used;
+    int kickfd;
+    int callfd;
+};
+
+/* Zeroes the worker. `name` is the thread's, cut to 15 characters. */
+void worker_init(struct worker *worker, const char *name, worker_broken_fn *broken, void *context);
+
+/* Starts the thread without any queue. 0 or -errno. */
+int worker_start(struct worker *worker, const struct worker_config *config);
+
+/* Stops the thread and all queues. When it returns, guest memory is no longer touched. */
+void worker_stop(struct worker *worker);
+
+/*
+ * Starts or stops one queue of a running worker. The file descriptors are duplicated. When worker_queue_stop
+ * returns, the ring is no longer touched; the ring's indexes stay readable in queues[queue].ring. 0 or
+ * -errno.
+ */
+int worker_queue_start(struct worker *worker, uint32_t queue, const struct worker_ring *ring);
+void worker_queue_stop(struct worker *worker, uint32_t queue);
+
+void worker_stats_reset(struct worker_stats *stats);
+
+#endif

@@ -1,0 +1,44 @@
+"""Options, environment and their errors."""
+
+from pathlib import Path
+
+import pytest
+
+from vdpa_agent.cli.parser import build_parser
+from vdpa_agent.config import DaemonMode, Memory
+
+
+def _refusal(capsys: pytest.CaptureFixture[str], argv: list[str], environment: dict[str, str]) -> str:
+    with pytest.raises(SystemExit) as end:
+        build_parser(environment).parse_args(argv)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_the_command_line_wins_over_the_environment_over_the_default() -> None:
+    environment = {"VDPA_AGENT_MEMORY": "none", "VDPA_AGENT_PCI_LIST": "/e", "VDPA_AGENT_SIMULATE": "1"}
+    options = build_parser(environment).parse_args(["run", "--pci-list=/c"])
+    assert (options.memory, options.pci_list, options.simulate) == (Memory.NONE, Path("/c"), True)
+    assert (options.daemon, options.socket_mode, options.stop_grace) == (DaemonMode.AUTO, 0o660, 5.0)
+
+
+@pytest.mark.parametrize("text", ["/s", "unix:/s", "unix:///s"])
+def test_a_socket_may_be_written_as_an_address(text: str) -> None:
+    assert build_parser({}).parse_args(["run", f"--listen={text}"]).listen == Path("/s")
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "said"),
+    [
+        (["run", "--daemon=foo"], {}, "argument --daemon: 'foo' is not known, give one of auto, none, vdpad"),
+        (["run"], {"VDPA_AGENT_MEMORY": "x"}, "VDPA_AGENT_MEMORY in the environment"),
+        (["run"], {"VDPA_AGENT_SIMULATE": "x"}, "VDPA_AGENT_SIMULATE: 'x' is neither true nor false"),
+        (["run", "--socket-mode=888"], {}, "'888' is not a mode such as 0660"),
+        (["run", "--stop-grace=-1"], {}, "'-1' is not a number of seconds"),
+        (["run", "--sim"], {}, "unrecognized arguments: --sim"),
+        ([], {}, "the following arguments are required: COMMAND"),
+        (["get"], {}, "the following arguments are required: ADDRESS"),
+    ],
+)
+def test_refusals(capsys: pytest.CaptureFixture[str], argv: list[str], environment: dict[str, str], said: str) -> None:
+    assert said in _refusal(capsys, argv, environment)

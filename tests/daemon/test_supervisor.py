@@ -1,0 +1,50 @@
+"""Supervision of a daemon with faults that the real one does not give on demand; tests/e2e has the real one."""
+
+import time
+from pathlib import Path
+
+from tests.processes import AgentProcess, running, write_atomically
+
+FAKE = Path(__file__).parent / "fake_vdpad.py"
+
+
+def _agent(run_dir: Path, fault: str, *options: str) -> AgentProcess:
+    write_atomically(run_dir / "pciList.dat", "0000:82:00.2\n0000:82:00.3\n")
+    return AgentProcess(run_dir, [f"--vdpad={FAKE}", *options], {"FAKE_VDPAD": fault})
+
+
+def test_a_refused_device_says_why_hurts_nobody_and_is_tried_again(run_dir: Path) -> None:
+    write_atomically(run_dir / "pciList.dat", "0000:82:00.2\n0000:82:00.3\n")
+    with running(run_dir, f"--vdpad={FAKE}", environment={"FAKE_VDPAD": "picky"}) as agent:
+        refusal = agent.wait_logged("device_failed", device="0000:82:00.2")
+        assert refusal["reason"] == "0000:82:00.2: no such VF: bind it to vfio-pci"
+        assert 0.8 <= refusal["retry_in_s"] <= 1.2
+        agent.wait_answer("0000:82:00.2", str(run_dir / "vhost" / "vdpa-0"))
+        agent.wait_answer("0000:82:00.3", str(run_dir / "vhost" / "vdpa-1"))
+        assert len(agent.log.named("daemon_started")) == 1
+
+
+def test_a_daemon_that_neither_shutdown_nor_sigterm_ends_is_killed_after_the_grace(run_dir: Path) -> None:
+    agent = _agent(run_dir, "deaf", "--stop-grace=1")
+    try:
+        agent.wait_logged("device_ready", count=2)
+        pid = agent.daemon_pid()
+        began = time.monotonic()
+        assert agent.stop() == 0
+        assert 1 <= time.monotonic() - began < 3
+        assert not Path(f"/proc/{pid}").exists()
+        assert agent.log.named("daemon_killed")[0]["reason"] == "it ended neither by shutdown nor by SIGTERM"
+    finally:
+        agent.kill()
+
+
+def test_stopping_while_the_daemon_has_not_answered_yet(run_dir: Path) -> None:
+    agent = _agent(run_dir, "mute", "--stop-grace=1")
+    try:
+        agent.wait_logged("daemon_started")
+        pid = agent.daemon_pid()
+        assert agent.ask("0000:82:00.2") == ""
+        assert agent.stop() == 0
+        assert not Path(f"/proc/{pid}").exists()
+    finally:
+        agent.kill()

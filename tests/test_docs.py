@@ -1,0 +1,47 @@
+"""The docs say what the source says."""
+
+import argparse
+import ast
+import re
+from pathlib import Path
+from typing import Final
+
+from vdpa_agent.cli.parser import build_parser
+
+ROOT: Final = Path(__file__).parent.parent
+PACKAGE: Final = ROOT / "vdpa_agent"
+SOURCES: Final = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent.name != "pb" or path.stem == "__init__"]
+
+
+def test_the_architecture_page_is_the_modules_own_sentences() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for path in SOURCES:
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        assert docstring, path
+        sentence = docstring.split("\n\n")[0].replace("\n", " ")
+        place = path.relative_to(ROOT)
+        name = f"{place.parent}/" if path.stem == "__init__" else str(place)
+        assert f"| `{name}` | {sentence} |" in page
+
+
+def test_every_log_event_is_documented_and_no_other() -> None:
+    logged: set[str] = set()
+    for path in SOURCES:
+        logged |= set(re.findall(r'\b(?:log\.\w+|tell)\(\s*(?:_NUMBERS\[level\], )?"([a-z_]+)"', path.read_text()))
+    logged |= set(re.findall(r'event\["event"\] = "([a-z_]+)"', (PACKAGE / "logs.py").read_text()))
+    logged |= {"device_failed", "device_not_removed"}  # passed on as arguments
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    table = page.partition("## Events")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    documented = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
+    assert logged == documented
+
+
+def test_every_option_is_documented() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+    commands = next(action for action in build_parser({})._actions if isinstance(action, argparse._SubParsersAction))
+    for command, parser in commands.choices.items():
+        section = page.partition(f"## `vdpa-agent {command}")[2].partition("\n## ")[0]
+        for action in parser._actions:
+            names = ", ".join(action.option_strings)
+            assert not names or "--help" in names or f"| `{names}`" in section, (command, names)
