@@ -1,0 +1,172 @@
+/* Links: which steps the main loop sees of what DPDK's threads report. */
+#include "check.h"
+#include "links.h"
+
+#include <poll.h>
+#include <pthread.h>
+
+static struct links links;
+
+static int start(void **state) {
+    (void)state;
+    return links_init(&links) == 0 && links_add(&links, "0000:82:00.2", "/a") == 0 &&
+                   links_add(&links, "0000:82:00.3", "/b") == 0
+               ? 0
+               : -1;
+}
+
+static int stop(void **state) {
+    (void)state;
+    links_destroy(&links);
+    return 0;
+}
+
+static void assert_change(enum link_state state) {
+    struct link_change change;
+
+    assert_true(links_next_change(&links, &change));
+    assert_string_equal(change.address, "0000:82:00.2");
+    assert_int_equal(change.state, state);
+}
+
+static void assert_no_change(void) {
+    struct link_change change;
+
+    assert_false(links_next_change(&links, &change));
+}
+
+static bool woken(void) {
+    struct pollfd poller = {.fd = links.event_fd, .events = POLLIN};
+    uint64_t count;
+
+    return poll(&poller, 1, 0) == 1 && read(links.event_fd, &count, sizeof(count)) == (ssize_t)sizeof(count);
+}
+
+static void test_life_of_a_front_end(void **state) {
+    struct link_change change;
+
+    (void)state;
+    assert_no_change();
+    assert_false(woken());
+    assert_int_equal(links_connected(&links, "/a", NULL), 0);
+    assert_true(woken());
+    assert_change(LINK_CONNECTED);
+    assert_no_change();
+    links_configured(&links, "/a", 7, 3);
+    assert_true(woken());
+    assert_true(links_next_change(&links, &change));
+    assert_int_equal(change.state, LINK_CONFIGURED);
+    assert_int_equal(change.queue_pairs, 3);
+    assert_int_equal(links_state(&links, "/a"), LINK_CONFIGURED);
+    assert_int_equal(links_state(&links, "/b"), LINK_DISCONNECTED);
+    links_unconfigured(&links, "/a", 7);
+    assert_change(LINK_CONNECTED);
+    links_disconnected(&links, "/a", 7);
+    assert_true(woken());
+    assert_change(LINK_DISCONNECTED);
+    assert_no_change();
+    assert_int_equal(links_state(&links, "/a"), LINK_DISCONNECTED);
+}
+
+static void test_steps_drawn_together(void **state) {
+    (void)state;
+    assert_int_equal(links_connected(&links, "/a", NULL), 0);
+    links_configured(&links, "/a", 7, 1);
+    assert_change(LINK_CONNECTED);
+    assert_change(LINK_CONFIGURED);
+    for (int i = 0; i < 1000; i++) {
+        links_disconnected(&links, "/a", 7);
+        assert_int_equal(links_connected(&links, "/a", NULL), 0);
+        links_configured(&links, "/a", 7, 1);
+    }
+    assert_change(LINK_DISCONNECTED);
+    assert_change(LINK_CONNECTED);
+    assert_change(LINK_CONFIGURED);
+    assert_no_change();
+    links_disconnected(&links, "/a", 7);
+    assert_change(LINK_DISCONNECTED);
+    assert_int_equal(links_connected(&links, "/a", NULL), 0);
+    links_disconnected(&links, "/a", 8);
+    assert_no_change();
+}
+
+static void test_second_front_end(void **state) {
+    char address[PCI_ADDRESS_SIZE] = "";
+
+    (void)state;
+    /* A silent connection blocks nobody; the first that is configured has the device. */
+    assert_int_equal(links_connected(&links, "/a", NULL), 0);
+    assert_int_equal(links_connected(&links, "/a", NULL), 0);
+    assert_int_equal(links_load(&links), 4);
+    links_configured(&links, "/a", 8, 1);
+    links_configured(&links, "/a", 7, 9);
+    assert_int_equal(links_connected(&links, "/a", address), -EBUSY);
+    assert_string_equal(address, "0000:82:00.2");
+    assert_change(LINK_CONNECTED);
+    assert_change(LINK_CONFIGURED);
+    links_unconfigured(&links, "/a", 7);
+    links_disconnected(&links, "/a", 7);
+    assert_no_change();
+    links_disconnected(&links, "/a", 8);
+    assert_change(LINK_DISCONNECTED);
+    assert_int_equal(links_connected(&links, "/nowhere", address), -ENOENT);
+}
+
+static void test_removal(void **state) {
+    (void)state;
+    assert_int_equal(links_connected(&links, "/a", NULL), 0);
+    assert_change(LINK_CONNECTED);
+    assert_int_equal(links_remove(&links, "/a"), LINK_CONNECTED);
+    links_disconnected(&links, "/a", 7);
+    links_configured(&links, "/a", 7, 1);
+    assert_no_change();
+    assert_int_equal(links_remove(&links, "/a"), LINK_DISCONNECTED);
+    assert_int_equal(links_remove(&links, "/b"), LINK_DISCONNECTED);
+    for (int i = 0; i < DEVICES_MAX; i++)
+        assert_int_equal(links_add(&links, "0000:82:00.2", "/a"), 0);
+    assert_int_equal(links_add(&links, "0000:82:00.2", "/a"), -ENOSPC);
+}
+
+static void *report(void *context) {
+    (void)context;
+    for (int i = 0; i < 20000; i++) {
+        if (links_connected(&links, "/a", NULL) != 0)
+            continue;
+        links_configured(&links, "/a", 1, 1);
+        links_unconfigured(&links, "/a", 1);
+        links_disconnected(&links, "/a", 1);
+    }
+    return NULL;
+}
+
+/* Two of DPDK's threads report while the main loop looks and a device comes and goes. */
+static void test_threads(void **state) {
+    pthread_t threads[2];
+    struct link_change change;
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(threads); i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, report, NULL), 0);
+    for (int i = 0; i < 5000; i++) {
+        (void)links_next_change(&links, &change);
+        (void)links_remove(&links, "/b");
+        assert_int_equal(links_add(&links, "0000:82:00.3", "/b"), 0);
+    }
+    for (size_t i = 0; i < COUNT(threads); i++)
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+    while (links_next_change(&links, &change))
+        ;
+    assert_int_equal(links_state(&links, "/a"), LINK_DISCONNECTED);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_life_of_a_front_end, start, stop),
+        cmocka_unit_test_setup_teardown(test_steps_drawn_together, start, stop),
+        cmocka_unit_test_setup_teardown(test_second_front_end, start, stop),
+        cmocka_unit_test_setup_teardown(test_removal, start, stop),
+        cmocka_unit_test_setup_teardown(test_threads, start, stop),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,271 @@
+/* The mapping file on disk: what it replaces, what it never replaces, and what it removes. */
+#include "check.h"
+#include "mapping_file.h"
+
+#include <dirent.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#define LIST "0000:82:00.2\n0000:82:00.3\n"
+
+struct fixture {
+    char path[64];
+    char other[64];
+    struct mapping_file file;
+    struct mapping_entry entry;
+    struct mapping mapping;
+    char reason[512];
+};
+
+static void start(struct fixture *f, const char *directory) {
+    *f = (struct fixture){.entry = {.address = "0000:82:00.2", .socket = "/s0"}};
+    f->mapping = (struct mapping){.entries = &f->entry, .count = 1};
+    (void)snprintf(f->path, sizeof(f->path), "%s/socketList.dat", directory);
+    (void)snprintf(f->other, sizeof(f->other), "%s/other", directory);
+    assert_int_equal(mapping_file_init(&f->file, f->path), 0);
+}
+
+static void put(const char *path, const char *text) {
+    FILE *file = fopen(path, "w");
+
+    assert_non_null(file);
+    assert_true(fputs(text, file) >= 0);
+    assert_int_equal(fclose(file), 0);
+}
+
+static void assert_content(const char *path, const char *expected) {
+    char text[4096] = "";
+    FILE *file = fopen(path, "r");
+
+    assert_non_null(file);
+    text[fread(text, 1, sizeof(text) - 1, file)] = '\0';
+    (void)fclose(file);
+    assert_string_equal(text, expected);
+}
+
+static size_t files_in(const char *directory) {
+    DIR *entries = opendir(directory);
+    size_t count = 0;
+
+    assert_non_null(entries);
+    while (readdir(entries) != NULL)
+        count++;
+    (void)closedir(entries);
+    return count - 2;
+}
+
+static int replace(struct fixture *f) {
+    f->reason[0] = '\0';
+    return mapping_file_replace(&f->file, &f->mapping, f->reason, sizeof(f->reason));
+}
+
+#define ONE "[\n{\"pciAddress\": \"0000:82:00.2\", \"socketpath\": \"/s0\"}\n]\n"
+
+static void test_creates_and_replaces(void **state) {
+    struct fixture f;
+    struct stat status;
+    mode_t mask = umask(0077);
+
+    start(&f, *state);
+    assert_int_equal(replace(&f), 0);
+    assert_content(f.path, ONE);
+    assert_int_equal(stat(f.path, &status), 0);
+    assert_int_equal(status.st_mode & 07777, 0644);
+    f.mapping.count = 0;
+    assert_int_equal(replace(&f), 0);
+    assert_content(f.path, "[]\n");
+    assert_int_equal(files_in(*state), 1);
+    /* A mapping of somebody else's is replaced too, and a temporary file that a dead process left is no
+     * obstacle. */
+    put(f.path, "[{\"pciAddress\": \"82:00.7\", \"socketpath\": \"/other\"}]");
+    put(f.file.temporary, "torn");
+    f.mapping.count = 1;
+    assert_int_equal(replace(&f), 0);
+    assert_content(f.path, ONE);
+    assert_int_equal(files_in(*state), 1);
+    (void)umask(mask);
+}
+
+static void refuses_list(void **state, bool plain_rename) {
+    struct fixture f;
+    struct stat before;
+    struct stat after;
+
+    start(&f, *state);
+    f.file.plain_rename = plain_rename;
+    put(f.path, LIST);
+    assert_int_equal(stat(f.path, &before), 0);
+    assert_int_equal(replace(&f), -EEXIST);
+    assert_non_null(strstr(f.reason, "is not a mapping"));
+    assert_content(f.path, LIST);
+    assert_int_equal(stat(f.path, &after), 0);
+    assert_int_equal(before.st_ino, after.st_ino);
+    assert_int_equal(files_in(*state), 1);
+    /* Taken away, it makes place. */
+    assert_int_equal(rename(f.path, f.other), 0);
+    assert_int_equal(replace(&f), 0);
+    assert_content(f.path, ONE);
+    f.mapping.count = 0;
+    assert_int_equal(replace(&f), 0);
+    assert_content(f.path, "[]\n");
+}
+
+static void test_keeps_a_list(void **state) {
+    refuses_list(state, false);
+}
+
+static void test_keeps_a_list_without_exchange(void **state) {
+    refuses_list(state, true);
+}
+
+static void test_keeps_what_is_no_file(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    assert_int_equal(mkdir(f.path, 0755), 0);
+    assert_int_equal(replace(&f), -EEXIST);
+    assert_int_equal(rmdir(f.path), 0);
+    assert_int_equal(mkfifo(f.path, 0600), 0);
+    assert_int_equal(replace(&f), -EEXIST);
+    assert_int_equal(unlink(f.path), 0);
+    assert_int_equal(symlink("nowhere", f.path), 0);
+    assert_int_equal(replace(&f), -EEXIST);
+    assert_int_equal(unlink(f.path), 0);
+    put(f.path, "");
+    assert_int_equal(replace(&f), -EEXIST);
+    assert_int_equal(unlink(f.path), 0);
+    assert_int_equal(replace(&f), 0);
+    assert_int_equal(files_in(*state), 1);
+}
+
+static void test_tells_why_it_cannot_write(void **state) {
+    char path[300];
+    struct mapping_file file;
+    struct mapping mapping = {0};
+    char reason[512];
+
+    (void)snprintf(path, sizeof(path), "%s/missing/socketList.dat", (char *)*state);
+    assert_int_equal(mapping_file_init(&file, path), 0);
+    assert_int_equal(mapping_file_replace(&file, &mapping, reason, sizeof(reason)), -ENOENT);
+    assert_string_equal(reason, "No such file or directory");
+}
+
+/* A write that fails half way, as on a full file system: what was there stays, and nothing is left beside it.
+ */
+static void test_keeps_the_old_when_the_write_fails(void **state) {
+    struct rlimit before;
+    struct rlimit small;
+    struct fixture f;
+    int error;
+
+    start(&f, *state);
+    assert_int_equal(replace(&f), 0);
+    f.mapping.count = 0;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    small = before;
+    small.rlim_cur = 1;
+    (void)signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    error = replace(&f);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    assert_int_equal(error, -EFBIG);
+    assert_string_equal(f.reason, "File too large");
+    assert_content(f.path, ONE);
+    assert_int_equal(files_in(*state), 1);
+}
+
+static void test_removes_only_its_own(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    put(f.path, LIST);
+    mapping_file_remove(&f.file);
+    assert_content(f.path, LIST);
+    assert_int_equal(unlink(f.path), 0);
+    assert_int_equal(replace(&f), 0);
+    put(f.other, LIST);
+    assert_int_equal(rename(f.other, f.path), 0);
+    mapping_file_remove(&f.file);
+    assert_content(f.path, LIST);
+    assert_int_equal(unlink(f.path), 0);
+    assert_int_equal(replace(&f), 0);
+    mapping_file_remove(&f.file);
+    assert_int_equal(files_in(*state), 0);
+}
+
+/* A list that is put there again and again, at any moment, is never lost: each is found by the one who put
+ * it. */
+struct rival {
+    struct fixture *f;
+    atomic_bool stop;
+};
+
+static void *write_without_end(void *context) {
+    struct rival *rival = context;
+
+    while (!atomic_load(&rival->stop))
+        (void)replace(rival->f);
+    return NULL;
+}
+
+static bool holds_list(const char *path) {
+    char text[64] = "";
+    FILE *file = fopen(path, "r");
+    bool found;
+
+    if (file == NULL)
+        return false;
+    text[fread(text, 1, sizeof(text) - 1, file)] = '\0';
+    (void)fclose(file);
+    found = strcmp(text, LIST) == 0;
+    return found;
+}
+
+static void test_never_loses_a_list(void **state) {
+    struct fixture f;
+    struct rival rival = {.f = &f};
+    pthread_t thread;
+
+    start(&f, *state);
+    assert_int_equal(pthread_create(&thread, NULL, write_without_end, &rival), 0);
+    for (int round = 0; round < 300; round++) {
+        int looks = 0;
+
+        put(f.other, LIST);
+        assert_int_equal(rename(f.other, f.path), 0);
+        /* The swap shows the new mapping for a moment; the list must come back. */
+        while (!holds_list(f.path) && looks++ < 100000)
+            ;
+        if (looks > 100000) {
+            atomic_store(&rival.stop, true);
+            (void)pthread_join(thread, NULL);
+            fail_msg("the list of round %d is lost", round);
+        }
+        /* Taken away as the agent does it: renamed aside, looked at, and put aside for good. */
+        for (bool taken = false; !taken;) {
+            if (rename(f.path, f.other) == 0)
+                taken = holds_list(f.other);
+        }
+    }
+    atomic_store(&rival.stop, true);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_creates_and_replaces, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_keeps_a_list, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_keeps_a_list_without_exchange, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_keeps_what_is_no_file, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_tells_why_it_cannot_write, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_keeps_the_old_when_the_write_fails, make_directory,
+                                        remove_directory),
+        cmocka_unit_test_setup_teardown(test_removes_only_its_own, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_never_loses_a_list, make_directory, remove_directory),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

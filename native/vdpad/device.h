@@ -1,0 +1,77 @@
+/* The vDPA devices that are served: plugged into DPDK, each behind its own vhost-user socket. */
+#ifndef VDPAD_DEVICE_H
+#define VDPAD_DEVICE_H
+
+#include "eal.h"
+#include "failure.h"
+#include "links.h"
+#include "log.h"
+#include "pci_address.h"
+#include "socket.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct device {
+    char address[PCI_ADDRESS_SIZE];
+    char socket[SOCKET_PATH_SIZE];
+    char driver[64];
+    const char *type;
+    uint32_t queue_pairs;
+    uint64_t features;
+    uint64_t protocol_features;
+    int numa_node;
+};
+
+/* How every device of this process is plugged and served. */
+struct device_settings {
+    bool simulate;     /* a software device in place of each */
+    bool vhost_client; /* the front end owns the socket, and DPDK connects to it again and again */
+    mode_t socket_mode;
+    uid_t socket_owner; /* (uid_t)-1: unchanged */
+    gid_t socket_group; /* (gid_t)-1: unchanged */
+};
+
+/* What was asked for; the address is normalised, `devargs` may be empty. */
+struct device_request {
+    const char *address;
+    const char *devargs;
+    const char *socket;
+};
+
+struct devices {
+    const struct log *log;
+    struct eal *eal;
+    struct device_settings settings;
+    struct links links;
+    unsigned int simulated; /* software devices ever made: each needs a name of its own */
+    size_t count;
+    struct device *entries[DEVICES_MAX]; /* in order of addition */
+};
+
+int devices_init(struct devices *devices, const struct log *log, struct eal *eal,
+                 const struct device_settings *settings);
+/* Removes every device, the last first. */
+void devices_destroy(struct devices *devices);
+
+/* NULL if `address` is not one of ours. */
+const struct device *devices_find(const struct devices *devices, const char *address);
+
+/* 0, or -errno with `failure` filled and nothing left behind. */
+int devices_add(struct devices *devices, const struct device_request *request, struct failure *failure);
+
+/*
+ * Removes the device from the table in any case; -errno with `failure` filled if DPDK did not let it go.
+ * `announced` gets the state of its link that was told last.
+ */
+int devices_remove(struct devices *devices, const char *address, enum link_state *announced,
+                   struct failure *failure);
+
+/* Calls `visit` with each counter of each virtqueue that has any. */
+typedef void devices_visit_stat(void *context, unsigned int queue, const char *name, uint64_t value);
+int devices_stats(const struct device *device, devices_visit_stat *visit, void *context,
+                  struct failure *failure);
+
+#endif

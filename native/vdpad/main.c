@@ -1,0 +1,168 @@
+/* vdpad: serves vDPA devices as vhost-user sockets, as its arguments or a control socket ask. */
+#include "daemon.h"
+#include "eal.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#define EXIT_USAGE 2
+
+#define HUGEPAGES_DIRECTORY "/sys/kernel/mm/hugepages"
+
+/* Whether the kernel has a free hugepage of any size. */
+static bool has_free_hugepages(void) {
+    DIR *directory = opendir(HUGEPAGES_DIRECTORY);
+    const struct dirent *entry;
+    unsigned long free_pages = 0;
+
+    while (directory != NULL && free_pages == 0 && (entry = readdir(directory)) != NULL) {
+        char path[sizeof(HUGEPAGES_DIRECTORY) + sizeof(entry->d_name) + sizeof("/free_hugepages")];
+        FILE *file;
+
+        (void)snprintf(path, sizeof(path), HUGEPAGES_DIRECTORY "/%s/free_hugepages", entry->d_name);
+        file = fopen(path, "re");
+        if (file == NULL)
+            continue;
+        if (fscanf(file, "%lu", &free_pages) != 1)
+            free_pages = 0;
+        (void)fclose(file);
+    }
+    if (directory != NULL)
+        (void)closedir(directory);
+    return free_pages > 0;
+}
+
+/*
+ * An agent that is killed leaves no daemon. Dead before prctl(), it shows as another parent; dead even before
+ * `parent` was asked for, it shows as a control end that is closed.
+ */
+static int die_with_parent(pid_t parent) {
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0)
+        return -errno;
+    return getppid() == parent ? 0 : -ESRCH;
+}
+
+/* Each device takes a socket, and each front end a few descriptors more. */
+static void raise_descriptor_limit(void) {
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+/* Blocked before any other thread exists, so that all inherit it, and read by the main loop. */
+static int open_signals(void) {
+    sigset_t signals;
+    int fd;
+
+    (void)sigemptyset(&signals);
+    (void)sigaddset(&signals, SIGTERM);
+    (void)sigaddset(&signals, SIGINT);
+    (void)sigaddset(&signals, SIGHUP);
+    if (signal(SIGPIPE, SIG_IGN) == SIG_ERR || sigprocmask(SIG_BLOCK, &signals, NULL) != 0)
+        return -errno;
+    fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+    return fd < 0 ? -errno : fd;
+}
+
+static int serve(const struct options *options, const struct log *log) {
+    const struct device_settings device_settings = {
+        .simulate = options->simulate,
+        .vhost_client = options->vhost_client,
+        .socket_mode = options->socket_mode,
+        .socket_owner = options->socket_owner,
+        .socket_group = options->socket_group,
+    };
+    struct daemon daemon = {.log = log, .options = options};
+    struct eal_settings eal_settings = {.simulate = options->simulate, .cpu = options->cpu};
+    struct failure failure;
+    struct eal eal;
+    char prefix[32];
+    int error;
+
+    (void)snprintf(prefix, sizeof(prefix), "vdpad-%ld", (long)getpid());
+    eal_settings.file_prefix = options->file_prefix == NULL ? prefix : options->file_prefix;
+    eal_settings.hugepages =
+        options->memory == MEMORY_HUGEPAGES || (options->memory == MEMORY_AUTO && has_free_hugepages());
+    daemon.hugepages = eal_settings.hugepages;
+    control_init(&daemon.control, options->control_fd, daemon_methods, &daemon);
+    error = mapping_file_init(&daemon.mapping_file, options->socket_list);
+    if (error != 0) {
+        log_line(log, LEVEL_ERROR, "--socket-list '%s' is too long", options->socket_list);
+        return error;
+    }
+    daemon.signal_fd = open_signals();
+    if (daemon.signal_fd < 0) {
+        log_line(log, LEVEL_ERROR, "cannot take signals: %s", strerror(-daemon.signal_fd));
+        return daemon.signal_fd;
+    }
+    error = eal_start(&eal, log, &eal_settings, &failure);
+    if (error != 0) {
+        log_line(log, LEVEL_ERROR, "%s", failure.text);
+        goto close_signals;
+    }
+    error = devices_init(&daemon.devices, log, &eal, &device_settings);
+    if (error != 0) {
+        log_line(log, LEVEL_ERROR, "cannot start: %s", strerror(-error));
+        goto stop_eal;
+    }
+    log_line(log, LEVEL_INFO, "vdpad %s on DPDK %s is up: vhost %s, memory %s%s", VDPAD_VERSION,
+             eal_version(), options->vhost_client ? "client" : "server",
+             daemon.hugepages ? "hugepages" : "none", options->simulate ? ", software devices" : "");
+    error = daemon_run(&daemon);
+    /* The file first: it never names a socket that is gone. */
+    mapping_file_remove(&daemon.mapping_file);
+    devices_destroy(&daemon.devices);
+
+stop_eal:
+    eal_stop(&eal);
+close_signals:
+    (void)close(daemon.signal_fd);
+    control_destroy(&daemon.control);
+    return error;
+}
+
+int main(int argc, char **argv) {
+    const pid_t parent = getppid();
+    struct log log = {.level = LEVEL_INFO, .fd = STDERR_FILENO};
+    struct options options;
+    char problem[512];
+    int error;
+
+    switch (options_parse(argc, argv, &options, problem, sizeof(problem))) {
+    case OPTIONS_HELP:
+        options_print_help(stdout);
+        return fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    case OPTIONS_VERSION:
+        (void)printf("vdpad %s (DPDK %s)\n", VDPAD_VERSION, eal_version());
+        return fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    case OPTIONS_WRONG:
+        log_line(&log, LEVEL_ERROR, "%s", problem);
+        return EXIT_USAGE;
+    case OPTIONS_RUN:
+        break;
+    }
+    log.level = options.log_level;
+    if (options.control_fd >= 0) {
+        error = die_with_parent(parent);
+        if (error == 0 && fcntl(options.control_fd, F_SETFD, FD_CLOEXEC) != 0)
+            error = -errno;
+        if (error != 0) {
+            log_line(&log, LEVEL_ERROR, "cannot be the child of an agent: %s", strerror(-error));
+            return EXIT_FAILURE;
+        }
+    }
+    raise_descriptor_limit();
+    return serve(&options, &log) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

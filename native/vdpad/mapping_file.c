@@ -1,0 +1,213 @@
+/* The mapping file on disk: replaced atomically, and never put in the place of something that is not a
+ * mapping. */
+#include "mapping_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* How often a file that comes and goes under our hands is looked at anew before the caller waits. */
+#define ATTEMPTS 8
+
+int mapping_file_init(struct mapping_file *file, const char *path) {
+    const char *slash = strrchr(path, '/');
+    int directory_length = slash == NULL ? 0 : (int)(slash - path) + 1;
+    int length;
+
+    *file = (struct mapping_file){.path = path};
+    length = snprintf(file->temporary, sizeof(file->temporary), "%.*s.%s.vdpad", directory_length, path,
+                      path + directory_length);
+    return length < 0 || (size_t)length >= sizeof(file->temporary) ? -ENAMETOOLONG : 0;
+}
+
+static int read_all(int fd, char *data, size_t capacity, size_t *size) {
+    *size = 0;
+    while (*size < capacity) {
+        ssize_t got = read(fd, data + *size, capacity - *size);
+
+        if (got == 0)
+            return 0;
+        if (got < 0 && errno != EINTR)
+            return -errno;
+        if (got > 0)
+            *size += (size_t)got;
+    }
+    return 0;
+}
+
+int mapping_file_read(const char *path, struct mapping *mapping, char *reason, size_t reason_size) {
+    /* O_NONBLOCK: opening a fifo must not wait for its writer. */
+    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    const size_t capacity = MAPPING_MAX_BYTES + 1;
+    struct stat status;
+    char *data = NULL;
+    size_t size = 0;
+    int error = 0;
+
+    *mapping = (struct mapping){0};
+    if (fd < 0 || fstat(fd, &status) != 0)
+        error = -errno;
+    else if (!S_ISREG(status.st_mode))
+        error = -EINVAL;
+    else if ((data = malloc(capacity)) == NULL)
+        error = -ENOMEM;
+    else
+        error = read_all(fd, data, capacity, &size);
+    if (error == 0)
+        error = mapping_decode(data, size, mapping, reason, reason_size);
+    else if (error == -EINVAL)
+        (void)snprintf(reason, reason_size, "is not a regular file");
+    else
+        (void)snprintf(reason, reason_size, "cannot be read: %s", strerror(-error));
+    free(data);
+    if (fd >= 0)
+        (void)close(fd);
+    return error;
+}
+
+static int write_all(int fd, const char *data, size_t size) {
+    while (size > 0) {
+        ssize_t put = write(fd, data, size);
+
+        if (put < 0 && errno != EINTR)
+            return -errno;
+        if (put > 0) {
+            data += put;
+            size -= (size_t)put;
+        }
+    }
+    return 0;
+}
+
+/* Writes the temporary file and notes which inode it is. */
+static int write_temporary(const struct mapping_file *file, const char *text, struct stat *status) {
+    int error = 0;
+    int fd;
+
+    /* One left by a process that was killed: the name is fixed, so that these do not pile up. */
+    if (unlink(file->temporary) != 0 && errno != ENOENT)
+        return -errno;
+    fd = open(file->temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return -errno;
+    /* Readable by the agent, whatever the umask. */
+    if (fchmod(fd, 0644) != 0 || fstat(fd, status) != 0)
+        error = -errno;
+    if (error == 0)
+        error = write_all(fd, text, strlen(text));
+    if (close(fd) != 0 && error == 0)
+        error = -errno;
+    if (error != 0)
+        (void)unlink(file->temporary);
+    return error;
+}
+
+static bool is_inode(const char *path, dev_t device, ino_t inode) {
+    struct stat status;
+
+    return lstat(path, &status) == 0 && status.st_dev == device && status.st_ino == inode;
+}
+
+static int move(const struct mapping_file *file, unsigned int flags) {
+    return renameat2(AT_FDCWD, file->temporary, AT_FDCWD, file->path, flags) == 0 ? 0 : -errno;
+}
+
+/* Whether what is there may be replaced: nothing, or a mapping. */
+static int look(const struct mapping_file *file, char *reason, size_t size) {
+    struct mapping old;
+    int error = mapping_file_read(file->path, &old, reason, size);
+
+    mapping_free(&old);
+    if (error == -EINVAL)
+        return -EEXIST;
+    return error == -ENOENT ? 0 : error;
+}
+
+/* Swaps the new file with what is there, and swaps back if that is not a mapping. */
+static int exchange(const struct mapping_file *file, const struct stat *ours, char *reason, size_t size) {
+    struct mapping old;
+    int error = move(file, RENAME_EXCHANGE);
+
+    if (error != 0)
+        return error;
+    error = mapping_file_read(file->temporary, &old, reason, size);
+    mapping_free(&old);
+    if (error == 0)
+        return unlink(file->temporary) == 0 ? 0 : -errno;
+    error = move(file, RENAME_EXCHANGE);
+    if (error == -ENOENT) {
+        /* Ours was taken away from there: what we hold goes back to an empty place. */
+        error = move(file, RENAME_NOREPLACE);
+    } else if (error == 0 && !is_inode(file->temporary, ours->st_dev, ours->st_ino)) {
+        /* Somebody put a still newer file there: it replaces the one that we hold, as it would have without
+         * us. */
+        error = move(file, RENAME_EXCHANGE);
+    }
+    return error == 0 ? -EEXIST : error;
+}
+
+/* What came since look() is not lost either, unless the file system has no such renames. */
+static int put_in_place(struct mapping_file *file, const struct stat *ours, char *reason, size_t size) {
+    int error = -ENOENT;
+
+    for (int i = 0; i < ATTEMPTS && !file->plain_rename; i++) {
+        error = move(file, RENAME_NOREPLACE);
+        if (error == -EEXIST)
+            error = exchange(file, ours, reason, size);
+        if (error == -EINVAL || error == -ENOSYS)
+            file->plain_rename = true;
+        else if (error != -ENOENT)
+            return error;
+    }
+    return file->plain_rename ? move(file, 0) : error;
+}
+
+int mapping_file_replace(struct mapping_file *file, const struct mapping *mapping, char *reason,
+                         size_t size) {
+    char *text = mapping_encode(mapping);
+    char detail[256] = "";
+    struct stat ours;
+    int error = text == NULL ? -ENOMEM : look(file, detail, sizeof(detail));
+
+    if (error == 0)
+        error = write_temporary(file, text, &ours);
+    free(text);
+    if (error == 0) {
+        error = put_in_place(file, &ours, detail, sizeof(detail));
+        if (error != 0 && is_inode(file->temporary, ours.st_dev, ours.st_ino))
+            (void)unlink(file->temporary);
+    }
+    if (error == 0) {
+        file->written = true;
+        file->device = ours.st_dev;
+        file->inode = ours.st_ino;
+    } else if (error == -EEXIST) {
+        (void)snprintf(reason, size, "what is there is not a mapping (%s): take it away", detail);
+    } else {
+        (void)snprintf(reason, size, "%s", strerror(-error));
+    }
+    return error;
+}
+
+void mapping_file_remove(struct mapping_file *file) {
+    int error = 0;
+
+    if (!file->written || !is_inode(file->path, file->device, file->inode))
+        return;
+    /* Aside first, then look again: what was put there in the meantime goes back, unless something newer is
+     * there. */
+    if (rename(file->path, file->temporary) != 0)
+        return;
+    if (!is_inode(file->temporary, file->device, file->inode)) {
+        error = move(file, RENAME_NOREPLACE);
+        if (error == -EINVAL || error == -ENOSYS)
+            error = move(file, 0);
+    }
+    if (error == 0 || error == -EEXIST)
+        (void)unlink(file->temporary);
+    file->written = false;
+}

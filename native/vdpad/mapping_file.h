@@ -1,0 +1,37 @@
+/* The mapping file on disk: replaced atomically, and never put in the place of something that is not a
+ * mapping. */
+#ifndef VDPAD_MAPPING_FILE_H
+#define VDPAD_MAPPING_FILE_H
+
+#include "mapping.h"
+
+#include <limits.h>
+#include <stdbool.h>
+#include <sys/types.h>
+
+struct mapping_file {
+    const char *path;         /* borrowed */
+    char temporary[PATH_MAX]; /* next to `path` */
+    bool written;             /* `device` and `inode` are those of the file written last */
+    dev_t device;
+    ino_t inode;
+    bool plain_rename; /* the file system knows no atomic exchange */
+};
+
+/* -ENAMETOOLONG if no temporary name fits beside `path`. */
+int mapping_file_init(struct mapping_file *file, const char *path);
+
+/*
+ * Writes `mapping` and puts it in place. -EEXIST if what is there is not a mapping (it stays: a list that
+ * somebody put there is a request to somebody else), else the -errno of the write; both with the reason in
+ * `reason`.
+ */
+int mapping_file_replace(struct mapping_file *file, const struct mapping *mapping, char *reason, size_t size);
+
+/* Removes the file if it is still the one written last. */
+void mapping_file_remove(struct mapping_file *file);
+
+/* Reads and decodes the file at `path`; -errno and a reason as mapping_decode() otherwise. */
+int mapping_file_read(const char *path, struct mapping *mapping, char *reason, size_t size);
+
+#endif
