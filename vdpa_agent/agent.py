@@ -12,8 +12,9 @@ from vdpa_agent.config import AgentConfig, DaemonMode
 from vdpa_agent.daemon.supervisor import Supervisor
 from vdpa_agent.errors import AgentError
 from vdpa_agent.files.lists import Lists
+from vdpa_agent.files.names import NamesFile
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import DaemonStatus
+from vdpa_agent.model.daemon import DaemonStatus, Stop
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import example_mapping
 from vdpa_agent.serve.answers import Answers
@@ -29,7 +30,7 @@ async def run(config: AgentConfig) -> None:
     Raises:
         AgentError: the agent cannot go on; its `exit_code` says how the process should end.
     """
-    stop = asyncio.Event()
+    stop = Latest(Stop.NO)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _asked_to_stop, stop, number)
@@ -44,20 +45,27 @@ async def run(config: AgentConfig) -> None:
     log.info("agent_stopped")
 
 
-async def _serve_example(config: AgentConfig, stop: asyncio.Event) -> None:
+async def _serve_example(config: AgentConfig, stop: Latest[Stop]) -> None:
     log.warning("example_data_served", remedy="drop --example-data to serve real devices")
     answers = Answers(Latest(Loaded(example_mapping())), Latest(DaemonStatus(managed=False)))
     async with listening(config.serve, [VdpaDpdk(answers)]):
-        await stop.wait()
+        await stop.wait_for(bool)
 
 
-async def _serve_lists(config: AgentConfig, stop: asyncio.Event) -> None:
+async def _serve_lists(config: AgentConfig, stop: Latest[Stop]) -> None:
     lists = Lists(
         config.files,
         takes_requests=config.daemon.mode is not DaemonMode.NONE,
         mapping_is_ours=lambda: supervisor.status.value.managed,
     )
-    supervisor = Supervisor(config.daemon, config.files.socket_list, lists.devices, lists.retire_mapping)
+    supervisor = Supervisor(
+        config.daemon,
+        socket_list=config.files.socket_list,
+        wanted=lists.devices,
+        mapping=lists.mapping,
+        names=NamesFile(config.files.socket_list),
+        retire_mapping=lists.retire_mapping,
+    )
     answers = Answers(lists.mapping, supervisor.status)
     lists.check()
     supervisor.adopt_role()
@@ -75,9 +83,11 @@ async def _eternal(task: Coroutine[Any, Any, None]) -> None:
     raise AssertionError(message)
 
 
-def _asked_to_stop(stop: asyncio.Event, number: signal.Signals) -> None:
-    log.info("agent_stopping", signal=number.name)
-    stop.set()
+def _asked_to_stop(stop: Latest[Stop], number: signal.Signals) -> None:
+    """The first signal stops everything in order, the second waits for nothing."""
+    urgency = Stop.NOW if stop.value else Stop.IN_ORDER
+    log.info("agent_stopping", signal=number.name, urgency=urgency.name.lower())
+    stop.set(urgency)
 
 
 def _first(group: BaseExceptionGroup[AgentError]) -> AgentError:

@@ -1,5 +1,6 @@
 """Frozen, validated settings; each component gets its own section."""
 
+import shlex
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -30,6 +31,8 @@ class DaemonMode(StrEnum):
     """Somebody else."""
     VDPAD = "vdpad"
     """This agent's vdpad."""
+    COMMAND = "command"
+    """This agent, by the program of --daemon-command."""
 
 
 class VhostMode(StrEnum):
@@ -88,6 +91,7 @@ class DaemonConfig:
     Attributes:
         mode: who owns the sockets.
         program: vdpad, a path or a name to be found on the PATH.
+        command: the command line of another program in its place, as for a shell; empty: vdpad.
         simulate: every device becomes a software device.
         socket_dir: where the vhost-user sockets are.
         socket_naming: how they are named.
@@ -98,12 +102,14 @@ class DaemonConfig:
         memory: what the daemon takes its memory from.
         log_level: the least level that the daemon logs.
         start_timeout_s: how long it may take to answer first, in seconds.
-        stop_grace_s: how long it may take to end after each of the two ways of asking, in seconds.
+        stop_grace_s: how long it may take to end when asked, in seconds; half of it for each way to ask.
+        drain_timeout_s: how long a device that left the list is kept for the front end that uses it, in seconds.
         backoff: the delays before it is started again.
     """
 
     mode: DaemonMode = DaemonMode.AUTO
     program: str = "vdpad"
+    command: str = ""
     simulate: bool = False
     socket_dir: Path = DEFAULT_SOCKET_DIRECTORY
     socket_naming: SocketNaming = SocketNaming.INDEX
@@ -115,6 +121,7 @@ class DaemonConfig:
     log_level: LogLevel = LogLevel.INFO
     start_timeout_s: float = 30.0
     stop_grace_s: float = 5.0
+    drain_timeout_s: float = 30.0
     backoff: Backoff = field(default_factory=Backoff)
 
     def __post_init__(self) -> None:
@@ -125,6 +132,21 @@ class DaemonConfig:
                 f"--socket-dir {self.socket_dir} is too long: a socket in it would exceed the"
                 f" {SOCKET_PATH_MAX_BYTES} bytes that a unix socket's path may have; choose a shorter one"
             )
+            raise ConfigError(message)
+        if (self.mode is DaemonMode.COMMAND) != bool(self.command):
+            message = f"--daemon {self.mode} and --daemon-command {self.command!r} contradict each other, drop one"
+            raise ConfigError(message)
+        if self.command:
+            self._check_command()
+
+    def _check_command(self) -> None:
+        try:
+            words = shlex.split(self.command)
+        except ValueError as error:
+            message = f"--daemon-command {self.command!r} is no command line: {str(error).lower()}"
+            raise ConfigError(message) from error
+        if not words:
+            message = "--daemon-command is blank, name a program"
             raise ConfigError(message)
 
 

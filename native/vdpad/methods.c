@@ -162,6 +162,13 @@ static json_t *method_stats(void *context, const json_t *params, struct failure 
     return json_pack("{s:s,s:o}", "device", address, "queues", queues);
 }
 
+/* For when somebody took the file away. */
+static json_t *method_write(void *context, const json_t *params, struct failure *failure) {
+    (void)params;
+    (void)failure;
+    return with_mapping(context, json_object());
+}
+
 static json_t *method_shutdown(void *context, const json_t *params, struct failure *failure) {
     struct daemon *daemon = context;
 
@@ -173,11 +180,8 @@ static json_t *method_shutdown(void *context, const json_t *params, struct failu
 }
 
 const struct control_method daemon_methods[] = {
-    {"version", method_version},
-    {"device.add", method_add},
-    {"device.remove", method_remove},
-    {"device.list", method_list},
-    {"device.stats", method_stats},
-    {"shutdown", method_shutdown},
-    {NULL, NULL},
+    {"version", method_version},      {"device.add", method_add},
+    {"device.remove", method_remove}, {"device.list", method_list},
+    {"device.stats", method_stats},   {"mapping.write", method_write},
+    {"shutdown", method_shutdown},    {NULL, NULL},
 };

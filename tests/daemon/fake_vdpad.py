@@ -1,59 +1,76 @@
 #!/usr/bin/env python3
 """A daemon with faults on demand, which the real one does not give: it speaks vdpad's control protocol, and no DPDK.
 
-FAKE_VDPAD names the fault: `deaf` (neither shutdown nor SIGTERM ends it), `mute` (never answers), `picky` (refuses its
-first two device.add).
+FAKE_VDPAD names the faults, joined by commas: `deaf` (neither shutdown nor SIGTERM ends it), `mute` (never answers),
+`picky` (refuses its first two device.add), `parent` (has three children that ignore SIGTERM).
 """
 
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from typing import Any
 
 
 def main() -> None:
-    fault = os.environ.get("FAKE_VDPAD", "")  # noqa: TID251 - there is no other way to hand it over
+    faults = set(os.environ.get("FAKE_VDPAD", "").split(","))  # noqa: TID251 - there is no other way to hand it over
     options = dict(argument.lstrip("-").partition("=")[::2] for argument in sys.argv[1:])
     control = socket.socket(fileno=int(options["control-fd"]))
-    if fault == "deaf":
+    if "deaf" in faults:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    refusals = 2 if fault == "picky" else 0
-    mapping: dict[str, str] = {}
+    for _ in range(3 if "parent" in faults else 0):
+        subprocess.Popen(["sh", "-c", "trap '' TERM; exec sleep 60"])
+    daemon = Daemon(faults, options["socket-list"])
     for line in control.makefile():
         request: dict[str, Any] = json.loads(line)
-        method, params = request["method"], request["params"]
-        if fault == "mute":
-            continue
-        if method == "shutdown" and fault == "deaf":
-            continue
-        if method == "device.add" and refusals:
-            refusals -= 1
-            error = {"code": -32003, "message": f"{params['device']}: no such VF: bind it to vfio-pci"}
-            _send(control, {"id": request["id"], "error": error})
-            continue
-        if method == "device.add":
-            mapping[params["device"]] = params["socket"]
-        if method == "device.remove":
-            mapping.pop(params["device"], None)
-        _write(options["socket-list"], mapping)
-        _send(control, {"id": request["id"], "result": {}})
-        if method == "shutdown":
+        reply = daemon.answer(request["method"], request["params"])
+        if reply is not None:
+            control.sendall(json.dumps({"jsonrpc": "2.0", "id": request["id"], **reply}).encode() + b"\n")
+        if reply is not None and request["method"] == "shutdown":
             return
-    while fault == "deaf":
+    while "deaf" in faults:
         signal.pause()
 
 
-def _write(path: str, mapping: dict[str, str]) -> None:
-    entries = [{"pciAddress": address, "socketpath": socket_path} for address, socket_path in mapping.items()]
-    with open(f"{path}.tmp", "w") as file:  # noqa: PTH123 - no pathlib: it starts faster without
-        json.dump(entries, file)
-    os.rename(f"{path}.tmp", path)  # noqa: PTH104
+class Daemon:
+    def __init__(self, faults: set[str], socket_list: str) -> None:
+        self._faults = faults
+        self._socket_list = socket_list
+        self._refusals = 2 if "picky" in faults else 0
+        self._mapping: dict[str, str] = {}
+        self._sockets: dict[str, socket.socket] = {}
+
+    def answer(self, method: str, params: dict[str, str]) -> dict[str, Any] | None:
+        if "mute" in self._faults or (method == "shutdown" and "deaf" in self._faults):
+            return None
+        if method == "device.add" and self._refusals:
+            self._refusals -= 1
+            return {"error": {"code": -32003, "message": f"{params['device']}: no such VF: bind it to vfio-pci"}}
+        if method == "device.add":
+            self._mapping[params["device"]] = params["socket"]
+            self._sockets[params["device"]] = _listen(params["socket"])
+        elif method == "device.remove":
+            del self._mapping[params["device"]]
+            self._sockets.pop(params["device"]).close()
+        self._write()
+        return {"result": {}}
+
+    def _write(self) -> None:
+        entries = [{"pciAddress": address, "socketpath": path} for address, path in self._mapping.items()]
+        with open(f"{self._socket_list}.tmp", "w") as file:  # noqa: PTH123 - no pathlib: it starts faster without
+            json.dump(entries, file)
+        os.rename(f"{self._socket_list}.tmp", self._socket_list)  # noqa: PTH104
 
 
-def _send(control: socket.socket, message: dict[str, Any]) -> None:
-    control.sendall(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+def _listen(path: str) -> socket.socket:
+    if os.path.exists(path):  # noqa: PTH110
+        os.unlink(path)  # noqa: PTH108
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path)
+    listening.listen()
+    return listening
 
 
 if __name__ == "__main__":

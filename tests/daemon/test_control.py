@@ -54,8 +54,8 @@ async def _connected() -> AsyncIterator[tuple[Control, _Peer, "asyncio.Task[None
 
 async def test_answers_find_their_questions_in_any_order() -> None:
     async with _connected() as (control, peer, _):
-        first = asyncio.ensure_future(control.call("version"))
-        second = asyncio.ensure_future(control.call("device.add", {"device": "0000:82:00.2"}))
+        first = asyncio.ensure_future(control.call("version", timeout_s=5))
+        second = asyncio.ensure_future(control.call("device.add", {"device": "0000:82:00.2"}, timeout_s=5))
         asked = [await peer.request(), await peer.request()]
         assert asked[1] == {
             "jsonrpc": "2.0",
@@ -70,7 +70,7 @@ async def test_answers_find_their_questions_in_any_order() -> None:
 
 async def test_an_error_is_raised_with_its_code_and_words() -> None:
     async with _connected() as (control, peer, _):
-        call = asyncio.ensure_future(control.call("device.add"))
+        call = asyncio.ensure_future(control.call("device.add", timeout_s=5))
         peer.answer((await peer.request())["id"], error={"code": -32003, "message": "dpdk refused"})
         with pytest.raises(RequestRefused, match="dpdk refused") as refusal:
             await call
@@ -81,7 +81,7 @@ async def test_notifications_are_handed_on() -> None:
     async with _connected() as (control, peer, _):
         peer.send(b'{"jsonrpc":"2.0","method":"device.connected","params":{"device":"0000:82:00.2"}}')
         peer.send(b'{"jsonrpc":"2.0","method":"odd","params":7}')
-        call = asyncio.ensure_future(control.call("version"))
+        call = asyncio.ensure_future(control.call("version", timeout_s=5))
         peer.answer((await peer.request())["id"], result={})
         await call
         assert peer.notified == [("device.connected", {"device": "0000:82:00.2"}), ("odd", {})]
@@ -89,7 +89,7 @@ async def test_notifications_are_handed_on() -> None:
 
 async def test_a_closed_channel_ends_every_waiting_call() -> None:
     async with _connected() as (control, peer, running):
-        calls = [asyncio.ensure_future(control.call("version")) for _ in range(3)]
+        calls = [asyncio.ensure_future(control.call("version", timeout_s=5)) for _ in range(3)]
         await peer.request()
         peer.writer.close()
         for call in calls:
@@ -120,7 +120,7 @@ async def test_no_answer_in_time_is_a_loss() -> None:
 )
 async def test_nonsense_from_the_daemon_is_a_loss_and_no_crash(line: bytes) -> None:
     async with _connected() as (control, peer, running):
-        call = asyncio.ensure_future(control.call("version"))
+        call = asyncio.ensure_future(control.call("version", timeout_s=5))
         await peer.request()
         peer.send(line)
         with pytest.raises(DaemonLost, match="broke its control channel"):
@@ -132,6 +132,6 @@ async def test_nonsense_from_the_daemon_is_a_loss_and_no_crash(line: bytes) -> N
 async def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
     async with _connected() as (control, peer, _):
         peer.answer(99, result=1)
-        call = asyncio.ensure_future(control.call("version"))
+        call = asyncio.ensure_future(control.call("version", timeout_s=5))
         peer.answer((await peer.request())["id"], result=2)
         assert await call == 2

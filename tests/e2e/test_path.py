@@ -181,7 +181,12 @@ def test_the_agent_stops_in_order(run_dir: Path, options: tuple[str, ...], numbe
         pid = agent.daemon_pid()
         assert agent.stop(number) == 0
         assert not Path(f"/proc/{pid}").exists()
-        assert sorted(path.name for path in run_dir.iterdir()) == ["pciList.dat", "vdpa.sock.lock", "vhost"]
+        assert sorted(path.name for path in run_dir.iterdir()) == [
+            "pciList.dat",
+            "socketNames.json",
+            "vdpa.sock.lock",
+            "vhost",
+        ]
         assert list((run_dir / "vhost").iterdir()) == []
         ended = agent.log.named("daemon_ended")
         assert [event["reason"] for event in ended] == ["exit code 0"]

@@ -4,6 +4,8 @@ from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vdpa_agent.model.daemon import TRANSITIONS, DaemonEvent, DaemonState, DaemonStatus, Device, DeviceState
 from vdpa_agent.model.pci import PciAddress
@@ -41,5 +43,28 @@ def test_a_process_that_may_exist_may_end() -> None:
 def test_only_a_ready_device_of_a_running_daemon_is_served(state: DaemonState, device_state: DeviceState) -> None:
     device = Device(ADDRESS, "/s", device_state)
     status = DaemonStatus(managed=True, state=state, devices=MappingProxyType({ADDRESS: device}))
-    assert status.serves(ADDRESS) == (state is DaemonState.RUNNING and device_state is DeviceState.READY)
+    usable = device_state in {DeviceState.READY, DeviceState.CONNECTED}
+    assert status.serves(ADDRESS) == (state is DaemonState.RUNNING and usable)
+    assert not replace(status, unhealthy="it does not answer").serves(ADDRESS)
     assert not replace(status, devices=MappingProxyType({})).serves(ADDRESS)
+
+
+@given(st.lists(st.sampled_from(list(DaemonEvent))))
+def test_no_order_of_events_breaks_the_promises_of_the_table(events: list[DaemonEvent]) -> None:
+    state = DaemonState.IDLE
+    alive = False
+    stopped = False
+    for event in events:
+        if (state, event) not in TRANSITIONS:
+            continue  # it cannot happen here
+        before, state = state, TRANSITIONS[state, event]
+        alive = alive or event is DaemonEvent.START
+        if event is DaemonEvent.ENDED:
+            assert alive
+            alive = False
+        stopped = stopped or event is DaemonEvent.STOP
+        # A process is there in exactly these states, and only one at a time.
+        assert alive == (state in {DaemonState.STARTING, DaemonState.RUNNING, DaemonState.STOPPING})
+        assert not (event is DaemonEvent.START and before in {DaemonState.STARTING, DaemonState.RUNNING})
+        if stopped:
+            assert state in {DaemonState.STOPPING, DaemonState.STOPPED}

@@ -7,6 +7,7 @@ from pathlib import Path
 from vdpa_agent.config import (
     AgentConfig,
     DaemonConfig,
+    DaemonMode,
     FilesConfig,
     LogConfig,
     ServeConfig,
@@ -21,8 +22,9 @@ def run(options: argparse.Namespace) -> int:
     config = AgentConfig(
         files=FilesConfig(socket_list=options.socket_list, pci_list=options.pci_list),
         daemon=DaemonConfig(
-            mode=options.daemon,
+            mode=_daemon_mode(options),
             program=options.vdpad,
+            command=options.daemon_command,
             simulate=options.simulate,
             socket_dir=options.socket_dir,
             socket_naming=options.socket_naming,
@@ -33,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
             memory=options.memory,
             log_level=options.log_level,
             stop_grace_s=options.stop_grace,
+            drain_timeout_s=options.drain_timeout,
         ),
         serve=ServeConfig(listen=options.listen, listen_mode=options.listen_mode, example_data=options.example_data),
         log=LogConfig(level=options.log_level, format=options.log_format),
@@ -45,6 +48,12 @@ def run(options: argparse.Namespace) -> int:
     set_up_logs(config.log)
     asyncio.run(agent.run(config))
     return 0
+
+
+def _daemon_mode(options: argparse.Namespace) -> DaemonMode:
+    """A command in place of vdpad is a mode of its own, which need not be named twice."""
+    mode: DaemonMode = options.daemon
+    return DaemonMode.COMMAND if options.daemon_command and mode is DaemonMode.AUTO else mode
 
 
 def get(options: argparse.Namespace) -> int:

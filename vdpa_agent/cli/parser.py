@@ -62,7 +62,7 @@ class _Parser(argparse.ArgumentParser):
         variable = _variable(name)
         # argparse converts a default that is a string as it would an argument, so the variable is checked alike.
         given = self._from.get(variable, default)
-        shown = "" if default is None else f"; default {_plain(default)}"
+        shown = "" if default in {None, ""} else f"; default {_plain(default)}"
         self.add_argument(
             name, type=_Named(kind, variable), default=given, metavar=metavar, help=f"{help_text} [{variable}{shown}]"
         )
@@ -188,12 +188,20 @@ def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
         "--daemon",
         kind=DaemonMode,
         default=DaemonMode.AUTO,
-        metavar="auto|none|vdpad",
-        help_text="who owns the vhost-user sockets: vdpad where there is a device list (auto), always vdpad, or"
-        " somebody else (none)",
+        metavar="auto|none|vdpad|command",
+        help_text="who owns the vhost-user sockets: vdpad where there is a device list (auto), always vdpad,"
+        " another program (command), or somebody else (none)",
     )
     option(
         "--vdpad", kind=str, default="vdpad", metavar="PROGRAM", help_text="the daemon, a path or a name on the PATH"
+    )
+    option(
+        "--daemon-command",
+        kind=str,
+        default="",
+        metavar="COMMAND",
+        help_text="another program that writes the mapping, in place of vdpad; it is started again when the list"
+        " changes; {devices}, {socket_dir} and {socket_list} are substituted",
     )
     parser.flag("--simulate", "make every listed address a software device, no hardware needed")
     parser.flag("--example-data", "serve 16 example VFs, no file and no daemon needed")
@@ -227,6 +235,13 @@ def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
         default=Memory.AUTO,
         metavar="auto|hugepages|none",
         help_text="what the daemon takes its memory from: hugepages where there are free ones (auto), always, or none",
+    )
+    option(
+        "--drain-timeout",
+        kind=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help_text="how long a VF that left the list is kept for the front end that uses it",
     )
     option(
         "--stop-grace", kind=seconds, default=5.0, metavar="SECONDS", help_text="how long the daemon may take to end"

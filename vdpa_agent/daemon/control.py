@@ -31,8 +31,13 @@ class Control:
         self._ids = count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
 
-    async def call(self, method: str, params: dict[str, str] | None = None, *, timeout_s: float = 10.0) -> Any:
+    async def call(self, method: str, params: dict[str, str] | None = None, *, timeout_s: float | None) -> Any:
         """Asks the daemon and returns its result. Cancellation forgets the request; the daemon still does it.
+
+        Args:
+            method: what to do.
+            params: with what.
+            timeout_s: how long the answer may take, in seconds; None where somebody else watches over the daemon.
 
         Raises:
             RequestRefused: the daemon answered with an error.

@@ -1,28 +1,48 @@
-"""Devices: makes the devices of a running daemon those of the list, one by one."""
+"""Devices: makes the devices of a running vdpad those of the list, one by one, and watches their sockets."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
-from vdpa_agent.config import DaemonConfig
+from vdpa_agent.config import DaemonConfig, VhostMode
 from vdpa_agent.daemon.control import Control
+from vdpa_agent.daemon.sockets import dead_sockets
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.backoff import Backoff
-from vdpa_agent.model.daemon import DaemonStatus, Device, DeviceState
+from vdpa_agent.model.daemon import SERVED, DaemonStatus, Device, DeviceState
 from vdpa_agent.model.loaded import Loaded
-from vdpa_agent.model.naming import assign_names
+from vdpa_agent.model.mapping import Mapping
+from vdpa_agent.model.naming import SocketNaming, assign_names
 from vdpa_agent.model.pci import DeviceList, PciAddress
 
 _RETRY: Final = Backoff(first_s=1.0, cap_s=60.0)
 """When a device that the daemon refused to add or remove is asked for again."""
 
+_LOOK_S: Final = 2.0
+"""How often the sockets and the mapping are looked at without any event."""
+
+_NO_SUCH_DEVICE: Final = -32001
+"""The daemon's code for a device that it does not have (any more)."""
+
 log = structlog.get_logger(__name__)
+
+
+class NameStore(Protocol):
+    """Keeps socket names over restarts of the agent."""
+
+    def read(self) -> dict[PciAddress, str]:
+        """The names as last written."""
+
+    def write(self, names: dict[PciAddress, str]) -> None:
+        """Keeps these names from now on."""
 
 
 class Devices:
@@ -31,24 +51,38 @@ class Devices:
     def __init__(
         self,
         config: DaemonConfig,
+        *,
+        socket_list: Path,
         wanted: Latest[Loaded[DeviceList]],
+        mapping: Latest[Loaded[Mapping]],
         status: Latest[DaemonStatus],
+        names: NameStore,
         spread: Callable[[], float],
     ) -> None:
         """Asks for nothing yet.
 
         Args:
             config: where sockets are and how they are named.
+            socket_list: the mapping file that the daemon writes.
             wanted: what the list says.
+            mapping: what the mapping file says.
             status: the status of which it writes `devices`.
+            names: keeps the socket names.
             spread: where in its jitter a backoff is, -1 to 1.
         """
         self._config = config
+        self._socket_list = socket_list
         self._wanted = wanted
+        self._mapping = mapping
         self._status = status
+        self._store = names
+        self._names: dict[PciAddress, str] | None = None
         self._spread = spread
-        self._names: dict[PciAddress, str] = {}
+        self._added: set[PciAddress] = set()
         self._refusals: dict[PciAddress, tuple[int, float]] = {}
+        self._drains: dict[PciAddress, float] = {}
+        self._in_use: set[PciAddress] = set()
+        self._wake = asyncio.Event()
 
     async def follow(self, control: Control) -> None:
         """Keeps a daemon that has just started at what the list says, until cancelled.
@@ -56,58 +90,134 @@ class Devices:
         Raises:
             DaemonLost: the control channel failed.
         """
-        self._refusals.clear()
-        self._show({})
-        while True:
-            seen = self._wanted.value
-            await self._reconcile(control, seen.value or ())
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._next_retry_s()):
-                    await self._wanted.wait_for(lambda loaded, seen=seen: loaded is not seen)  # type: ignore[misc]
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._wake_on_change(), name="list")
+            while True:
+                self._wake.clear()
+                await self._reconcile(control)
+                await self._look(control)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause_s()):
+                        await self._wake.wait()
 
     def forget(self, reason: str) -> None:
         """The daemon is gone: every device of the list is wanted again, for the given reason."""
+        self._added.clear()
+        self._refusals.clear()
+        self._drains.clear()
+        self._in_use.clear()
         self._show({})
         for device in self._known().values():
             self._set(replace(device, reason=reason))
 
-    async def _reconcile(self, control: Control, wanted: DeviceList) -> None:
-        # Removals first: their names are free again for what is new.
+    def front_end(self, address: str, *, connected: bool) -> None:
+        """The daemon told that a front end came to a device, or left it."""
+        device = self._known().get(PciAddress(address))
+        if device is None or connected == (device.address in self._in_use):
+            return
+        if connected:
+            self._in_use.add(device.address)
+            log.info("front_end_connected", device=address)
+        else:
+            self._in_use.discard(device.address)
+            self._drains.pop(device.address, None)
+            log.info("front_end_left", device=address)
+        if device.state in SERVED:
+            self._set_served(device)
+        self._wake.set()
+
+    async def _wake_on_change(self) -> None:
+        async for _ in self._wanted.changes():
+            self._wake.set()
+
+    async def _reconcile(self, control: Control) -> None:
+        wanted = self._wanted.value.value or ()
         for address in [address for address in self._known() if address not in wanted]:
             await self._remove(control, self._known()[address])
+        # After the removals: their names are free again for what is new.
         self._show(self._known())
         for address in wanted:
             device = self._known()[address]
-            if device.state in {DeviceState.WANTED, DeviceState.FAILED} and self._is_due(address):
+            if device.state is DeviceState.REMOVING:
+                self._stay(device)
+            elif device.state in {DeviceState.WANTED, DeviceState.FAILED} and self._is_due(address):
                 await self._add(control, device)
 
     async def _add(self, control: Control, device: Device) -> None:
+        if device.address in self._added and not await self._take_back(control, device):
+            return
         self._set(replace(device, state=DeviceState.STARTING, reason=""))
         request = {"device": device.address, "devargs": "", "socket": device.socket}
         try:
-            await control.call("device.add", request)
+            Path(device.socket).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            await control.call("device.add", request, timeout_s=None)
         except RequestRefused as error:
             self._refused(replace(device, state=DeviceState.FAILED, reason=str(error)), "device_failed")
             return
+        except OSError as error:
+            reason = f"--socket-dir {error.filename}: {os.strerror(error.errno or 0).lower()}"
+            self._refused(replace(device, state=DeviceState.FAILED, reason=reason), "device_failed")
+            return
+        self._added.add(device.address)
         self._refusals.pop(device.address, None)
-        self._set(replace(device, state=DeviceState.READY, reason=""))
+        self._set_served(device)
         log.info("device_ready", device=device.address, socket=device.socket)
+
+    async def _take_back(self, control: Control, device: Device) -> bool:
+        """Removes a device whose socket is dead from the daemon, so that it can be added anew."""
+        try:
+            await control.call("device.remove", {"device": device.address}, timeout_s=None)
+        except RequestRefused as error:
+            if error.code != _NO_SUCH_DEVICE:
+                self._refused(replace(device, reason=str(error)), "device_not_removed")
+                return False
+        self._added.discard(device.address)
+        return True
 
     async def _remove(self, control: Control, device: Device) -> None:
         if not self._is_due(device.address):
             return
-        if device.state is not DeviceState.WANTED:
+        if device.address in self._added:
+            if self._drains_still(device):
+                return
             self._set(replace(device, state=DeviceState.REMOVING, reason="it left the list"))
-            try:
-                await control.call("device.remove", {"device": device.address})
-            except RequestRefused as error:
-                if error.code != _NO_SUCH_DEVICE:
-                    self._refused(replace(device, state=DeviceState.REMOVING, reason=str(error)), "device_not_removed")
-                    return
+            if not await self._take_back(control, self._known()[device.address]):
+                return
+        self._drains.pop(device.address, None)
         self._refusals.pop(device.address, None)
-        self._names.pop(device.address, None)
         self._show({address: other for address, other in self._known().items() if address != device.address})
         log.info("device_removed", device=device.address, socket=device.socket)
+
+    def _drains_still(self, device: Device) -> bool:
+        """Whether a device that left the list is kept because a front end uses it."""
+        now = asyncio.get_running_loop().time()
+        if device.address in self._in_use and device.state is not DeviceState.REMOVING:
+            self._drains[device.address] = now + self._config.drain_timeout_s
+            reason = f"it left the list, a front end may use it for {self._config.drain_timeout_s:g} s more"
+            self._set(replace(device, state=DeviceState.REMOVING, reason=reason))
+            log.info("device_drains", device=device.address, timeout_s=self._config.drain_timeout_s)
+        return now < self._drains.get(device.address, now)
+
+    def _stay(self, device: Device) -> None:
+        """A device that was to go is in the list again; what it had goes on."""
+        self._drains.pop(device.address, None)
+        self._refusals.pop(device.address, None)
+        self._set_served(device)
+
+    async def _look(self, control: Control) -> None:
+        """Finds sockets that died without the daemon's doing, and a mapping file that somebody took away."""
+        served = [device for device in self._known().values() if device.state in SERVED]
+        if self._config.vhost_mode is VhostMode.SERVER:
+            dead = dead_sockets(device.socket for device in served)
+            for device in served:
+                if reason := dead.get(device.socket):
+                    self._refused(replace(device, state=DeviceState.FAILED, reason=reason), "device_failed")
+        mapping = self._mapping.value.value
+        if served and mapping is None and not self._socket_list_is_there():
+            await control.call("mapping.write", timeout_s=None)
+
+    def _socket_list_is_there(self) -> bool:
+        return os.path.lexists(self._socket_list)
 
     def _refused(self, device: Device, event: str) -> None:
         refusals = self._refusals.get(device.address, (0, 0.0))[0] + 1
@@ -117,12 +227,16 @@ class Devices:
         log.warning(event, device=device.address, reason=device.reason, retry_in_s=round(delay_s, 1))
 
     def _is_due(self, address: PciAddress) -> bool:
-        return address not in self._refusals or asyncio.get_running_loop().time() >= self._refusals[address][1]
+        if address not in self._refusals:
+            return True
+        # A device whose socket died while a front end uses it is left in peace until that goes.
+        return asyncio.get_running_loop().time() >= self._refusals[address][1] and address not in self._in_use
 
-    def _next_retry_s(self) -> float | None:
-        if not self._refusals:
-            return None
-        return max(0.0, min(due for _, due in self._refusals.values()) - asyncio.get_running_loop().time())
+    def _pause_s(self) -> float:
+        """How long nothing needs to be done without an event, in seconds."""
+        times = [due for _, due in self._refusals.values()] + list(self._drains.values())
+        left_s = min(times, default=float("inf")) - asyncio.get_running_loop().time()
+        return min(_LOOK_S, max(0.0, left_s))
 
     def _known(self) -> MappingProxyType[PciAddress, Device]:
         return self._status.value.devices
@@ -130,21 +244,29 @@ class Devices:
     def _show(self, known: "dict[PciAddress, Device] | MappingProxyType[PciAddress, Device]") -> None:
         """Publishes the list's devices in its order, the known ones as they are, then the known that left the list."""
         wanted = self._wanted.value.value or ()
-        leaving = {address: device for address, device in known.items() if address not in wanted}
-        taken = {address: name for address, name in self._names.items() if address in wanted or address in leaving}
-        self._names = assign_names(self._config.socket_naming, taken, (*wanted, *leaving))
+        leaving = tuple(address for address in known if address not in wanted)
+        self._name((*wanted, *leaving))
         devices = {
             address: known[address] if address in known else self._new(address) for address in (*wanted, *leaving)
         }
         self._status.set(replace(self._status.value, devices=MappingProxyType(devices)))
 
+    def _name(self, addresses: tuple[PciAddress, ...]) -> None:
+        """Gives each of these devices a name, and forgets those of all others."""
+        kept = self._store.read() if self._names is None else self._names
+        taken = {address: name for address, name in kept.items() if address in addresses}
+        self._names = assign_names(self._config.socket_naming, taken, addresses)
+        if self._names != kept and self._config.socket_naming is SocketNaming.INDEX:
+            self._store.write(self._names)
+
     def _new(self, address: PciAddress) -> Device:
-        return Device(address, str(self._config.socket_dir / self._names[address]), DeviceState.WANTED)
+        name = (self._names or {})[address]
+        return Device(address, str(self._config.socket_dir / name), DeviceState.WANTED)
+
+    def _set_served(self, device: Device) -> None:
+        state = DeviceState.CONNECTED if device.address in self._in_use else DeviceState.READY
+        self._set(replace(device, state=state, reason=""))
 
     def _set(self, device: Device) -> None:
         devices = {**self._known(), device.address: device}
         self._status.set(replace(self._status.value, devices=MappingProxyType(devices)))
-
-
-_NO_SUCH_DEVICE: Final = -32001
-"""The daemon's code for a device that it does not have (any more)."""

@@ -8,41 +8,67 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGTERM
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 
 from vdpa_agent.config import DaemonConfig, DaemonMode
-from vdpa_agent.daemon.argv import vdpad_argv
 from vdpa_agent.daemon.child import Child, describe_exit, spawn
+from vdpa_agent.daemon.command import Command
 from vdpa_agent.daemon.control import Control, open_control
-from vdpa_agent.daemon.devices import Devices
+from vdpa_agent.daemon.devices import Devices, NameStore
 from vdpa_agent.daemon.pump import LogPump
-from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable, RequestRefused
+from vdpa_agent.daemon.vdpad import Vdpad
+from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import TRANSITIONS, DaemonEvent, DaemonState, DaemonStatus
+from vdpa_agent.model.daemon import TRANSITIONS, DaemonEvent, DaemonState, DaemonStatus, Stop
 from vdpa_agent.model.loaded import Loaded
+from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList
+from vdpa_agent.model.restarts import FORGIVEN, HEALTHY_AFTER_S
 
 _EXIT_USAGE: Final = 2
-"""What vdpad ends with when it refuses its arguments."""
+"""What a daemon ends with when it refuses its arguments."""
 
-_HEALTHY_AFTER_S: Final = 600.0
-"""A daemon that ran this long starts its backoff anew."""
+_DEATH_S: Final = 1.0
+"""How long the death of a process may be noticed after that of its control channel."""
 
 log = structlog.get_logger(__name__)
 
 
+class Program(Protocol):
+    """How a kind of daemon is started, accompanied and asked to end; Vdpad and Command are the two."""
+
+    def argv(self, control_fd: int) -> list[str]:
+        """The command line of the next start."""
+
+    async def accompany(
+        self, control: Control, *, running: Callable[[], None], unhealthy: Callable[[str], None]
+    ) -> None:
+        """Goes along with a spawned daemon; returns if it must be started again, raises DaemonError if it is lost."""
+
+    async def ask_to_end(self, control: Control, timeout_s: float) -> None:
+        """Asks it to end, in any way that is gentler than SIGTERM."""
+
+    def notified(self, method: str, params: dict[str, Any]) -> None:
+        """Takes a notification of the daemon."""
+
+    def forget(self, reason: str) -> None:
+        """Nothing of it may be promised any more."""
+
+
 class Supervisor:
-    """Runs vdpad while devices are wanted: starts it, starts it again when it dies, stops it in order."""
+    """Starts the daemon while devices are wanted, starts it again when it dies, stops it in order."""
 
     def __init__(
         self,
         config: DaemonConfig,
+        *,
         socket_list: Path,
         wanted: Latest[Loaded[DeviceList]],
+        mapping: Latest[Loaded[Mapping]],
+        names: NameStore,
         retire_mapping: Callable[[], None],
-        *,
         spread: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - jitter, not a secret
     ) -> None:
         """Starts nothing yet.
@@ -51,38 +77,54 @@ class Supervisor:
             config: how to run the daemon.
             socket_list: the mapping file that it writes.
             wanted: the devices to run, as the list says.
+            mapping: what the mapping file says.
+            names: keeps the socket names over restarts of the agent.
             retire_mapping: takes the mapping file away; called before each start and after each end.
             spread: where in its jitter a backoff is, -1 to 1.
         """
-        self.status = Latest(DaemonStatus(managed=config.mode is DaemonMode.VDPAD))
+        self.status = Latest(DaemonStatus(managed=config.mode in {DaemonMode.VDPAD, DaemonMode.COMMAND}))
         self._config = config
-        self._socket_list = socket_list
         self._wanted = wanted
         self._retire_mapping = retire_mapping
         self._spread = spread
-        self._devices = Devices(config, wanted, self.status, spread)
+        self._restarts = FORGIVEN
+        self._killed_at_stop = False
+        self._program: Program
+        if config.mode is DaemonMode.COMMAND:
+            self._program = Command(config, socket_list, wanted, mapping, self.status)
+        else:
+            devices = Devices(
+                config,
+                socket_list=socket_list,
+                wanted=wanted,
+                mapping=mapping,
+                status=self.status,
+                names=names,
+                spread=spread,
+            )
+            self._program = Vdpad(config, socket_list, devices)
 
     def adopt_role(self) -> None:
         """Decides by what is there whether this agent owns the daemon; once it does, it does for good."""
         if self._config.mode is DaemonMode.AUTO and self._wanted.value.value is not None:
             self._publish(managed=True)
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Supervises until `stop` is set and the daemon has ended. Cancellation kills the daemon at once.
+    async def run(self, stop: Latest[Stop]) -> None:
+        """Supervises until the agent stops and the daemon has ended. Cancellation kills the daemon at once.
 
         Raises:
             DaemonUnusable: the daemon can never start as configured.
+            DaemonError: the daemon had to be killed at the end.
         """
-        failures = 0
         while await _unless(stop, self._devices_wanted()):
-            started = asyncio.get_running_loop().time()
-            reason = await self._live(stop)
+            planned = await self._live(stop)
             if self.status.value.state is DaemonState.STOPPED:
+                self._refuse_kill()
                 return
-            healthy = asyncio.get_running_loop().time() - started >= _HEALTHY_AFTER_S
-            failures = 1 if healthy else failures + 1
-            delay_s = self._config.backoff.delay_s(failures, self._spread())
-            log.warning("daemon_restart_waits", reason=reason, delay_s=round(delay_s, 2), deaths_in_a_row=failures)
+            if planned:
+                continue
+            delay_s = self._config.backoff.delay_s(self._restarts.failures, self._spread())
+            log.warning("daemon_restart_waits", delay_s=round(delay_s, 2), deaths_in_a_row=self._restarts.failures)
             if not await _unless(stop, asyncio.sleep(delay_s)):
                 break
             self._publish(restarts=self.status.value.restarts + 1)
@@ -94,31 +136,44 @@ class Supervisor:
             if loaded.value and self.status.value.managed:
                 return
 
-    async def _live(self, stop: asyncio.Event) -> str:
-        """One life of the daemon, from before its spawn until after its end; returns how it ended."""
+    async def _live(self, stop: Latest[Stop]) -> bool:
+        """One life of the daemon, from before its spawn until after its end; whether the end was planned."""
         self._retire_mapping()
         self._move(DaemonEvent.START)
-        reason = "it was not started"
+        pump = LogPump()
+        reason = "it could not be started"
+        planned = False
         try:
-            pump = LogPump()
             child, control = await self._start(pump)
             try:
-                reason = await self._accompany(child, control, stop)
+                reason, planned = await self._accompany(child, control, stop)
             finally:
                 child.kill_group()
                 control.close()
             self._refuse_unusable(child, pump)
-            tell = log.info if stop.is_set() else log.warning
-            tell("daemon_ended", reason=reason, last_lines=list(pump.last_lines)[-3:])
+            tell = log.info if planned or stop.value else log.warning
+            tell("daemon_ended", reason=reason, last_lines=list(pump.last_lines))
         except DaemonLost as error:
             reason = str(error)
             log.error("daemon_not_started", reason=reason)
         finally:
-            self._publish(pid=None, last_exit=reason)
+            self._publish(pid=None, last_exit=reason, unhealthy="")
             self._move(DaemonEvent.ENDED)
-            self._devices.forget(f"the daemon ended: {reason}")
+            self._program.forget(f"the daemon ended: {reason}")
             self._retire_mapping()
-        return reason
+        if not planned and not stop.value:
+            self._died()
+        return planned
+
+    def _died(self) -> None:
+        self._restarts = self._restarts.after_death(asyncio.get_running_loop().time())
+        if self._restarts.crash_loop and not self.status.value.crash_loop:
+            log.error("daemon_crash_loop", remedy="see daemon_ended and daemon_output; retries go on")
+        self._publish(crash_loop=self._restarts.crash_loop)
+
+    def _forgive(self) -> None:
+        self._restarts = FORGIVEN
+        self._publish(crash_loop=False)
 
     async def _start(self, pump: LogPump) -> tuple[Child, Control]:
         """Spawns the daemon with its control channel and its output connected.
@@ -131,10 +186,10 @@ class Supervisor:
             self._config.socket_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
             ours, theirs = socket.socketpair()
             with theirs:
-                control = await open_control(ours, self._notified)
+                control = await open_control(ours, self._program.notified)
                 output = await _read_pipe(pump)
                 try:
-                    argv = vdpad_argv(self._config, self._socket_list, theirs.fileno())
+                    argv = self._program.argv(theirs.fileno())
                     child = spawn(argv, output=output, control=theirs.fileno())
                 except BaseException:
                     control.close()
@@ -145,51 +200,70 @@ class Supervisor:
             message = f"{error.filename or self._config.program}: {os.strerror(error.errno or 0).lower()}"
             raise DaemonLost(message) from error
         self._publish(pid=child.pid)
-        log.info("daemon_started", program=self._config.program, pid=child.pid)
+        log.info("daemon_started", program=argv[0], pid=child.pid)
         return child, control
 
-    async def _accompany(self, child: Child, control: Control, stop: asyncio.Event) -> str:
-        """Goes along with a spawned daemon until it is gone; returns how it ended."""
-        async with asyncio.TaskGroup() as tasks:
-            listening = tasks.create_task(_reason(control.run()), name="control")
-            driving = tasks.create_task(_reason(self._drive(control)), name="devices")
-            stopping = tasks.create_task(stop.wait(), name="stop")
-            ends: list[asyncio.Future[Any]] = [listening, driving, stopping, child.exited]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            driving.cancel()
-            if stop.is_set():
-                self._move(DaemonEvent.STOP)
-                await self._ask_to_end(child, control)
-            else:
-                self._devices.forget("the daemon is ending")  # before any wait: none of its sockets is promised now
-                if not await _ended_within(child, self._config.stop_grace_s):
-                    log.warning("daemon_killed", reason=_first_reason(listening, driving))
-            child.kill_group()
-            code = await child.exited
-            listening.cancel()
-            stopping.cancel()
-        if listening.done() and not listening.cancelled() and code == 0 and not stop.is_set():
-            return f"{_first_reason(listening, driving)} ({describe_exit(code)})"
-        return describe_exit(code)
-
-    async def _drive(self, control: Control) -> None:
-        version = await control.call("version", timeout_s=self._config.start_timeout_s)
-        self._move(DaemonEvent.ANSWERED)
-        log.info("daemon_running", version=version)
-        await self._devices.follow(control)
-
-    async def _ask_to_end(self, child: Child, control: Control) -> None:
-        """Asks by `shutdown`, then by SIGTERM, each for half of the grace; the caller kills what is left."""
-        half_s = self._config.stop_grace_s / 2
+    async def _accompany(self, child: Child, control: Control, stop: Latest[Stop]) -> tuple[str, bool]:
+        """Goes along with a spawned daemon until it is gone; returns how it ended, and whether that was planned."""
+        healthy = asyncio.get_running_loop().call_later(HEALTHY_AFTER_S, self._forgive)
         try:
-            await control.call("shutdown", timeout_s=half_s)
-        except DaemonError as error:
-            log.info("daemon_shutdown_unanswered", reason=str(error))
-        if await _ended_within(child, half_s):
+            async with asyncio.TaskGroup() as tasks:
+                driving = tasks.create_task(self._drive(control), name="daemon")
+                stopping = tasks.create_task(_asked(stop, Stop.IN_ORDER), name="stop")
+                ends: list[asyncio.Future[Any]] = [driving, stopping, child.exited]
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                lost = driving.result() if driving.done() else ""
+                planned = driving.done() and not lost
+                driving.cancel()
+                stopping.cancel()
+        finally:
+            healthy.cancel()
+        if stop.value:
+            self._move(DaemonEvent.STOP)
+        self._program.forget("the daemon is ending")  # before any wait: none of its sockets is promised now
+        if lost and await _ended_within(child, _DEATH_S):
+            lost = ""  # it died, and its channel told first
+        elif lost:
+            log.warning("daemon_killed", reason=lost)
+        elif not child.exited.done():
+            await self._ask_to_end(child, control, stop)
+        child.kill_group()
+        ended = describe_exit(await child.exited)
+        return f"{lost} ({ended})" if lost else ended, planned
+
+    async def _drive(self, control: Control) -> str:
+        """Returns why the daemon is lost, empty if it must be started again."""
+        lost = ""
+        try:
+            await self._program.accompany(control, running=self._running, unhealthy=self._unhealthy)
+        except* DaemonError as group:
+            lost = str(_leaf(group))
+        return lost
+
+    def _running(self) -> None:
+        self._move(DaemonEvent.ANSWERED)
+
+    def _unhealthy(self, reason: str) -> None:
+        if reason == self.status.value.unhealthy:
             return
-        child.send_signal(SIGTERM)
-        if not await _ended_within(child, half_s):
-            log.warning("daemon_killed", reason="it ended neither by shutdown nor by SIGTERM")
+        if reason:
+            log.warning("daemon_unhealthy", reason=reason)
+        else:
+            log.info("daemon_healthy")
+        self._publish(unhealthy=reason)
+
+    async def _ask_to_end(self, child: Child, control: Control, stop: Latest[Stop]) -> None:
+        """Asks in the program's way, then by SIGTERM, each for half of the grace; the caller kills what is left."""
+        half_s = self._config.stop_grace_s / 2
+        asking: list[Callable[[], Awaitable[object]]] = [
+            lambda: self._program.ask_to_end(control, half_s),
+            lambda: _terminate(child),
+        ]
+        for ask in asking:
+            if await _unless(stop, _ask_and_wait(ask, child, half_s), Stop.NOW) and child.exited.done():
+                return
+        self._killed_at_stop = bool(stop.value)
+        log.warning("daemon_killed", reason="it ended neither when asked nor by SIGTERM")
 
     def _refuse_unusable(self, child: Child, pump: LogPump) -> None:
         if self.status.value.state is DaemonState.STARTING and child.exited.result() == _EXIT_USAGE:
@@ -197,8 +271,12 @@ class Supervisor:
             message = f"{self._config.program} refused its arguments: {said}"
             raise DaemonUnusable(message)
 
-    def _notified(self, method: str, params: dict[str, Any]) -> None:
-        log.info("daemon_notified", notification=method, device=params.get("device"))
+    def _refuse_kill(self) -> None:
+        if self._killed_at_stop:
+            message = (
+                "the daemon did not end in order and was killed; see its last lines, or give a longer --stop-grace"
+            )
+            raise DaemonError(message)
 
     def _move(self, event: DaemonEvent) -> None:
         self._publish(state=TRANSITIONS[self.status.value.state, event])
@@ -207,30 +285,37 @@ class Supervisor:
         self.status.set(replace(self.status.value, **changes))
 
 
-async def _reason(part: Awaitable[None]) -> str:
-    try:
-        await part
-    except (DaemonLost, RequestRefused) as error:
-        return str(error)
-    return "it returned"
+def _leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
-def _first_reason(*parts: "asyncio.Task[str]") -> str:
-    return next((part.result() for part in parts if part.done() and not part.cancelled()), "no reason given")
+async def _asked(stop: Latest[Stop], least: Stop) -> None:
+    await stop.wait_for(lambda value: value >= least)
 
 
-async def _unless(stop: asyncio.Event, awaited: Awaitable[None]) -> bool:
-    """Waits for something; False if `stop` is set before, which cancels it."""
+async def _unless(stop: Latest[Stop], awaited: Awaitable[None], least: Stop = Stop.IN_ORDER) -> bool:
+    """Waits for something; False if the agent is asked to stop before, which cancels it."""
     async with asyncio.TaskGroup() as tasks:
-        waits = [tasks.create_task(_wait(awaited)), tasks.create_task(_wait(stop.wait()))]
+        waits = [tasks.create_task(_wait(awaited)), tasks.create_task(_asked(stop, least))]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
-    return not stop.is_set()
+    return stop.value < least
 
 
-async def _wait(awaited: Awaitable[object]) -> None:
+async def _wait(awaited: Awaitable[None]) -> None:
     await awaited
+
+
+async def _terminate(child: Child) -> None:
+    child.send_signal(SIGTERM)
+
+
+async def _ask_and_wait(ask: Callable[[], Awaitable[object]], child: Child, seconds: float) -> None:
+    await ask()
+    await _ended_within(child, seconds)
 
 
 async def _ended_within(child: Child, seconds: float) -> bool:

@@ -1,7 +1,7 @@
 """DaemonStatus: what is known of the daemon, with the one table of its states."""
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import Final
 
@@ -57,6 +57,16 @@ TRANSITIONS: Final[MappingProxyType[tuple[DaemonState, DaemonEvent], DaemonState
 """Every event that can happen in a state, and the state after it; what is absent cannot happen."""
 
 
+class Stop(IntEnum):
+    """How urgently the agent is to end."""
+
+    NO = 0
+    IN_ORDER = 1
+    """The first SIGTERM or SIGINT: everything ends in its order, within its grace."""
+    NOW = 2
+    """The second one: nothing is waited for."""
+
+
 class DeviceState(StrEnum):
     """The states of one wanted device."""
 
@@ -65,11 +75,17 @@ class DeviceState(StrEnum):
     STARTING = "starting"
     """The daemon was asked for it."""
     READY = "ready"
-    """The daemon has started it."""
+    """The daemon has started it, and its socket listens."""
+    CONNECTED = "connected"
+    """The same, and a front end uses it."""
     FAILED = "failed"
-    """The daemon refused it; `reason` says why."""
+    """The daemon refused it, or its socket is dead; `reason` says why. It is tried again."""
     REMOVING = "removing"
-    """It left the list, the daemon was asked to remove it."""
+    """It left the list; it goes as soon as no front end uses it, or the drain time-out is over."""
+
+
+SERVED: Final = frozenset({DeviceState.READY, DeviceState.CONNECTED})
+"""The states in which a device's socket may be promised to a client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +115,8 @@ class DaemonStatus:
         pid: the process, None where there is none.
         restarts: how often it was started again since the agent started.
         last_exit: how it ended last, empty where it never did.
+        crash_loop: it died so often in a short time that somebody should look.
+        unhealthy: why the running daemon cannot be relied on, empty where it can.
         devices: the wanted devices and those being removed.
     """
 
@@ -107,11 +125,13 @@ class DaemonStatus:
     pid: int | None = None
     restarts: int = 0
     last_exit: str = ""
+    crash_loop: bool = False
+    unhealthy: str = ""
     devices: MappingProxyType[PciAddress, Device] = field(default_factory=lambda: MappingProxyType({}))
 
     def serves(self, address: PciAddress) -> bool:
         """Whether the socket of a device may be promised to a client."""
-        if self.state is not DaemonState.RUNNING:
+        if self.state is not DaemonState.RUNNING or self.unhealthy:
             return False
         device = self.devices.get(address)
-        return device is not None and device.state is DeviceState.READY
+        return device is not None and device.state in SERVED

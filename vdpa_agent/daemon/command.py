@@ -1,0 +1,127 @@
+"""Command: how any other program that writes the mapping is started, accompanied and asked to end."""
+
+import asyncio
+import shlex
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import structlog
+
+from vdpa_agent.config import DaemonConfig, VhostMode
+from vdpa_agent.daemon.control import Control
+from vdpa_agent.daemon.sockets import dead_sockets
+from vdpa_agent.errors import DaemonUnusable
+from vdpa_agent.latest import Latest
+from vdpa_agent.model.daemon import DaemonStatus, Device, DeviceState
+from vdpa_agent.model.loaded import Loaded
+from vdpa_agent.model.mapping import Mapping
+from vdpa_agent.model.pci import DeviceList
+
+_LOOK_S: Final = 1.0
+"""How often the sockets are looked at without any event."""
+
+log = structlog.get_logger(__name__)
+
+
+class Command:
+    """A program that gets its devices as arguments, knows nothing of a control channel, and writes the mapping."""
+
+    def __init__(
+        self,
+        config: DaemonConfig,
+        socket_list: Path,
+        wanted: Latest[Loaded[DeviceList]],
+        mapping: Latest[Loaded[Mapping]],
+        status: Latest[DaemonStatus],
+    ) -> None:
+        self._config = config
+        self._socket_list = socket_list
+        self._wanted = wanted
+        self._mapping = mapping
+        self._status = status
+        self._started_with: DeviceList = ()
+
+    def argv(self, control_fd: int) -> list[str]:  # noqa: ARG002 - it is not told of the channel
+        """Its command line for the devices of now; where setpriv(1) is at hand, it dies with the agent."""
+        self._started_with = self._wanted.value.value or ()
+        argv = command_argv(self._config, self._socket_list, self._started_with)
+        if shutil.which(argv[0]) is None:
+            message = f"{argv[0]} is not an executable program; correct --daemon-command"
+            raise DaemonUnusable(message)
+        dies_with_us = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+        return [*dies_with_us, *argv]
+
+    async def accompany(
+        self,
+        control: Control,  # noqa: ARG002
+        *,
+        running: Callable[[], None],
+        unhealthy: Callable[[str], None],  # noqa: ARG002
+    ) -> None:
+        """Watches which devices it has mapped, until the list is another one: then it must start again."""
+        self.forget("the daemon has not mapped it yet")
+        running()
+        async with asyncio.TaskGroup() as tasks:
+            wake = asyncio.Event()
+            watches = [tasks.create_task(_wake_on_change(latest, wake)) for latest in (self._wanted, self._mapping)]
+            while (self._wanted.value.value or ()) == self._started_with:
+                wake.clear()
+                self._look()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_S):
+                        await wake.wait()
+            for watch in watches:
+                watch.cancel()
+        log.info("daemon_list_changed", devices=len(self._wanted.value.value or ()))
+
+    async def ask_to_end(self, control: Control, timeout_s: float) -> None:
+        """There is no way to ask but SIGTERM, which comes next."""
+
+    def notified(self, method: str, params: dict[str, Any]) -> None:
+        """There is no channel for it."""
+
+    def forget(self, reason: str) -> None:
+        """Nothing of it may be promised: every device of the list is wanted, for the given reason."""
+        devices = {
+            address: Device(address, "", DeviceState.WANTED, reason) for address in self._wanted.value.value or ()
+        }
+        self._status.set(replace(self._status.value, devices=MappingProxyType(devices)))
+
+    def _look(self) -> None:
+        mapped = self._mapping.value.value or Mapping()
+        paths = {address: mapped.sockets[address] for address in self._started_with if address in mapped.sockets}
+        dead = dead_sockets(paths.values()) if self._config.vhost_mode is VhostMode.SERVER else {}
+        devices = {}
+        for address in self._started_with:
+            path = paths.get(address, "")
+            reason = dead.get(path, "") if path else "the daemon has not mapped it yet"
+            state = DeviceState.STARTING if reason else DeviceState.READY
+            devices[address] = Device(address, path, state, reason)
+        self._status.set(replace(self._status.value, devices=MappingProxyType(devices)))
+
+
+def command_argv(config: DaemonConfig, socket_list: Path, devices: DeviceList) -> list[str]:
+    """Splits the command as a shell would and substitutes.
+
+    A word that is `{devices}` alone becomes one word per device; inside of a word they are joined by commas.
+    `{socket_dir}` and `{socket_list}` stand for the paths.
+    """
+    argv: list[str] = []
+    for word in shlex.split(config.command):
+        if word == "{devices}":
+            argv += devices
+        else:
+            substituted = word.replace("{devices}", ",".join(devices))
+            substituted = substituted.replace("{socket_dir}", str(config.socket_dir))
+            argv.append(substituted.replace("{socket_list}", str(socket_list)))
+    return argv
+
+
+async def _wake_on_change(latest: "Latest[Any]", wake: asyncio.Event) -> None:
+    async for _ in latest.changes():
+        wake.set()

@@ -1,0 +1,119 @@
+"""Vdpad: how this project's own daemon is started, accompanied and asked to end."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from vdpa_agent.config import DaemonConfig
+from vdpa_agent.daemon.control import Control
+from vdpa_agent.daemon.devices import Devices
+from vdpa_agent.errors import DaemonError
+
+_PING_S: Final = 2.0
+"""How often a running daemon is asked for its version."""
+
+_UNHEALTHY_AFTER_S: Final = 8.0
+"""A question unanswered for this long makes it unhealthy: with the pause between questions, 10 s after it hung."""
+
+_LOST_AFTER_S: Final = 28.0
+"""A question unanswered for this long makes it lost, likewise 30 s after it hung."""
+
+log = structlog.get_logger(__name__)
+
+
+class Vdpad:
+    """The daemon of `native/vdpad`, which is told of each device over its control channel."""
+
+    def __init__(self, config: DaemonConfig, socket_list: Path, devices: Devices) -> None:
+        self._config = config
+        self._socket_list = socket_list
+        self._devices = devices
+
+    def argv(self, control_fd: int) -> list[str]:
+        """Its command line: it starts with no device."""
+        config = self._config
+        argv = [
+            config.program,
+            f"--control-fd={control_fd}",
+            f"--socket-list={self._socket_list}",
+            f"--socket-dir={config.socket_dir}",
+            f"--socket-mode={config.socket_mode:04o}",
+            f"--vhost-mode={config.vhost_mode}",
+            f"--memory={config.memory}",
+            f"--log-level={config.log_level}",
+        ]
+        if config.socket_owner is not None:
+            argv.append(f"--socket-owner={config.socket_owner}")
+        if config.socket_group is not None:
+            argv.append(f"--socket-group={config.socket_group}")
+        if config.simulate:
+            argv.append("--simulate")
+        return argv
+
+    async def accompany(
+        self, control: Control, *, running: Callable[[], None], unhealthy: Callable[[str], None]
+    ) -> None:
+        """Keeps a spawned daemon's devices at what the list says and watches that it answers, until cancelled.
+
+        Args:
+            control: its control channel.
+            running: called once it answers.
+            unhealthy: called with a reason when it stops answering, and with an empty one when it answers again.
+
+        Raises:
+            DaemonError: it cannot be relied on any more.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(control.run(), name="control")
+            version = await control.call("version", timeout_s=self._config.start_timeout_s)
+            running()
+            log.info("daemon_running", version=version)
+            tasks.create_task(self._devices.follow(control), name="devices")
+            tasks.create_task(_ping(control, unhealthy), name="ping")
+
+    async def ask_to_end(self, control: Control, timeout_s: float) -> None:
+        """Asks it to end and waits for the answer."""
+        async with asyncio.TaskGroup() as tasks:
+            listening = tasks.create_task(_quietly(control.run()))
+            try:
+                await control.call("shutdown", timeout_s=timeout_s)
+            except DaemonError as error:
+                log.info("daemon_shutdown_unanswered", reason=str(error))
+            listening.cancel()
+
+    def notified(self, method: str, params: dict[str, Any]) -> None:
+        """Takes a notification of the daemon."""
+        address = params.get("device")
+        if not isinstance(address, str):
+            return
+        if method == "device.connected":
+            self._devices.front_end(address, connected=True)
+        elif method == "device.disconnected":
+            self._devices.front_end(address, connected=False)
+
+    def forget(self, reason: str) -> None:
+        """It is gone or going: nothing of it may be promised any more."""
+        self._devices.forget(reason)
+
+
+async def _ping(control: Control, unhealthy: Callable[[str], None]) -> None:
+    while True:
+        await asyncio.sleep(_PING_S)
+        late = asyncio.get_running_loop().call_later(
+            _UNHEALTHY_AFTER_S, unhealthy, f"vdpad has not answered for {_UNHEALTHY_AFTER_S:g} s"
+        )
+        try:
+            await control.call("version", timeout_s=_LOST_AFTER_S)
+        finally:
+            late.cancel()
+        unhealthy("")
+
+
+async def _quietly(listening: Any) -> None:
+    try:
+        await listening
+    except DaemonError:
+        return
