@@ -7,8 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
@@ -87,19 +87,23 @@ class JsonLines:
 class AgentProcess:
     """A running `vdpa-agent run`; everything it needs is below one directory."""
 
-    def __init__(self, directory: Path, arguments: Sequence[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self, directory: Path, arguments: Sequence[str], environment: dict[str, str], under: Sequence[str] = ()
+    ) -> None:
+        """Starts it; `under` is a program that becomes it by exec, such as prlimit."""
         self.directory = directory
         self.listen = directory / "vdpa.sock"
         self.socket_list = directory / "socketList.dat"
         self.pci_list = directory / "pciList.dat"
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "vdpa_agent", "run"),
+                *(*under, sys.executable, "-m", "vdpa_agent", "run"),
                 f"--listen={self.listen}",
                 f"--socket-list={self.socket_list}",
                 f"--pci-list={self.pci_list}",
                 f"--socket-dir={directory / 'vhost'}",
                 "--log-format=json",
+                "--hold-timeout=0",  # most tests ask what is served now
                 *arguments,
             ],
             stderr=subprocess.PIPE,
@@ -152,9 +156,11 @@ class AgentProcess:
 
 
 @contextmanager
-def running(directory: Path, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[AgentProcess]:
+def running(
+    directory: Path, *arguments: str, environment: dict[str, str] | None = None, under: Sequence[str] = ()
+) -> Iterator[AgentProcess]:
     """An agent that answers; at the end it must stop in order and must have logged no defect."""
-    agent = AgentProcess(directory, arguments, environment or {})
+    agent = AgentProcess(directory, arguments, environment or {}, under)
     try:
         agent.wait_logged("listening")
         yield agent
@@ -221,6 +227,30 @@ def write_atomically(path: Path, content: str) -> None:
     temporary = path.with_name(f"tmp{path.name}")
     temporary.write_text(content)
     temporary.rename(path)
+
+
+def write_list(path: Path, addresses: Iterable[str]) -> None:
+    """Replaces a device list in one step."""
+    write_atomically(path, "".join(f"{address}\n" for address in addresses))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def processes_of(directory: Path) -> dict[int, str]:
+    """The processes that run with something below a directory as an argument: their ids and command lines."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            line = (entry / "cmdline").read_bytes() if entry.name.isdecimal() else b""
+            if f"={directory}/".encode() in line:
+                found[int(entry.name)] = line.replace(b"\0", b" ").decode(errors="replace")
+    return found
 
 
 def mapping_text(sockets: dict[str, str]) -> str:

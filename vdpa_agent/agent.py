@@ -47,8 +47,8 @@ async def run(config: AgentConfig) -> None:
 
 async def _serve_example(config: AgentConfig, stop: Latest[Stop]) -> None:
     log.warning("example_data_served", remedy="drop --example-data to serve real devices")
-    answers = Answers(Latest(Loaded(example_mapping())), Latest(DaemonStatus(managed=False)))
-    async with listening(config.serve, [VdpaDpdk(answers)]):
+    answers = Answers(Latest(Loaded()), Latest(Loaded(example_mapping())), Latest(DaemonStatus(managed=False)))
+    async with listening(config.serve, [VdpaDpdk(answers, 0)]):
         await stop.wait_for(bool)
 
 
@@ -66,14 +66,24 @@ async def _serve_lists(config: AgentConfig, stop: Latest[Stop]) -> None:
         names=NamesFile(config.files.socket_list),
         retire_mapping=lists.retire_mapping,
     )
-    answers = Answers(lists.mapping, supervisor.status)
+    answers = Answers(lists.devices, lists.mapping, supervisor.status)
+    service = VdpaDpdk(answers, config.serve.hold_timeout_s)
     lists.check()
     supervisor.adopt_role()
-    async with listening(config.serve, [VdpaDpdk(answers)]), asyncio.TaskGroup() as tasks:
-        following = tasks.create_task(_eternal(lists.run()), name="lists")
+    async with listening(config.serve, [service]), asyncio.TaskGroup() as tasks:
+        eternal = [
+            tasks.create_task(_eternal(lists.run()), name="lists"),
+            tasks.create_task(_eternal(answers.run()), name="answers"),
+        ]
         supervising = tasks.create_task(supervisor.run(stop), name="supervisor")
-        await supervising
-        following.cancel()
+        try:
+            await stop.wait_for(bool)
+            answers.end()
+            await supervising
+        finally:
+            answers.end()
+            for task in eternal:
+                task.cancel()
 
 
 async def _eternal(task: Coroutine[Any, Any, None]) -> None:

@@ -157,11 +157,13 @@ class ServeConfig:
     Attributes:
         listen: the path of the gRPC socket.
         listen_mode: its permission bits.
+        hold_timeout_s: how long a call for a wanted device that is not ready may wait, in seconds; 0: not at all.
         example_data: serve the 16 example VFs instead of any file.
     """
 
     listen: Path = DEFAULT_LISTEN
     listen_mode: int = 0o660
+    hold_timeout_s: float = 8.0
     example_data: bool = False
 
     def __post_init__(self) -> None:

@@ -1,19 +1,25 @@
-"""Which sockets may be promised."""
+"""Which sockets may be promised, and who waits for one."""
 
+import asyncio
 from types import MappingProxyType
+
+import pytest
 
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import DaemonState, DaemonStatus, Device, DeviceState
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping, example_mapping
-from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.serve.answers import Answers
 
-A, B = PciAddress("0000:82:00.2"), PciAddress("0000:82:00.3")
+pytestmark = pytest.mark.anyio
+
+A, B, C = PciAddress("0000:82:00.2"), PciAddress("0000:82:00.3"), PciAddress("0000:82:00.4")
 BOTH = Loaded(Mapping(MappingProxyType({A: "/v/a", B: "/v/b"})))
+FOREIGN = DaemonStatus(managed=False)
 
 
-def _status(state: DaemonState, **devices: DeviceState) -> DaemonStatus:
+def _status(state: DaemonState = DaemonState.RUNNING, **devices: DeviceState) -> DaemonStatus:
     known = {"a": A, "b": B}
     return DaemonStatus(
         managed=True,
@@ -22,47 +28,130 @@ def _status(state: DaemonState, **devices: DeviceState) -> DaemonStatus:
     )
 
 
-def test_a_foreign_mapping_is_the_truth() -> None:
-    answers = Answers(Latest(BOTH), Latest(DaemonStatus(managed=False)))
-    assert [answers.socket_of(text) for text in (A, "82:00.3", "0000:82:00.4", "", "\0", "x" * 10_000)] == [
-        "/v/a",
-        "/v/b",
-        "",
-        "",
-        "",
-        "",
-    ]
+class _World:
+    """The three snapshots that answers are made of."""
+
+    def __init__(
+        self,
+        wanted: DeviceList | None = (A, B),
+        mapping: Loaded[Mapping] = BOTH,
+        status: DaemonStatus = FOREIGN,
+    ) -> None:
+        self.wanted: Latest[Loaded[DeviceList]] = Latest(Loaded(wanted))
+        self.mapping = Latest(mapping)
+        self.status = Latest(status)
+        self.answers = Answers(self.wanted, self.mapping, self.status)
+
+    async def now(self, text: str) -> str:
+        return await self.answers.socket_of(text, hold_s=0)
 
 
-def test_addresses_in_any_case() -> None:
-    mapping = Loaded(Mapping(MappingProxyType({PciAddress("0000:af:00.1"): "/v/a"})))
-    answers = Answers(Latest(mapping), Latest(DaemonStatus(managed=False)))
-    assert answers.socket_of("AF:00.1") == "/v/a"
+async def test_a_foreign_mapping_is_the_truth() -> None:
+    world = _World()
+    asked = [A, "82:00.3", C, "", "\0", "x" * 10_000]
+    assert [await world.now(text) for text in asked] == ["/v/a", "/v/b", "", "", "", ""]
 
 
-def test_our_own_daemon_must_run_and_have_the_device_ready() -> None:
-    status = Latest(_status(DaemonState.STARTING, a=DeviceState.READY))
-    answers = Answers(Latest(BOTH), status)
-    assert answers.socket_of(A) == ""
-    status.set(_status(DaemonState.RUNNING, a=DeviceState.READY, b=DeviceState.REMOVING))
-    assert (answers.socket_of(A), answers.socket_of(B)) == ("/v/a", "")
-    status.set(_status(DaemonState.BACKOFF, a=DeviceState.WANTED))
-    assert answers.socket_of(A) == ""
+async def test_addresses_in_any_case() -> None:
+    world = _World(mapping=Loaded(Mapping(MappingProxyType({PciAddress("0000:af:00.1"): "/v/a"}))))
+    assert await world.now("AF:00.1") == "/v/a"
 
 
-def test_an_answer_follows_the_mapping() -> None:
-    mapping: Latest[Loaded[Mapping]] = Latest(Loaded())
-    answers = Answers(mapping, Latest(DaemonStatus(managed=False)))
-    assert answers.socket_of(A) == ""
-    mapping.set(BOTH)
-    assert answers.socket_of(A) == "/v/a"
-    mapping.set(Loaded(None, "the file is not there"))
-    assert answers.socket_of(A) == ""
+async def test_our_own_daemon_must_run_and_have_the_device_ready() -> None:
+    world = _World(status=_status(DaemonState.STARTING, a=DeviceState.READY))
+    assert await world.now(A) == ""
+    world.status.set(_status(a=DeviceState.READY, b=DeviceState.REMOVING))
+    assert (await world.now(A), await world.now(B)) == ("/v/a", "")
+    world.status.set(_status(DaemonState.BACKOFF, a=DeviceState.WANTED))
+    assert await world.now(A) == ""
 
 
-def test_example_data_is_that_of_the_predecessor() -> None:
-    answers = Answers(Latest(Loaded(example_mapping())), Latest(DaemonStatus(managed=False)))
+async def test_an_answer_follows_the_mapping() -> None:
+    world = _World(mapping=Loaded())
+    assert await world.now(A) == ""
+    world.mapping.set(BOTH)
+    assert await world.now(A) == "/v/a"
+    world.mapping.set(Loaded(None, "the file is not there"))
+    assert await world.now(A) == ""
+
+
+async def test_example_data_is_that_of_the_predecessor() -> None:
+    world = _World(mapping=Loaded(example_mapping()))
     expected = {"0000:82:00.2": 0, "0000:82:00.7": 5, "0000:82:01.0": 6, "0000:82:01.7": 13, "0000:82:02.1": 15}
     for address, number in expected.items():
-        assert answers.socket_of(address) == f"/var/run/vdpa/vhost/vdpa-{number}"
+        assert await world.now(address) == f"/var/run/vdpa/vhost/vdpa-{number}"
     assert len(example_mapping()) == 16
+
+
+async def _settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_thousands_wait_for_their_device_alone_and_end_at_once_when_it_is_ready() -> None:
+    world = _World(status=_status(a=DeviceState.STARTING, b=DeviceState.STARTING))
+    running = asyncio.ensure_future(world.answers.run())
+    waiting_a = [asyncio.ensure_future(world.answers.socket_of(A, hold_s=60)) for _ in range(2000)]
+    waiting_b = [asyncio.ensure_future(world.answers.socket_of("82:00.3", hold_s=60)) for _ in range(2000)]
+    await _settle()
+    world.status.set(_status(a=DeviceState.READY, b=DeviceState.STARTING))
+    async with asyncio.timeout(5):
+        assert set(await asyncio.gather(*waiting_a)) == {"/v/a"}
+    assert not any(task.done() for task in waiting_b)
+    world.wanted.set(Loaded((A,)))  # nobody wants B any more
+    async with asyncio.timeout(5):
+        assert set(await asyncio.gather(*waiting_b)) == {""}
+    assert not world.answers._waiting
+    running.cancel()
+
+
+async def test_an_unknown_address_is_not_waited_for() -> None:
+    world = _World(status=_status(a=DeviceState.STARTING))
+    async with asyncio.timeout(1):
+        assert await world.answers.socket_of(C, hold_s=60) == ""
+
+
+async def test_before_any_list_every_address_is_waited_for() -> None:
+    world = _World(wanted=None, mapping=Loaded())
+    running = asyncio.ensure_future(world.answers.run())
+    waiting = asyncio.ensure_future(world.answers.socket_of(C, hold_s=60))
+    await _settle()
+    assert not waiting.done()
+    world.mapping.set(BOTH)
+    async with asyncio.timeout(5):
+        assert await waiting == ""
+    running.cancel()
+
+
+async def test_a_wait_ends_with_its_time() -> None:
+    world = _World(status=_status(a=DeviceState.FAILED))
+    async with asyncio.timeout(5):
+        assert await world.answers.socket_of(A, hold_s=0.05) == ""
+    assert not world.answers._waiting
+
+
+async def test_a_cancelled_wait_leaves_nothing_behind() -> None:
+    world = _World(status=_status(a=DeviceState.STARTING))
+    waiting = asyncio.ensure_future(world.answers.socket_of(A, hold_s=60))
+    await _settle()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not world.answers._waiting
+
+
+async def test_the_end_answers_everybody_with_nothing() -> None:
+    world = _World(status=_status(a=DeviceState.STARTING, b=DeviceState.READY))
+    waiting = asyncio.ensure_future(world.answers.socket_of(A, hold_s=60))
+    await _settle()
+    world.answers.end()
+    async with asyncio.timeout(5):
+        assert await waiting == ""
+        assert await world.answers.socket_of(A, hold_s=60) == ""
+        assert await world.answers.socket_of(B, hold_s=60) == ""
+
+
+async def test_a_stopping_daemon_is_not_waited_for() -> None:
+    world = _World(status=_status(DaemonState.STOPPING, a=DeviceState.STARTING))
+    async with asyncio.timeout(1):
+        assert await world.answers.socket_of(A, hold_s=60) == ""

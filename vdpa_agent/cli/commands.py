@@ -37,7 +37,12 @@ def run(options: argparse.Namespace) -> int:
             stop_grace_s=options.stop_grace,
             drain_timeout_s=options.drain_timeout,
         ),
-        serve=ServeConfig(listen=options.listen, listen_mode=options.listen_mode, example_data=options.example_data),
+        serve=ServeConfig(
+            listen=options.listen,
+            listen_mode=options.listen_mode,
+            hold_timeout_s=options.hold_timeout,
+            example_data=options.example_data,
+        ),
         log=LogConfig(level=options.log_level, format=options.log_format),
     )
     import asyncio  # noqa: PLC0415

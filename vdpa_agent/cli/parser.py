@@ -128,6 +128,11 @@ def seconds(text: str) -> float:
     return value
 
 
+def seconds_or_none(text: str) -> float:
+    """Reads a number of seconds that may be 0."""
+    return 0.0 if text.strip() in {"0", "0.0"} else seconds(text)
+
+
 def listen_path(text: str) -> Path:
     """Reads the path of a unix socket, with or without `unix:` or `unix://` before it."""
     for prefix in ("unix://", "unix:"):
@@ -183,6 +188,13 @@ def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
     )
     option(
         "--listen-mode", kind=permission_bits, default=0o660, metavar="OCTAL", help_text="permissions of that socket"
+    )
+    option(
+        "--hold-timeout",
+        kind=seconds_or_none,
+        default=8.0,
+        metavar="SECONDS",
+        help_text="how long a call for a listed VF that is not ready yet waits for it; 0: not at all",
     )
     option(
         "--daemon",

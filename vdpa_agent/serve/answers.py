@@ -1,39 +1,117 @@
-"""Answers: which socket may be promised for which address, prepared once per snapshot."""
+"""Answers: which socket may be promised for which address, prepared once per snapshot, and who waits for one."""
+
+import asyncio
+from contextlib import suppress
 
 from vdpa_agent.errors import AddressError
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import DaemonStatus
+from vdpa_agent.model.daemon import DaemonState, DaemonStatus
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
-from vdpa_agent.model.pci import PciAddress, parse_pci_address
+from vdpa_agent.model.pci import DeviceList, PciAddress, parse_pci_address
+
+_ENDING = frozenset({DaemonState.STOPPING, DaemonState.STOPPED})
 
 
 class Answers:
-    """Joins the mapping with what the daemon is known to serve; a question costs a look-up."""
+    """Joins the list, the mapping and what the daemon is known to serve; a question costs a look-up.
 
-    def __init__(self, mapping: Latest[Loaded[Mapping]], daemon: Latest[DaemonStatus]) -> None:
+    Somebody who asks for a wanted device that is not ready waits for it alone: a change wakes those whose device it
+    made ready, and nobody polls.
+    """
+
+    def __init__(
+        self, wanted: Latest[Loaded[DeviceList]], mapping: Latest[Loaded[Mapping]], daemon: Latest[DaemonStatus]
+    ) -> None:
+        self._wanted = wanted
         self._mapping = mapping
         self._daemon = daemon
-        self._made_of: tuple[Loaded[Mapping], DaemonStatus] | None = None
+        self._made_of: tuple[object, object, object] | None = None
         self._sockets: dict[PciAddress, str] = {}
+        self._awaited: frozenset[PciAddress] | None = frozenset()
+        self._waiting: dict[PciAddress, set[asyncio.Future[str]]] = {}
+        self._ended = False
 
-    def socket_of(self, text: str) -> str:
-        """The socket of an address in any accepted form; empty if none can be promised now."""
-        sockets = self._current()
-        socket = sockets.get(PciAddress(text))
+    async def socket_of(self, text: str, *, hold_s: float) -> str:
+        """The socket of an address in any accepted form; empty if none can be promised.
+
+        Args:
+            text: the address.
+            hold_s: how long to wait for a device that is wanted and not ready, in seconds; 0 or less: not at all.
+
+        Cancellation forgets the question.
+        """
+        self._refresh()
+        address = PciAddress(text)
+        socket = self._sockets.get(address)
         if socket is not None:
             return socket
         try:
-            return sockets.get(parse_pci_address(text), "")
+            address = parse_pci_address(text)
         except AddressError:
             return ""
+        socket = self._sockets.get(address, "")
+        if socket or hold_s <= 0 or not self._is_awaited(address):
+            return socket
+        return await self._held(address, hold_s)
 
-    def _current(self) -> dict[PciAddress, str]:
-        mapping, status = self._mapping.value, self._daemon.value
+    async def run(self) -> None:
+        """Answers those who wait as soon as their device is ready, or is not wanted any more, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for latest in (self._wanted, self._mapping, self._daemon):
+                tasks.create_task(self._follow(latest))
+
+    def end(self) -> None:
+        """The agent stops: nothing is promised any more, and nobody waits."""
+        self._ended = True
+        self._made_of = None
+        self._settle()
+
+    async def _follow(
+        self, latest: "Latest[Loaded[DeviceList]] | Latest[Loaded[Mapping]] | Latest[DaemonStatus]"
+    ) -> None:
+        async for _ in latest.changes():
+            self._settle()
+
+    async def _held(self, address: PciAddress, hold_s: float) -> str:
+        waiting = self._waiting.setdefault(address, set())
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        waiting.add(answer)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(hold_s):
+                    return await answer
+            return ""
+        finally:
+            waiting.discard(answer)
+            if not waiting and self._waiting.get(address) is waiting:
+                del self._waiting[address]
+
+    def _settle(self) -> None:
+        self._refresh()
+        for address, waiting in self._waiting.items():
+            socket = self._sockets.get(address, "")
+            if socket or not self._is_awaited(address):
+                for answer in waiting:
+                    if not answer.done():
+                        answer.set_result(socket)
+
+    def _is_awaited(self, address: PciAddress) -> bool:
+        """Whether a device that is not ready may become so; before any list was read, each one may."""
+        return self._awaited is None or address in self._awaited
+
+    def _refresh(self) -> None:
         # By identity: a snapshot never changes, and to compare contents would cost more than the look-up.
-        if self._made_of is None or self._made_of[0] is not mapping or self._made_of[1] is not status:
-            self._made_of = (mapping, status)
-            self._sockets = {
-                address: path for address, path in mapping.value or () if not status.managed or status.serves(address)
-            }
-        return self._sockets
+        wanted, mapping, status = self._wanted.value, self._mapping.value, self._daemon.value
+        made_of = (wanted, mapping, status)
+        if self._made_of is not None and all(a is b for a, b in zip(self._made_of, made_of, strict=True)):
+            return
+        self._made_of = made_of
+        if self._ended or status.state in _ENDING:
+            self._sockets, self._awaited = {}, frozenset()
+        elif status.managed:
+            self._sockets = {address: path for address, path in mapping.value or () if status.serves(address)}
+            self._awaited = None if wanted.value is None else frozenset(wanted.value)
+        else:
+            self._sockets = dict(mapping.value or ())
+            self._awaited = None if mapping.value is None else frozenset()

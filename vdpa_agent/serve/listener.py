@@ -21,6 +21,9 @@ from vdpa_agent.errors import AlreadyRunning, ListenError
 _BACKLOG: Final = 4096
 """asyncio's default of 100 refuses half of 1,000 simultaneous connects; the kernel lowers this to its somaxconn."""
 
+_LAST_WORDS_S: Final = 0.2
+"""How long running calls may take to end by themselves before they are cancelled."""
+
 _CLOSE_S: Final = 1.0
 """How long the closing of connections may take; a client that reads nothing holds its own up."""
 
@@ -79,6 +82,10 @@ class _Server(Server):
         asyncio.get_running_loop().remove_reader(self._bound)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
+        # Who was told at the last moment still gets to send it.
+        calls = [task for handler in self._handlers for task in handler._tasks.values()]  # noqa: SLF001
+        if calls:
+            await asyncio.wait(calls, timeout=_LAST_WORDS_S)
         self.close()
         for protocol in list(self._open):
             if hasattr(protocol, "connection"):  # absent until the connection is made

@@ -12,22 +12,32 @@ from vdpa_agent.serve.pb.vdpadpdk_pb2 import GetSocketpathRequest, GetSocketpath
 _LOGGED_CHARACTERS: Final = 64
 """How much of what a peer calls an address is logged."""
 
+_MARGIN_S: Final = 0.5
+"""How long before a client's deadline a held call is answered: a client must never see DEADLINE_EXCEEDED."""
+
 log = structlog.get_logger(__name__)
 
 
 class VdpaDpdk(VdpaDpdkBase):
-    """Answers every well-formed request with OK, unknown addresses with an empty path."""
+    """Answers every well-formed request with OK, unknown addresses with an empty path.
 
-    def __init__(self, answers: Answers) -> None:
+    A device that is wanted and not ready is waited for: an empty answer lets a pod start without its device.
+    """
+
+    def __init__(self, answers: Answers, hold_timeout_s: float) -> None:
         self._answers = answers
+        self._hold_timeout_s = hold_timeout_s
 
     async def GetSocketpath(  # noqa: N802 - the name on the wire
         self, stream: "grpclib.server.Stream[GetSocketpathRequest, GetSocketpathResponse]"
     ) -> None:
-        """Looks the address up and logs what was found, one line a request as its predecessor did."""
+        """Answers as soon as there is a socket or no hope for one; one log line a request, as its predecessor had."""
         request = await stream.recv_message()
         if request is None:
             return  # the peer ended its stream without a message: grpclib answers that
-        path = self._answers.socket_of(request.pciAddress)
+        hold_s = self._hold_timeout_s
+        if stream.deadline is not None:
+            hold_s = min(hold_s, stream.deadline.time_remaining() - _MARGIN_S)
+        path = await self._answers.socket_of(request.pciAddress, hold_s=hold_s)
         log.info("socket_asked", device=request.pciAddress[:_LOGGED_CHARACTERS], socket=path)
         await stream.send_message(GetSocketpathResponse(socketpath=path))
