@@ -5,6 +5,7 @@ SHELL := /bin/sh
 
 PYTHON ?= python3
 JOBS ?= 2
+BUF := 1.75.0
 BIN := .venv/bin
 NATIVE := build/native
 SANITIZED := build/native-sanitized
@@ -77,6 +78,8 @@ check: .venv/.installed ## Check style, types, imports, generated code and C war
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@command -v npx >/dev/null || { echo "npx is needed to check protos/: install npm" >&2; exit 1; }
+	cd protos && npx --yes @bufbuild/buf@$(BUF) lint
 	clang-format --dry-run --Werror $(C_SOURCES)
 	@[ -e build/native-clang/build.ninja ] || CC=clang meson setup build/native-clang native
 	ninja -j $(JOBS) -C build/native-clang --quiet
@@ -88,10 +91,14 @@ figures: .venv/.installed native ## Measure latencies, recovery, memory and idle
 
 # ---- generated -------------------------------------------------------------------------------------------------------
 
-# $(1): where to. The generated module is imported from inside the package, which protoc cannot know.
+PROTOS := vdpadpdk.proto vdpa_agent/v1/device_service.proto
+
+# $(1): where to. The generated modules are imported from inside the package, which protoc cannot know.
 define generate
-	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(1) --pyi_out=$(1) --plugin=$(BIN)/protoc-gen-grpclib_python --grpclib_python_out=$(1) protos/vdpadpdk.proto
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(1) --pyi_out=$(1) --plugin=$(BIN)/protoc-gen-grpclib_python --grpclib_python_out=$(1) $(PROTOS)
 	sed -i 's/^import vdpadpdk_pb2/from vdpa_agent.serve.pb import vdpadpdk_pb2/' $(1)/vdpadpdk_grpc.py
+	mv $(1)/vdpa_agent/v1/device_service_* $(1) && rm -r $(1)/vdpa_agent
+	sed -i 's/^import vdpa_agent.v1.device_service_pb2/from vdpa_agent.serve.pb import device_service_pb2/; s/vdpa_agent\.v1\.device_service_pb2\./device_service_pb2./g' $(1)/device_service_grpc.py
 endef
 
 .PHONY: proto

@@ -8,18 +8,23 @@ from typing import Any, cast
 import structlog
 
 from vdpa_agent import __version__
-from vdpa_agent.config import AgentConfig, DaemonMode
+from vdpa_agent.config import AgentConfig, DaemonMode, settings_in_force
+from vdpa_agent.daemon.sockets import dead_sockets
 from vdpa_agent.daemon.supervisor import Supervisor
 from vdpa_agent.errors import AgentError
 from vdpa_agent.files.lists import Lists
 from vdpa_agent.files.names import NamesFile
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import DaemonStatus, Stop
+from vdpa_agent.model.daemon import DaemonStatus, Statistics, Stop
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import example_mapping
+from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.serve.answers import Answers
+from vdpa_agent.serve.devices import Ask, DeviceService
+from vdpa_agent.serve.health import HealthService
 from vdpa_agent.serve.listener import listening
 from vdpa_agent.serve.vdpadpdk import VdpaDpdk
+from vdpa_agent.serve.view import View
 
 log = structlog.get_logger(__name__)
 
@@ -47,9 +52,10 @@ async def run(config: AgentConfig) -> None:
 
 async def _serve_example(config: AgentConfig, stop: Latest[Stop]) -> None:
     log.warning("example_data_served", remedy="drop --example-data to serve real devices")
-    answers = Answers(Latest(Loaded()), Latest(Loaded(example_mapping())), Latest(DaemonStatus(managed=False)))
-    async with listening(config.serve, [VdpaDpdk(answers, 0)]):
+    view = View(Latest(Loaded()), Latest(Loaded(example_mapping())), Latest(DaemonStatus(managed=False)))
+    async with listening(config.serve, _services(config, view, Answers(view), _no_statistics)):
         await stop.wait_for(bool)
+        view.end()
 
 
 async def _serve_lists(config: AgentConfig, stop: Latest[Stop]) -> None:
@@ -66,24 +72,49 @@ async def _serve_lists(config: AgentConfig, stop: Latest[Stop]) -> None:
         names=NamesFile(config.files.socket_list),
         retire_mapping=lists.retire_mapping,
     )
-    answers = Answers(lists.devices, lists.mapping, supervisor.status)
-    service = VdpaDpdk(answers, config.serve.hold_timeout_s)
+    view = View(
+        lists.devices,
+        lists.mapping,
+        supervisor.status,
+        dead_sockets=dead_sockets,
+        require_sockets=config.serve.require_sockets,
+    )
+    answers = Answers(view)
     lists.check()
     supervisor.adopt_role()
-    async with listening(config.serve, [service]), asyncio.TaskGroup() as tasks:
+    async with (
+        listening(config.serve, _services(config, view, answers, supervisor.statistics)),
+        asyncio.TaskGroup() as tasks,
+    ):
         eternal = [
             tasks.create_task(_eternal(lists.run()), name="lists"),
+            tasks.create_task(_eternal(view.run()), name="view"),
             tasks.create_task(_eternal(answers.run()), name="answers"),
         ]
         supervising = tasks.create_task(supervisor.run(stop), name="supervisor")
         try:
             await stop.wait_for(bool)
-            answers.end()
+            view.end()
             await supervising
         finally:
+            view.end()
             answers.end()
             for task in eternal:
                 task.cancel()
+
+
+def _services(config: AgentConfig, view: View, answers: Answers, statistics: Ask) -> list[Any]:
+    """Everything that is served, but reflection."""
+    hold_s = 0.0 if config.serve.example_data else config.serve.hold_timeout_s
+    return [
+        VdpaDpdk(answers, hold_s),
+        DeviceService(view, statistics, settings_in_force(config)),
+        HealthService(view),
+    ]
+
+
+async def _no_statistics(_address: PciAddress) -> Statistics:
+    return {}
 
 
 async def _eternal(task: Coroutine[Any, Any, None]) -> None:

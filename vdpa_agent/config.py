@@ -158,12 +158,14 @@ class ServeConfig:
         listen: the path of the gRPC socket.
         listen_mode: its permission bits.
         hold_timeout_s: how long a call for a wanted device that is not ready may wait, in seconds; 0: not at all.
+        require_sockets: a mapping of somebody else's is ready only if all of its sockets listen.
         example_data: serve the 16 example VFs instead of any file.
     """
 
     listen: Path = DEFAULT_LISTEN
     listen_mode: int = 0o660
     hold_timeout_s: float = 8.0
+    require_sockets: bool = False
     example_data: bool = False
 
     def __post_init__(self) -> None:
@@ -191,6 +193,36 @@ class AgentConfig:
         if self.serve.example_data and self.daemon.mode is DaemonMode.VDPAD:
             message = "--example-data serves sockets that no daemon opens, drop it or --daemon vdpad"
             raise ConfigError(message)
+
+
+def settings_in_force(config: AgentConfig) -> dict[str, str]:
+    """The settings by the name of their option, for people to read."""
+    files, daemon, serve = config.files, config.daemon, config.serve
+    settings: dict[str, object] = {
+        "pci-list": files.pci_list,
+        "socket-list": files.socket_list,
+        "listen": serve.listen,
+        "listen-mode": f"{serve.listen_mode:04o}",
+        "hold-timeout": f"{serve.hold_timeout_s:g}",
+        "require-sockets": str(serve.require_sockets).lower(),
+        "example-data": str(serve.example_data).lower(),
+        "daemon": daemon.mode,
+        "vdpad": daemon.program,
+        "daemon-command": daemon.command,
+        "simulate": str(daemon.simulate).lower(),
+        "socket-dir": daemon.socket_dir,
+        "socket-naming": daemon.socket_naming,
+        "socket-mode": f"{daemon.socket_mode:04o}",
+        "socket-owner": daemon.socket_owner or "",
+        "socket-group": daemon.socket_group or "",
+        "vhost-mode": daemon.vhost_mode,
+        "memory": daemon.memory,
+        "drain-timeout": f"{daemon.drain_timeout_s:g}",
+        "stop-grace": f"{daemon.stop_grace_s:g}",
+        "log-level": config.log.level,
+        "log-format": config.log.format,
+    }
+    return {name: str(value) for name, value in settings.items()}
 
 
 def check_socket_path(option: str, path: Path) -> None:

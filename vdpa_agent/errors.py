@@ -11,7 +11,8 @@ AgentError                 exit code 1
 ├── ListenError            1    the gRPC socket cannot be opened
 │   └── AlreadyRunning     100  another instance holds it
 ├── NoSuchDevice           4    the agent knows no socket for an address
-└── NotReachable           5    no agent answers
+├── NotReachable           5    no agent answers
+└── NotReady               5    it answers, and is not ready
 
 Messages are lower case, without a full stop; they name the offending value and what to do about it.
 """
@@ -85,5 +86,11 @@ class NoSuchDevice(AgentError):
 
 class NotReachable(AgentError):
     """No agent answers on the socket."""
+
+    exit_code = 5
+
+
+class NotReady(AgentError):
+    """The agent answers, and is not ready."""
 
     exit_code = 5

@@ -1,6 +1,8 @@
 """The client commands against a running agent, and without one."""
 
 import json
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -27,24 +29,79 @@ def test_get_and_list(run_dir: Path) -> None:
         assert got.stdout == "ADDRESS       SOCKET\n0000:af:00.3  /v/b\n0000:82:00.2  /v/a\n"
         missing = _command("get", "0000:82:00.7", where, "-o", "json")
         assert missing.returncode == 4
-        assert json.loads(missing.stdout) == [{"pciAddress": "0000:82:00.7", "socketpath": ""}]
+        assert json.loads(missing.stdout)[0]["pci_address"] == "0000:82:00.7"
         assert "no live socket for 0000:82:00.7" in missing.stderr
-        listed = _command("list", where, f"--socket-list={agent.socket_list}", "-o", "json")
+        listed = _command("list", where)
         assert (listed.returncode, listed.stderr) == (0, "")
-        assert json.loads(listed.stdout) == [
-            {"pciAddress": "0000:82:00.2", "socketpath": "/v/a"},
-            {"pciAddress": "0000:af:00.3", "socketpath": "/v/b"},
+        assert listed.stdout == "ADDRESS       STATE   SOCKET\n0000:82:00.2  failed  -\n0000:af:00.3  failed  -\n"
+        wide = _command("list", where, "-o", "wide")
+        assert "nobody listens on /v/a" in wide.stdout
+        assert [device["pci_address"] for device in json.loads(_command("list", where, "-o", "json").stdout)] == [
+            "0000:82:00.2",
+            "0000:af:00.3",
         ]
-        agent.socket_list.write_text("[{")
-        torn = _command("list", where, f"--socket-list={agent.socket_list}")
-        assert torn.returncode == 1
-        assert torn.stderr.startswith(f"vdpa-agent: {agent.socket_list}: line 1 column")
 
 
-def test_list_of_nothing(run_dir: Path) -> None:
+def test_status_and_health(run_dir: Path) -> None:
     with running(run_dir) as agent:
-        listed = _command("list", f"--address={agent.listen}", f"--socket-list={agent.socket_list}")
-        assert (listed.returncode, listed.stdout) == (0, "ADDRESS  SOCKET\n")
+        where = f"--address={agent.listen}"
+        waiting = _command("status", where)
+        assert (waiting.returncode, waiting.stderr) == (0, "")
+        assert re.search(r"^role +waiting$", waiting.stdout, re.MULTILINE)
+        assert re.search(r"^reason +no mapping is loaded: the file is not there$", waiting.stdout, re.MULTILINE)
+        unready = _command("health", where)
+        assert (unready.returncode, unready.stdout) == (5, "NOT_SERVING\n")
+        write_atomically(agent.socket_list, mapping_text({"0000:82:00.2": "/v/a"}))
+        agent.wait_answer("0000:82:00.2", "/v/a")
+        assert json.loads(_command("status", where, "-o", "json").stdout)["ready"] is True
+        assert "--socket-list" in _command("status", where, "-o", "wide").stdout
+        ready = _command("health", "vdpadpdk.VdpaDpdk", where, "-o", "json")
+        assert (ready.returncode, json.loads(ready.stdout)["status"]) == (0, "SERVING")
+        assert _command("health", "nobody", where).returncode == 5
+
+
+def test_watch(run_dir: Path) -> None:
+    with running(run_dir) as agent:
+        write_atomically(agent.socket_list, mapping_text({"0000:82:00.2": "/v/a"}))
+        agent.wait_answer("0000:82:00.2", "/v/a")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vdpa_agent", "watch", f"--address={agent.listen}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "0000:82:00.2  failed\n"
+            write_atomically(agent.socket_list, "[]")
+            assert process.stdout.readline() == "0000:82:00.2  gone\n"
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=10)
+            assert (process.returncode, said) == (130, "")
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    script = _command("completion", shell)
+    assert (script.returncode, script.stderr) == (0, "")
+    assert "--hold-timeout" in script.stdout or "hold-timeout" in script.stdout
+
+
+def test_help_imports_nothing_heavy_and_a_client_command_only_what_it_needs() -> None:
+    def imported(*arguments: str) -> set[str]:
+        program = f"import sys; sys.argv[1:] = {list(arguments)!r}\nfrom vdpa_agent.cli import main\ntry: main()\n"
+        program += "finally: print(*sys.modules, file=sys.stderr)"
+        words = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        ).stderr.split()
+        return {word.partition(".")[0] for word in words}
+
+    heavy = {"asyncio", "grpclib", "google", "structlog", "watchfiles", "json", "shtab"}
+    assert not imported("--help") & (heavy - {"json"})
+    assert not imported("get", "82:00.2", "--address=/nowhere/s") & {"structlog", "watchfiles", "shtab"}
 
 
 @pytest.mark.parametrize(
@@ -52,6 +109,7 @@ def test_list_of_nothing(run_dir: Path) -> None:
     [
         (["get", "ens1f0"], 2, "'ens1f0' is not a PCI address"),
         (["get", "82:00.2", "--address=relative"], 2, "--address relative is relative"),
+        (["status", "--address=/nowhere/s"], 5, "no agent answers at /nowhere/s"),
         (["get", "82:00.2", "--address=/nowhere/s"], 5, "no agent answers at /nowhere/s: no such file or directory"),
         (["run", "--socket-dir=/" + "x" * 100], 2, "is too long: a socket in it would exceed the 107 bytes"),
         (["run", "--socket-list=/a", "--pci-list=/a"], 2, "--socket-list and --pci-list are both /a"),
@@ -75,7 +133,7 @@ def test_an_agent_that_hangs_is_not_waited_for(run_dir: Path) -> None:
 
 
 def test_help_and_version() -> None:
-    for arguments in (["--help"], ["run", "--help"], ["get", "--help"], ["list", "--help"]):
+    for arguments in (["--help"], ["run", "--help"], ["get", "--help"], ["watch", "--help"]):
         result = _command(*arguments)
         assert result.returncode == 0
         assert "exit codes:" in result.stdout

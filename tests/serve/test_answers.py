@@ -11,6 +11,7 @@ from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping, example_mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.serve.answers import Answers
+from vdpa_agent.serve.view import View
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +41,17 @@ class _World:
         self.wanted: Latest[Loaded[DeviceList]] = Latest(Loaded(wanted))
         self.mapping = Latest(mapping)
         self.status = Latest(status)
-        self.answers = Answers(self.wanted, self.mapping, self.status)
+        self.view = View(self.wanted, self.mapping, self.status)
+        self.answers = Answers(self.view)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.view.run())
+            tasks.create_task(self.answers.run())
+
+    def end(self) -> None:
+        self.view.end()
+        self.answers.end()
 
     async def now(self, text: str) -> str:
         return await self.answers.socket_of(text, hold_s=0)
@@ -84,13 +95,13 @@ async def test_example_data_is_that_of_the_predecessor() -> None:
 
 
 async def _settle() -> None:
-    for _ in range(5):
+    for _ in range(8):
         await asyncio.sleep(0)
 
 
 async def test_thousands_wait_for_their_device_alone_and_end_at_once_when_it_is_ready() -> None:
     world = _World(status=_status(a=DeviceState.STARTING, b=DeviceState.STARTING))
-    running = asyncio.ensure_future(world.answers.run())
+    running = asyncio.ensure_future(world.run())
     waiting_a = [asyncio.ensure_future(world.answers.socket_of(A, hold_s=60)) for _ in range(2000)]
     waiting_b = [asyncio.ensure_future(world.answers.socket_of("82:00.3", hold_s=60)) for _ in range(2000)]
     await _settle()
@@ -113,7 +124,7 @@ async def test_an_unknown_address_is_not_waited_for() -> None:
 
 async def test_before_any_list_every_address_is_waited_for() -> None:
     world = _World(wanted=None, mapping=Loaded())
-    running = asyncio.ensure_future(world.answers.run())
+    running = asyncio.ensure_future(world.run())
     waiting = asyncio.ensure_future(world.answers.socket_of(C, hold_s=60))
     await _settle()
     assert not waiting.done()
@@ -144,7 +155,7 @@ async def test_the_end_answers_everybody_with_nothing() -> None:
     world = _World(status=_status(a=DeviceState.STARTING, b=DeviceState.READY))
     waiting = asyncio.ensure_future(world.answers.socket_of(A, hold_s=60))
     await _settle()
-    world.answers.end()
+    world.end()
     async with asyncio.timeout(5):
         assert await waiting == ""
         assert await world.answers.socket_of(A, hold_s=60) == ""

@@ -1,13 +1,20 @@
 """The client commands' calls to a running agent."""
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+from google.protobuf.message import Message
 from grpclib.client import Channel
+from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.health.v1.health_grpc import HealthStub
+from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from vdpa_agent.errors import NotReachable
 from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.serve.pb import device_service_pb2 as pb
+from vdpa_agent.serve.pb.device_service_grpc import DeviceServiceStub
 from vdpa_agent.serve.pb.vdpadpdk_grpc import VdpaDpdkStub
 from vdpa_agent.serve.pb.vdpadpdk_pb2 import GetSocketpathRequest
 
@@ -23,13 +30,90 @@ async def ask_sockets(path: Path, addresses: Iterable[PciAddress], *, timeout_s:
     Raises:
         NotReachable: no agent answers there in time.
     """
-    async with Channel(path=str(path)) as channel:
+    async with _connected(path, timeout_s) as channel:
         stub = VdpaDpdkStub(channel)
         answers = []
+        for address in addresses:
+            reply = await stub.GetSocketpath(GetSocketpathRequest(pciAddress=address), timeout=timeout_s)
+            answers.append((address, reply.socketpath))
+        return answers
+
+
+async def ask_device(path: Path, address: PciAddress, *, timeout_s: float) -> pb.Device | None:
+    """Asks for all that is known of a device; None if it is none of this node.
+
+    Raises:
+        NotReachable: no agent answers there in time.
+    """
+    async with _connected(path, timeout_s) as channel:
         try:
-            for address in addresses:
-                reply = await stub.GetSocketpath(GetSocketpathRequest(pciAddress=address), timeout=timeout_s)
-                answers.append((address, reply.socketpath))
+            reply = await DeviceServiceStub(channel).GetDevice(
+                pb.GetDeviceRequest(pci_address=address), timeout=timeout_s
+            )
+        except GRPCError as error:
+            if error.status is Status.NOT_FOUND:
+                return None
+            raise
+        return reply.device
+
+
+async def ask_devices(path: Path, *, timeout_s: float) -> list[pb.Device]:
+    """Asks for all devices.
+
+    Raises:
+        NotReachable: no agent answers there in time.
+    """
+    async with _connected(path, timeout_s) as channel:
+        reply = await DeviceServiceStub(channel).ListDevices(pb.ListDevicesRequest(), timeout=timeout_s)
+        return list(reply.devices)
+
+
+async def ask_status(path: Path, *, timeout_s: float) -> pb.GetStatusResponse:
+    """Asks the agent how it fares.
+
+    Raises:
+        NotReachable: no agent answers there in time.
+    """
+    async with _connected(path, timeout_s) as channel:
+        return await DeviceServiceStub(channel).GetStatus(pb.GetStatusRequest(), timeout=timeout_s)
+
+
+async def ask_health(path: Path, service: str, *, timeout_s: float) -> str:
+    """Asks whether a service serves, in the words of the health protocol.
+
+    Raises:
+        NotReachable: no agent answers there in time, or it has no such service.
+    """
+    async with _connected(path, timeout_s) as channel:
+        reply = await HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=timeout_s)
+        return HealthCheckResponse.ServingStatus.Name(reply.status)
+
+
+async def watch_devices(path: Path, show: Callable[[pb.WatchDevicesResponse], None], *, timeout_s: float) -> None:
+    """Shows the whole state and each change until the agent stops or cancellation.
+
+    Raises:
+        NotReachable: no agent answers, or it stopped.
+    """
+    async with _connected(path, timeout_s) as channel, DeviceServiceStub(channel).WatchDevices.open() as stream:
+        await stream.send_message(pb.WatchDevicesRequest(), end=True)
+        async for response in stream:
+            show(response)
+
+
+def as_dict(message: Message) -> dict[str, object]:
+    """A message in the JSON mapping of protobuf, with the names of the proto and with every field."""
+    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415
+
+    return dict(MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+
+
+@asynccontextmanager
+async def _connected(path: Path, timeout_s: float) -> AsyncIterator[Channel]:
+    """A channel whose failures are told in words."""
+    async with Channel(path=str(path)) as channel:
+        try:
+            yield channel
         except TimeoutError as error:
             message = f"the agent at {path} did not answer within {timeout_s:g} s"
             raise NotReachable(message) from error
@@ -39,7 +123,6 @@ async def ask_sockets(path: Path, addresses: Iterable[PciAddress], *, timeout_s:
         except GRPCError as error:
             message = f"the agent at {path} refused: {error.status.name}: {error.message}"
             raise NotReachable(message) from error
-        return answers
 
 
 def _reason(error: Exception) -> str:

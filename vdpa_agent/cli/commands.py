@@ -2,8 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from vdpa_agent.cli.output import print_json, print_table
 from vdpa_agent.config import (
     AgentConfig,
     DaemonConfig,
@@ -13,8 +16,11 @@ from vdpa_agent.config import (
     ServeConfig,
     check_socket_path,
 )
-from vdpa_agent.errors import FileRefused, NoSuchDevice
+from vdpa_agent.errors import NoSuchDevice, NotReady
 from vdpa_agent.model.pci import PciAddress, parse_pci_address
+
+if TYPE_CHECKING:
+    from vdpa_agent.serve.pb import device_service_pb2 as pb
 
 
 def run(options: argparse.Namespace) -> int:
@@ -41,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
             listen=options.listen,
             listen_mode=options.listen_mode,
             hold_timeout_s=options.hold_timeout,
+            require_sockets=options.require_sockets,
             example_data=options.example_data,
         ),
         log=LogConfig(level=options.log_level, format=options.log_format),
@@ -64,56 +71,149 @@ def _daemon_mode(options: argparse.Namespace) -> DaemonMode:
 def get(options: argparse.Namespace) -> int:
     """Ask the agent for the vhost-user sockets of VFs. Exits with 4 if one of them has none."""
     addresses = [parse_pci_address(text) for text in options.addresses]
-    sockets = _ask(options, addresses)
-    _print(options.output, sockets)
+    sockets = _run(options, lambda client, where: client.ask_sockets(where, addresses, timeout_s=options.timeout))
+    if options.output == "table":
+        print_table(("ADDRESS", "SOCKET"), sockets)
+    else:
+        devices = [_device(options, address) for address in addresses]
+        _print_devices(options.output, devices)
     missing = [address for address, socket in sockets if not socket]
     if missing:
-        message = f"no live socket for {', '.join(missing)}; is it in the device list? see the agent's log"
+        message = f"no live socket for {', '.join(missing)}; is it in the device list? see vdpa-agent status"
         raise NoSuchDevice(message)
     return 0
 
 
 def list_all(options: argparse.Namespace) -> int:
-    """List the VFs of the mapping file with the sockets that the agent promises for them; empty: not served now."""
-    addresses = _mapped(options.socket_list)
-    _print(options.output, _ask(options, addresses))
+    """List the VFs of the agent with their sockets and states."""
+    _print_devices(
+        options.output, _run(options, lambda client, where: client.ask_devices(where, timeout_s=options.timeout))
+    )
     return 0
 
 
-def _mapped(path: Path) -> list[PciAddress]:
-    from vdpa_agent.files.formats import decode_mapping  # noqa: PLC0415
+def watch(options: argparse.Namespace) -> int:
+    """Show the VFs of the agent, then each change as it happens, until interrupted."""
+    from vdpa_agent.cli.client import as_dict  # noqa: PLC0415
 
-    try:
-        return [address for address, _ in decode_mapping(path.read_bytes())]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        message = f"{path}: {(error.strerror or '').lower()}; name the agent's mapping by --socket-list"
-        raise FileRefused(message) from error
-    except FileRefused as error:
-        message = f"{path}: {error}"
-        raise FileRefused(message) from error
+    def show(response: "pb.WatchDevicesResponse") -> None:
+        if options.output == "json":
+            print_json(as_dict(response), indent=None)
+            return
+        for device in response.devices:
+            sys.stdout.write("  ".join((device.pci_address, *_columns(device)[1:])).rstrip() + "\n")
+        for address in response.removed_pci_addresses:
+            sys.stdout.write(f"{address}  gone\n")
+        sys.stdout.flush()
+
+    _run(options, lambda client, where: client.watch_devices(where, show, timeout_s=options.timeout))
+    return 0
 
 
-def _ask(options: argparse.Namespace, addresses: list[PciAddress]) -> list[tuple[PciAddress, str]]:
+def status(options: argparse.Namespace) -> int:
+    """Show what the agent does, how its daemon fares, and why it is not ready."""
+    told = _run(options, lambda client, where: client.ask_status(where, timeout_s=options.timeout))
+    from vdpa_agent.cli.client import as_dict  # noqa: PLC0415
+
+    if options.output == "json":
+        print_json(as_dict(told))
+        return 0
+    daemon = told.daemon
+    rows = [
+        ("version", told.version),
+        ("uptime", f"{told.uptime.ToTimedelta().total_seconds():.0f} s"),
+        ("role", _word(pb_name("Role", told.role))),
+        ("ready", "yes" if told.ready else "no"),
+        *(("reason", reason) for reason in told.not_ready_reasons),
+        ("daemon", _word(pb_name("DaemonState", daemon.state)) + (f", process {daemon.pid}" if daemon.pid else "")),
+        ("restarts", f"{daemon.restarts}{', in a crash loop' if daemon.crash_loop else ''}"),
+        *((("last exit", daemon.last_exit),) if daemon.last_exit else ()),
+        *((("unhealthy", daemon.unhealthy),) if daemon.unhealthy else ()),
+        *((("device list", told.device_list_problem),) if told.device_list_problem else ()),
+        *((("mapping", told.mapping_problem),) if told.mapping_problem else ()),
+    ]
+    if options.output == "wide":
+        rows += [(f"--{name}", value) for name, value in sorted(told.settings.items())]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        sys.stdout.write(f"{name:{width}}  {value}".rstrip() + "\n")
+    return 0
+
+
+def health(options: argparse.Namespace) -> int:
+    """Ask whether the agent, or one of its services, serves. Exits with 5 if it does not."""
+    word = _run(options, lambda client, where: client.ask_health(where, options.service, timeout_s=options.timeout))
+    if options.output == "json":
+        print_json({"service": options.service, "status": word})
+    else:
+        sys.stdout.write(f"{word}\n")
+    if word != "SERVING":
+        message = f"{options.service or 'the agent'} is not ready; see vdpa-agent status"
+        raise NotReady(message)
+    return 0
+
+
+def completion(options: argparse.Namespace) -> int:
+    """Print the completion script of a shell."""
+    import shtab  # noqa: PLC0415
+
+    sys.stdout.write(shtab.complete(options.parser, shell=options.shell))
+    return 0
+
+
+T = TypeVar("T")
+
+
+def _run(options: argparse.Namespace, call: Callable[[Any, Path], Coroutine[Any, Any, T]]) -> T:
+    """Runs one call of the client module, which is imported only here: it is what costs time."""
     check_socket_path("--address", options.address)
     import asyncio  # noqa: PLC0415
 
-    from vdpa_agent.cli.client import ask_sockets  # noqa: PLC0415
+    from vdpa_agent.cli import client  # noqa: PLC0415
 
-    return asyncio.run(ask_sockets(options.address, addresses, timeout_s=options.timeout))
+    return asyncio.run(call(client, options.address))
 
 
-def _print(output: str, sockets: list[tuple[PciAddress, str]]) -> None:
+def _device(options: argparse.Namespace, address: PciAddress) -> "pb.Device":
+    """All that is known of a device; the address alone if it is none of this node."""
+    from vdpa_agent.serve.pb import device_service_pb2  # noqa: PLC0415
+
+    device = _run(options, lambda client, where: client.ask_device(where, address, timeout_s=options.timeout))
+    return device or device_service_pb2.Device(pci_address=address, reason="not a device of this node")
+
+
+def _print_devices(output: str, devices: "Sequence[pb.Device]") -> None:
     if output == "json":
-        import json  # noqa: PLC0415
+        from vdpa_agent.cli.client import as_dict  # noqa: PLC0415
 
-        # The keys are those of the mapping file.
-        entries = [{"pciAddress": address, "socketpath": socket} for address, socket in sockets]
-        sys.stdout.write(json.dumps(entries, indent=2) + "\n")
-        return
-    width = max((len(address) for address, _ in sockets), default=0)
-    width = max(width, len("ADDRESS"))
-    sys.stdout.write(f"{'ADDRESS':{width}}  SOCKET\n")
-    for address, socket in sockets:
-        sys.stdout.write(f"{address:{width}}  {socket or '-'}\n")
+        print_json([as_dict(device) for device in devices])
+    elif output == "wide":
+        print_table((*_HEAD, *_WIDE_HEAD), [(*_columns(device), *_wide_columns(device)) for device in devices])
+    else:
+        print_table(_HEAD, [_columns(device) for device in devices])
+
+
+_HEAD: Final = ("ADDRESS", "STATE", "SOCKET")
+_WIDE_HEAD: Final = ("DRIVER", "QUEUE PAIRS", "NUMA", "REASON")
+
+
+def _columns(device: "pb.Device") -> tuple[str, str, str]:
+    return device.pci_address, _word(pb_name("DeviceState", device.state)), device.socket_path
+
+
+def _wide_columns(device: "pb.Device") -> tuple[str, str, str, str]:
+    numa = str(device.numa_node) if device.HasField("numa_node") else ""
+    return device.driver, str(device.queue_pairs or ""), numa, device.reason
+
+
+def pb_name(enum: str, value: int) -> str:
+    """The name of an enum's value, also of one that a newer agent has and we do not know."""
+    from vdpa_agent.serve.pb import device_service_pb2  # noqa: PLC0415
+
+    kind = getattr(device_service_pb2, enum)
+    return str(kind.Name(value)) if value in kind.values() else str(value)
+
+
+def _word(name: str) -> str:
+    """`DEVICE_STATE_READY` as people write it: ready."""
+    return name.removeprefix("DEVICE_STATE_").removeprefix("DAEMON_STATE_").removeprefix("ROLE_").lower()

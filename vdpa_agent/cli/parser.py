@@ -152,20 +152,32 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     _add_run(added.add_parser("run", help="run the agent", description=commands.run.__doc__), environment)
     get = added.add_parser("get", help="ask for the sockets of VFs", description=commands.get.__doc__)
     get.add_argument("addresses", nargs="+", metavar="ADDRESS", help="a PCI address such as 0000:82:00.2")
-    _add_client(get, environment, commands.get)
+    _add_client(get, environment, commands.get, ("table", "wide", "json"))
     listed = added.add_parser("list", help="list all VFs with their sockets", description=commands.list_all.__doc__)
-    _add_client(listed, environment, commands.list_all)
-    listed.option(
-        "--socket-list",
-        kind=Path,
-        default=DEFAULT_SOCKET_LIST,
-        metavar="PATH",
-        help_text="the mapping file of the agent",
+    _add_client(listed, environment, commands.list_all, ("table", "wide", "json"))
+    watch = added.add_parser("watch", help="show all VFs and each change", description=commands.watch.__doc__)
+    _add_client(watch, environment, commands.watch, ("table", "json"))
+    status = added.add_parser("status", help="show how the agent fares", description=commands.status.__doc__)
+    _add_client(status, environment, commands.status, ("table", "wide", "json"))
+    health = added.add_parser("health", help="ask whether the agent is ready", description=commands.health.__doc__)
+    health.add_argument(
+        "service", nargs="?", default="", metavar="SERVICE", help="a gRPC service; without it the agent as a whole"
     )
+    _add_client(health, environment, commands.health, ("table", "json"))
+    completion = added.add_parser(
+        "completion", help="print a shell's completion script", description=commands.completion.__doc__
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
+    completion.set_defaults(command=commands.completion, parser=parser)
     return parser
 
 
-def _add_client(parser: _Parser, environment: Mapping[str, str], command: Callable[[argparse.Namespace], int]) -> None:
+def _add_client(
+    parser: _Parser,
+    environment: Mapping[str, str],
+    command: Callable[[argparse.Namespace], int],
+    outputs: tuple[str, ...],
+) -> None:
     parser.read_from(environment)
     parser.set_defaults(command=command)
     parser.option(
@@ -174,7 +186,7 @@ def _add_client(parser: _Parser, environment: Mapping[str, str], command: Callab
     parser.option(
         "--timeout", kind=seconds, default=10.0, metavar="SECONDS", help_text="how long to wait for an answer"
     )
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="the form of the output")
+    parser.add_argument("-o", "--output", choices=outputs, default="table", help="the form of the output")
 
 
 def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
@@ -196,6 +208,7 @@ def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
         metavar="SECONDS",
         help_text="how long a call for a listed VF that is not ready yet waits for it; 0: not at all",
     )
+    parser.flag("--require-sockets", "call a mapping of somebody else's ready only if all of its sockets listen")
     option(
         "--daemon",
         kind=DaemonMode,

@@ -17,10 +17,10 @@ from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.sockets import dead_sockets
 from vdpa_agent.errors import DaemonUnusable
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import DaemonStatus, Device, DeviceState
+from vdpa_agent.model.daemon import DaemonStatus, Device, DeviceState, Statistics
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
-from vdpa_agent.model.pci import DeviceList
+from vdpa_agent.model.pci import DeviceList, PciAddress
 
 _LOOK_S: Final = 1.0
 """How often the sockets are looked at without any event."""
@@ -91,6 +91,10 @@ class Command:
             address: Device(address, "", DeviceState.WANTED, reason) for address in self._wanted.value.value or ()
         }
         self._status.set(replace(self._status.value, devices=MappingProxyType(devices)))
+
+    async def statistics(self, address: PciAddress) -> Statistics:  # noqa: ARG002
+        """There is nobody to ask."""
+        return {}
 
     def _look(self) -> None:
         mapped = self._mapping.value.value or Mapping()

@@ -17,7 +17,7 @@ from vdpa_agent.daemon.sockets import dead_sockets
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.backoff import Backoff
-from vdpa_agent.model.daemon import SERVED, DaemonStatus, Device, DeviceState
+from vdpa_agent.model.daemon import NOTHING_KNOWN, SERVED, DaemonStatus, Device, DeviceFacts, DeviceState
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.naming import SocketNaming, assign_names
@@ -31,6 +31,12 @@ _LOOK_S: Final = 2.0
 
 _NO_SUCH_DEVICE: Final = -32001
 """The daemon's code for a device that it does not have (any more)."""
+
+_TEXT_CHARACTERS: Final = 64
+"""The longest name of a driver that is kept."""
+
+_NUMA_NODES: Final = 1024
+"""No machine has more: MAX_NUMNODES of Linux."""
 
 log = structlog.get_logger(__name__)
 
@@ -108,7 +114,7 @@ class Devices:
         self._in_use.clear()
         self._show({})
         for device in self._known().values():
-            self._set(replace(device, reason=reason))
+            self._set(replace(device, reason=reason, facts=NOTHING_KNOWN))
 
     def front_end(self, address: str, *, connected: bool) -> None:
         """The daemon told that a front end came to a device, or left it."""
@@ -150,7 +156,7 @@ class Devices:
         request = {"device": device.address, "devargs": "", "socket": device.socket}
         try:
             Path(device.socket).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            await control.call("device.add", request, timeout_s=None)
+            told = await control.call("device.add", request, timeout_s=None)
         except RequestRefused as error:
             self._refused(replace(device, state=DeviceState.FAILED, reason=str(error)), "device_failed")
             return
@@ -160,7 +166,7 @@ class Devices:
             return
         self._added.add(device.address)
         self._refusals.pop(device.address, None)
-        self._set_served(device)
+        self._set_served(replace(device, facts=_facts(told)))
         log.info("device_ready", device=device.address, socket=device.socket)
 
     async def _take_back(self, control: Control, device: Device) -> bool:
@@ -270,3 +276,26 @@ class Devices:
     def _set(self, device: Device) -> None:
         devices = {**self._known(), device.address: device}
         self._status.set(replace(self._status.value, devices=MappingProxyType(devices)))
+
+
+def _facts(told: object) -> DeviceFacts:
+    """Reads the answer to `device.add`; what is absent or odd in it is not known."""
+    answer = told if isinstance(told, dict) else {}
+
+    def number(key: str, bits: int) -> int:
+        value = answer.get(key)
+        return value if isinstance(value, int) and 0 <= value < 2**bits else 0
+
+    def text(key: str) -> str:
+        value = answer.get(key)
+        return value[:_TEXT_CHARACTERS] if isinstance(value, str) else ""
+
+    numa_node = answer.get("numa_node")
+    return DeviceFacts(
+        driver=text("driver"),
+        queue_pairs=number("queue_pairs", 32),
+        features=number("features", 64),
+        protocol_features=number("protocol_features", 64),
+        kind=text("type"),
+        numa_node=numa_node if isinstance(numa_node, int) and 0 <= numa_node < _NUMA_NODES else None,
+    )

@@ -21,10 +21,10 @@ from vdpa_agent.daemon.pump import LogPump
 from vdpa_agent.daemon.vdpad import Vdpad
 from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import TRANSITIONS, DaemonEvent, DaemonState, DaemonStatus, Stop
+from vdpa_agent.model.daemon import TRANSITIONS, DaemonEvent, DaemonState, DaemonStatus, Statistics, Stop
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
-from vdpa_agent.model.pci import DeviceList
+from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.model.restarts import FORGIVEN, HEALTHY_AFTER_S
 
 _EXIT_USAGE: Final = 2
@@ -55,6 +55,9 @@ class Program(Protocol):
 
     def forget(self, reason: str) -> None:
         """Nothing of it may be promised any more."""
+
+    async def statistics(self, address: PciAddress) -> Statistics:
+        """The counters of a device's virtqueues; nothing where there are none."""
 
 
 class Supervisor:
@@ -108,6 +111,10 @@ class Supervisor:
         """Decides by what is there whether this agent owns the daemon; once it does, it does for good."""
         if self._config.mode is DaemonMode.AUTO and self._wanted.value.value is not None:
             self._publish(managed=True)
+
+    async def statistics(self, address: PciAddress) -> Statistics:
+        """Asks the running daemon for the counters of a device's virtqueues; nothing where there are none."""
+        return await self._program.statistics(address)
 
     async def run(self, stop: Latest[Stop]) -> None:
         """Supervises until the agent stops and the daemon has ended. Cancellation kills the daemon at once.

@@ -11,6 +11,8 @@ from vdpa_agent.config import DaemonConfig
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.errors import DaemonError
+from vdpa_agent.model.daemon import Statistics
+from vdpa_agent.model.pci import PciAddress
 
 _PING_S: Final = 2.0
 """How often a running daemon is asked for its version."""
@@ -20,6 +22,9 @@ _UNHEALTHY_AFTER_S: Final = 8.0
 
 _LOST_AFTER_S: Final = 28.0
 """A question unanswered for this long makes it lost, likewise 30 s after it hung."""
+
+_STATISTICS_S: Final = 1.0
+"""How long the answer to a question for statistics may take."""
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +36,7 @@ class Vdpad:
         self._config = config
         self._socket_list = socket_list
         self._devices = devices
+        self._control: Control | None = None
 
     def argv(self, control_fd: int) -> list[str]:
         """Its command line: it starts with no device."""
@@ -71,6 +77,7 @@ class Vdpad:
             version = await control.call("version", timeout_s=self._config.start_timeout_s)
             running()
             log.info("daemon_running", version=version)
+            self._control = control
             tasks.create_task(self._devices.follow(control), name="devices")
             tasks.create_task(_ping(control, unhealthy), name="ping")
 
@@ -96,7 +103,21 @@ class Vdpad:
 
     def forget(self, reason: str) -> None:
         """It is gone or going: nothing of it may be promised any more."""
+        self._control = None
         self._devices.forget(reason)
+
+    async def statistics(self, address: PciAddress) -> Statistics:
+        """Asks for the counters of a device's virtqueues; nothing where there are none, or nobody to ask."""
+        if self._control is None:
+            return {}
+        try:
+            told = await self._control.call("device.stats", {"device": address}, timeout_s=_STATISTICS_S)
+            return {
+                int(queue["queue"]): {str(name): int(value) for name, value in queue["stats"].items()}
+                for queue in told["queues"]
+            }
+        except (DaemonError, LookupError, TypeError, ValueError, AttributeError):
+            return {}
 
 
 async def _ping(control: Control, unhealthy: Callable[[str], None]) -> None:

@@ -7,6 +7,9 @@ from typing import Final
 
 from vdpa_agent.model.pci import PciAddress
 
+Statistics = dict[int, dict[str, int]]
+"""Per virtqueue the driver's counters, by its own names."""
+
 
 class DaemonState(StrEnum):
     """The states of a supervised daemon."""
@@ -88,6 +91,31 @@ SERVED: Final = frozenset({DeviceState.READY, DeviceState.CONNECTED})
 """The states in which a device's socket may be promised to a client."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """What the daemon told of a device that it serves.
+
+    Attributes:
+        driver: the name of its DPDK driver.
+        queue_pairs: how many it has.
+        features: the virtio feature bits that it offers.
+        protocol_features: the vhost-user protocol feature bits that it offers.
+        kind: `net` or `blk`.
+        numa_node: its NUMA node, None where there is none or it is not known.
+    """
+
+    driver: str = ""
+    queue_pairs: int = 0
+    features: int = 0
+    protocol_features: int = 0
+    kind: str = ""
+    numa_node: int | None = None
+
+
+NOTHING_KNOWN: Final = DeviceFacts()
+"""The facts of a device that is not served."""
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """One device as the supervisor knows it.
@@ -97,12 +125,14 @@ class Device:
         socket: the absolute path of its vhost-user socket.
         state: where it is in its life.
         reason: why it is not ready, empty where there is nothing to say.
+        facts: what the daemon told of it.
     """
 
     address: PciAddress
     socket: str
     state: DeviceState
     reason: str = ""
+    facts: DeviceFacts = NOTHING_KNOWN
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,9 @@ import asyncio
 from contextlib import suppress
 
 from vdpa_agent.errors import AddressError
-from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import DaemonState, DaemonStatus
-from vdpa_agent.model.loaded import Loaded
-from vdpa_agent.model.mapping import Mapping
-from vdpa_agent.model.pci import DeviceList, PciAddress, parse_pci_address
+from vdpa_agent.model.daemon import DaemonState
+from vdpa_agent.model.pci import PciAddress, parse_pci_address
+from vdpa_agent.serve.view import View
 
 _ENDING = frozenset({DaemonState.STOPPING, DaemonState.STOPPED})
 
@@ -20,17 +18,12 @@ class Answers:
     made ready, and nobody polls.
     """
 
-    def __init__(
-        self, wanted: Latest[Loaded[DeviceList]], mapping: Latest[Loaded[Mapping]], daemon: Latest[DaemonStatus]
-    ) -> None:
-        self._wanted = wanted
-        self._mapping = mapping
-        self._daemon = daemon
-        self._made_of: tuple[object, object, object] | None = None
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._made_of: tuple[object, ...] | None = None
         self._sockets: dict[PciAddress, str] = {}
         self._awaited: frozenset[PciAddress] | None = frozenset()
         self._waiting: dict[PciAddress, set[asyncio.Future[str]]] = {}
-        self._ended = False
 
     async def socket_of(self, text: str, *, hold_s: float) -> str:
         """The socket of an address in any accepted form; empty if none can be promised.
@@ -57,21 +50,12 @@ class Answers:
 
     async def run(self) -> None:
         """Answers those who wait as soon as their device is ready, or is not wanted any more, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for latest in (self._wanted, self._mapping, self._daemon):
-                tasks.create_task(self._follow(latest))
+        async for _ in self._view.revision.changes():
+            self._settle()
 
     def end(self) -> None:
-        """The agent stops: nothing is promised any more, and nobody waits."""
-        self._ended = True
-        self._made_of = None
+        """The agent stops: nobody waits any longer."""
         self._settle()
-
-    async def _follow(
-        self, latest: "Latest[Loaded[DeviceList]] | Latest[Loaded[Mapping]] | Latest[DaemonStatus]"
-    ) -> None:
-        async for _ in latest.changes():
-            self._settle()
 
     async def _held(self, address: PciAddress, hold_s: float) -> str:
         waiting = self._waiting.setdefault(address, set())
@@ -102,12 +86,13 @@ class Answers:
 
     def _refresh(self) -> None:
         # By identity: a snapshot never changes, and to compare contents would cost more than the look-up.
-        wanted, mapping, status = self._wanted.value, self._mapping.value, self._daemon.value
-        made_of = (wanted, mapping, status)
+        view = self._view
+        wanted, mapping, status = view.wanted.value, view.mapping.value, view.daemon.value
+        made_of = (wanted, mapping, status, view.ended)
         if self._made_of is not None and all(a is b for a, b in zip(self._made_of, made_of, strict=True)):
             return
         self._made_of = made_of
-        if self._ended or status.state in _ENDING:
+        if view.ended or status.state in _ENDING:
             self._sockets, self._awaited = {}, frozenset()
         elif status.managed:
             self._sockets = {address: path for address, path in mapping.value or () if status.serves(address)}

@@ -1,0 +1,199 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_WAITING: _ClassVar[Role]
+    ROLE_MANAGING: _ClassVar[Role]
+    ROLE_SERVING: _ClassVar[Role]
+
+class DaemonState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DAEMON_STATE_UNSPECIFIED: _ClassVar[DaemonState]
+    DAEMON_STATE_IDLE: _ClassVar[DaemonState]
+    DAEMON_STATE_STARTING: _ClassVar[DaemonState]
+    DAEMON_STATE_RUNNING: _ClassVar[DaemonState]
+    DAEMON_STATE_BACKOFF: _ClassVar[DaemonState]
+    DAEMON_STATE_STOPPING: _ClassVar[DaemonState]
+    DAEMON_STATE_STOPPED: _ClassVar[DaemonState]
+
+class DeviceState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DEVICE_STATE_UNSPECIFIED: _ClassVar[DeviceState]
+    DEVICE_STATE_WANTED: _ClassVar[DeviceState]
+    DEVICE_STATE_STARTING: _ClassVar[DeviceState]
+    DEVICE_STATE_READY: _ClassVar[DeviceState]
+    DEVICE_STATE_CONNECTED: _ClassVar[DeviceState]
+    DEVICE_STATE_FAILED: _ClassVar[DeviceState]
+    DEVICE_STATE_REMOVING: _ClassVar[DeviceState]
+
+class VhostMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VHOST_MODE_UNSPECIFIED: _ClassVar[VhostMode]
+    VHOST_MODE_SERVER: _ClassVar[VhostMode]
+    VHOST_MODE_CLIENT: _ClassVar[VhostMode]
+ROLE_UNSPECIFIED: Role
+ROLE_WAITING: Role
+ROLE_MANAGING: Role
+ROLE_SERVING: Role
+DAEMON_STATE_UNSPECIFIED: DaemonState
+DAEMON_STATE_IDLE: DaemonState
+DAEMON_STATE_STARTING: DaemonState
+DAEMON_STATE_RUNNING: DaemonState
+DAEMON_STATE_BACKOFF: DaemonState
+DAEMON_STATE_STOPPING: DaemonState
+DAEMON_STATE_STOPPED: DaemonState
+DEVICE_STATE_UNSPECIFIED: DeviceState
+DEVICE_STATE_WANTED: DeviceState
+DEVICE_STATE_STARTING: DeviceState
+DEVICE_STATE_READY: DeviceState
+DEVICE_STATE_CONNECTED: DeviceState
+DEVICE_STATE_FAILED: DeviceState
+DEVICE_STATE_REMOVING: DeviceState
+VHOST_MODE_UNSPECIFIED: VhostMode
+VHOST_MODE_SERVER: VhostMode
+VHOST_MODE_CLIENT: VhostMode
+
+class ListDevicesRequest(_message.Message):
+    __slots__ = ("include_statistics",)
+    INCLUDE_STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    include_statistics: bool
+    def __init__(self, include_statistics: _Optional[bool] = ...) -> None: ...
+
+class ListDevicesResponse(_message.Message):
+    __slots__ = ("devices",)
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
+    def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ...) -> None: ...
+
+class GetDeviceRequest(_message.Message):
+    __slots__ = ("pci_address",)
+    PCI_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    pci_address: str
+    def __init__(self, pci_address: _Optional[str] = ...) -> None: ...
+
+class GetDeviceResponse(_message.Message):
+    __slots__ = ("device",)
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    device: Device
+    def __init__(self, device: _Optional[_Union[Device, _Mapping]] = ...) -> None: ...
+
+class WatchDevicesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchDevicesResponse(_message.Message):
+    __slots__ = ("initial", "devices", "removed_pci_addresses")
+    INITIAL_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_PCI_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    initial: bool
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
+    removed_pci_addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, initial: _Optional[bool] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., removed_pci_addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("version", "uptime", "role", "daemon", "live", "ready", "not_ready_reasons", "device_list_problem", "mapping_problem", "settings")
+    class SettingsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    DAEMON_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    NOT_READY_REASONS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_LIST_PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    MAPPING_PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    uptime: _duration_pb2.Duration
+    role: Role
+    daemon: DaemonStatus
+    live: bool
+    ready: bool
+    not_ready_reasons: _containers.RepeatedScalarFieldContainer[str]
+    device_list_problem: str
+    mapping_problem: str
+    settings: _containers.ScalarMap[str, str]
+    def __init__(self, version: _Optional[str] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., role: _Optional[_Union[Role, str]] = ..., daemon: _Optional[_Union[DaemonStatus, _Mapping]] = ..., live: _Optional[bool] = ..., ready: _Optional[bool] = ..., not_ready_reasons: _Optional[_Iterable[str]] = ..., device_list_problem: _Optional[str] = ..., mapping_problem: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class DaemonStatus(_message.Message):
+    __slots__ = ("state", "pid", "restarts", "crash_loop", "last_exit", "unhealthy")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    CRASH_LOOP_FIELD_NUMBER: _ClassVar[int]
+    LAST_EXIT_FIELD_NUMBER: _ClassVar[int]
+    UNHEALTHY_FIELD_NUMBER: _ClassVar[int]
+    state: DaemonState
+    pid: int
+    restarts: int
+    crash_loop: bool
+    last_exit: str
+    unhealthy: str
+    def __init__(self, state: _Optional[_Union[DaemonState, str]] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., crash_loop: _Optional[bool] = ..., last_exit: _Optional[str] = ..., unhealthy: _Optional[str] = ...) -> None: ...
+
+class Device(_message.Message):
+    __slots__ = ("pci_address", "socket_path", "state", "reason", "vhost_mode", "front_end_connected", "queue_pairs", "features", "protocol_features", "driver", "numa_node", "type", "statistics")
+    PCI_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SOCKET_PATH_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    VHOST_MODE_FIELD_NUMBER: _ClassVar[int]
+    FRONT_END_CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    DRIVER_FIELD_NUMBER: _ClassVar[int]
+    NUMA_NODE_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    pci_address: str
+    socket_path: str
+    state: DeviceState
+    reason: str
+    vhost_mode: VhostMode
+    front_end_connected: bool
+    queue_pairs: int
+    features: int
+    protocol_features: int
+    driver: str
+    numa_node: int
+    type: str
+    statistics: _containers.RepeatedCompositeFieldContainer[QueueStatistics]
+    def __init__(self, pci_address: _Optional[str] = ..., socket_path: _Optional[str] = ..., state: _Optional[_Union[DeviceState, str]] = ..., reason: _Optional[str] = ..., vhost_mode: _Optional[_Union[VhostMode, str]] = ..., front_end_connected: _Optional[bool] = ..., queue_pairs: _Optional[int] = ..., features: _Optional[int] = ..., protocol_features: _Optional[int] = ..., driver: _Optional[str] = ..., numa_node: _Optional[int] = ..., type: _Optional[str] = ..., statistics: _Optional[_Iterable[_Union[QueueStatistics, _Mapping]]] = ...) -> None: ...
+
+class QueueStatistics(_message.Message):
+    __slots__ = ("queue", "counters")
+    class CountersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    queue: int
+    counters: _containers.ScalarMap[str, int]
+    def __init__(self, queue: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ...) -> None: ...
