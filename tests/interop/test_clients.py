@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -48,10 +47,6 @@ def grpcurl_get(listen: Path, address: str, *options: str) -> dict[str, str]:
     asked = ("-d", json.dumps({"pciAddress": address}), *options)
     answer: dict[str, str] = json.loads(grpcurl(listen, METHOD, options=asked))
     return answer
-
-
-def cli_get(listen: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, "-m", "vdpa_agent", "get", f"--address={listen}", *arguments)
 
 
 def asked(agent: AgentProcess) -> list[tuple[str, str]]:
@@ -230,33 +225,3 @@ def test_the_wire(tap: Tap, client: str) -> None:
     assert request.data == b"\x00\x00\x00\x00\x0e" + REQUEST
     assert answer.data == b"\x00\x00\x00\x00\x1c" + ANSWER
     assert answer.headers["grpc-status"] == "0"
-
-
-class TestCli:
-    def test_table(self, agent: AgentProcess) -> None:
-        ended = cli_get(agent.listen, KNOWN, "82:01.0")
-        assert ended.stdout.splitlines() == [
-            "ADDRESS       SOCKET",
-            f"{KNOWN}  {KNOWN_SOCKET}",
-            "0000:82:01.0  /var/run/vdpa/vhost/vdpa-6",
-        ]
-        assert ended.returncode == 0
-        assert asked(agent) == [(KNOWN, KNOWN_SOCKET), ("0000:82:01.0", "/var/run/vdpa/vhost/vdpa-6")]
-
-    def test_json(self, agent: AgentProcess) -> None:
-        ended = cli_get(agent.listen, "--output=json", KNOWN)
-        assert json.loads(ended.stdout) == [{"pciAddress": KNOWN, "socketpath": KNOWN_SOCKET}]
-        assert ended.returncode == 0
-
-    def test_no_such_device_is_4(self, agent: AgentProcess) -> None:
-        ended = cli_get(agent.listen, "--output=json", KNOWN, UNKNOWN)
-        assert ended.returncode == 4
-        assert json.loads(ended.stdout)[1] == {"pciAddress": UNKNOWN, "socketpath": ""}
-        assert UNKNOWN in ended.stderr
-        assert KNOWN not in ended.stderr
-
-    def test_no_agent_is_5(self, run_dir: Path) -> None:
-        ended = cli_get(run_dir / "vdpa.sock", KNOWN)
-        assert ended.returncode == 5
-        assert str(run_dir / "vdpa.sock") in ended.stderr
-        assert ended.stdout == ""
