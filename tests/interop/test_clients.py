@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -211,7 +212,7 @@ ASK: Final[dict[str, Callable[[Path], Any]]] = {
     "go": lambda listen: output(tool("get-socketpath"), f"-socket={listen}", KNOWN),
     "old-go": lambda listen: output(tool("get-socketpath-old"), f"-socket={listen}", KNOWN),
     "grpcio": ask_by_grpcio,
-    "cli": lambda listen: cli_get(listen, KNOWN),
+    "cli": lambda listen: output(sys.executable, "-m", "vdpa_agent", "get", KNOWN, f"--address={listen}"),
 }
 
 
