@@ -1,15 +1,18 @@
 """Frozen, validated settings; each component gets its own section."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from vdpa_agent.errors import ConfigError
 from vdpa_agent.model.backoff import Backoff
 from vdpa_agent.model.mapping import SOCKET_PATH_MAX_BYTES
 from vdpa_agent.model.naming import SocketNaming
+from vdpa_agent.model.pci import PciAddress
 
 RUN_DIRECTORY: Final = Path("/var/run/vdpa")
 """Where the device plugin, the daemon and the CNI plugins meet."""
@@ -93,6 +96,8 @@ class DaemonConfig:
         program: vdpad, a path or a name to be found on the PATH.
         command: the command line of another program in its place, as for a shell; empty: vdpad.
         simulate: every device becomes a software device.
+        devargs: the DPDK device arguments of some devices, in place of those that their vendor calls for.
+        sysfs: where sysfs is mounted.
         socket_dir: where the vhost-user sockets are.
         socket_naming: how they are named.
         socket_mode: their permission bits.
@@ -111,6 +116,8 @@ class DaemonConfig:
     program: str = "vdpad"
     command: str = ""
     simulate: bool = False
+    devargs: Mapping[PciAddress, str] = field(default_factory=lambda: MappingProxyType({}))
+    sysfs: Path = Path("/sys")
     socket_dir: Path = DEFAULT_SOCKET_DIRECTORY
     socket_naming: SocketNaming = SocketNaming.INDEX
     socket_mode: int = 0o660
@@ -126,6 +133,7 @@ class DaemonConfig:
 
     def __post_init__(self) -> None:
         _absolute("--socket-dir", self.socket_dir)
+        _absolute("--sysfs", self.sysfs)
         longest = f"{self.socket_dir}{_LONGEST_SOCKET_NAME}"
         if len(longest.encode()) > SOCKET_PATH_MAX_BYTES:
             message = (
@@ -209,6 +217,8 @@ def settings_in_force(config: AgentConfig) -> dict[str, str]:
         "daemon": daemon.mode,
         "vdpad": daemon.program,
         "daemon-command": daemon.command,
+        "devargs": " ".join(f"{address}={arguments}" for address, arguments in daemon.devargs.items()),
+        "sysfs": daemon.sysfs,
         "simulate": str(daemon.simulate).lower(),
         "socket-dir": daemon.socket_dir,
         "socket-naming": daemon.socket_naming,

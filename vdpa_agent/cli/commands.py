@@ -32,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
             program=options.vdpad,
             command=options.daemon_command,
             simulate=options.simulate,
+            devargs=dict(options.devargs),
+            sysfs=options.sysfs,
             socket_dir=options.socket_dir,
             socket_naming=options.socket_naming,
             socket_mode=options.socket_mode,

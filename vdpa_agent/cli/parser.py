@@ -18,7 +18,9 @@ from vdpa_agent.config import (
     Memory,
     VhostMode,
 )
+from vdpa_agent.errors import AddressError
 from vdpa_agent.model.naming import SocketNaming
+from vdpa_agent.model.pci import PciAddress, parse_pci_address
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
@@ -65,6 +67,18 @@ class _Parser(argparse.ArgumentParser):
         shown = "" if default in {None, ""} else f"; default {_plain(default)}"
         self.add_argument(
             name, type=_Named(kind, variable), default=given, metavar=metavar, help=f"{help_text} [{variable}{shown}]"
+        )
+
+    def several(self, name: str, *, kind: Callable[[str], Any], metavar: str, help_text: str) -> None:
+        """Adds an option that may be given several times; its variable has the values with blanks between them."""
+        variable = _variable(name)
+        convert = _Named(kind, variable)
+        try:
+            given = [convert(text) for text in self._from.get(variable, "").split()]
+        except argparse.ArgumentTypeError as error:
+            self.error(f"environment variable {variable}: {error}")
+        self.add_argument(
+            name, type=convert, action="append", default=given, metavar=metavar, help=f"{help_text} [{variable}]"
         )
 
     def flag(self, name: str, help_text: str) -> None:
@@ -131,6 +145,18 @@ def seconds(text: str) -> float:
 def seconds_or_none(text: str) -> float:
     """Reads a number of seconds that may be 0."""
     return 0.0 if text.strip() in {"0", "0.0"} else seconds(text)
+
+
+def device_arguments(text: str) -> tuple[PciAddress, str]:
+    """Reads `ADDRESS=ARGUMENTS`, the arguments as DPDK has them: 0000:82:00.2=vdpa=1."""
+    address, equals, arguments = text.partition("=")
+    if not equals:
+        message = f"{text!r} has no =, write ADDRESS=ARGUMENTS such as 0000:82:00.2=vdpa=1"
+        raise ValueError(message)
+    try:
+        return parse_pci_address(address), arguments
+    except AddressError as error:
+        raise ValueError(str(error)) from error
 
 
 def listen_path(text: str) -> Path:
@@ -230,6 +256,13 @@ def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
     )
     parser.flag("--simulate", "make every listed address a software device, no hardware needed")
     parser.flag("--example-data", "serve 16 example VFs, no file and no daemon needed")
+    parser.several(
+        "--devargs",
+        kind=device_arguments,
+        metavar="ADDRESS=ARGUMENTS",
+        help_text="DPDK device arguments of a VF, in place of those that its vendor calls for; may be repeated",
+    )
+    option("--sysfs", kind=Path, default=Path("/sys"), metavar="DIRECTORY", help_text="where sysfs is mounted")
     option(
         "--socket-dir",
         kind=Path,

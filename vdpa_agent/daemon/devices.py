@@ -11,9 +11,10 @@ from typing import Final, Protocol
 
 import structlog
 
-from vdpa_agent.config import DaemonConfig, VhostMode
+from vdpa_agent.config import DaemonConfig, Memory, VhostMode
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.sockets import dead_sockets
+from vdpa_agent.daemon.sysfs import read_facts, read_numa
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.backoff import Backoff
@@ -22,6 +23,7 @@ from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.naming import SocketNaming, assign_names
 from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.model.preflight import assess, devargs_of
 
 _RETRY: Final = Backoff(first_s=1.0, cap_s=60.0)
 """When a device that the daemon refused to add or remove is asked for again."""
@@ -152,8 +154,12 @@ class Devices:
     async def _add(self, control: Control, device: Device) -> None:
         if device.address in self._added and not await self._take_back(control, device):
             return
+        devargs, refusal = self._examine(device.address)
+        if refusal:
+            self._refused(replace(device, state=DeviceState.FAILED, reason=refusal), "device_failed")
+            return
         self._set(replace(device, state=DeviceState.STARTING, reason=""))
-        request = {"device": device.address, "devargs": "", "socket": device.socket}
+        request = {"device": device.address, "devargs": devargs, "socket": device.socket}
         try:
             Path(device.socket).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             told = await control.call("device.add", request, timeout_s=None)
@@ -168,6 +174,18 @@ class Devices:
         self._refusals.pop(device.address, None)
         self._set_served(replace(device, facts=_facts(told)))
         log.info("device_ready", device=device.address, socket=device.socket)
+
+    def _examine(self, address: PciAddress) -> tuple[str, str]:
+        """The device arguments of a device, and why the daemon need not even be asked for it: empty if it may."""
+        config = self._config
+        if config.simulate:
+            return config.devargs.get(address, ""), ""
+        facts = read_facts(address, config.sysfs)
+        numa = read_numa(os.sched_getaffinity(0), config.sysfs)
+        verdict = assess(facts, numa, hugepages=config.memory is not Memory.NONE)
+        for doubt in verdict.doubts:
+            log.warning("device_doubtful", device=address, reason=doubt)
+        return devargs_of(facts, config.devargs), verdict.refusal
 
     async def _take_back(self, control: Control, device: Device) -> bool:
         """Removes a device whose socket is dead from the daemon, so that it can be added anew."""

@@ -1,0 +1,190 @@
+"""Reads below a sysfs root what a preflight goes by."""
+
+import os
+import re
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from vdpa_agent.errors import AddressError
+from vdpa_agent.model.pci import PciAddress, parse_pci_address
+from vdpa_agent.model.preflight import NumaFacts, PciFacts
+
+_ATTRIBUTE_BYTES: Final = 4096
+"""The most that is read of a file: one page, as the kernel's Documentation/filesystems/sysfs.rst promises."""
+
+_ID_MAX: Final = 0xFFFF
+_CLASS_MAX: Final = 0xFFFFFF
+_INT_MAX: Final = 2**31 - 1
+
+_NUMBER: Final = re.compile(r"0x[0-9a-f]{1,8}|-?[0-9]{1,10}", re.ASCII)
+_DRIVER: Final = re.compile(r"[!-~]{1,32}", re.ASCII)
+_GROUP: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
+_NODE: Final = re.compile(r"node([0-9]{1,9})", re.ASCII)
+_RANGE: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", re.ASCII)
+
+_FAKE_GROUP: Final = "vfio-noiommu"
+"""The name of the groups that vfio makes up where no IOMMU is (the kernel's drivers/vfio/group.c)."""
+
+
+def read_facts(address: PciAddress, sysfs: Path) -> PciFacts:
+    """Returns what sysfs says of an address; whatever is there, nothing is raised.
+
+    Args:
+        address: the address.
+        sysfs: where sysfs is, normally /sys.
+    """
+    devices = sysfs / "bus" / "pci" / "devices"
+    exists = _is_directory(devices / address)
+    if not exists:
+        known = exists is False and _is_directory(devices)
+        return PciFacts(address=address, exists=False if known else None, unreadable=() if known else ("directory",))
+    directory = _Directory(devices / address)
+    physfn = directory.link("physfn")
+    return PciFacts(
+        address=address,
+        exists=True,
+        vendor=directory.number("vendor", _ID_MAX),
+        device=directory.number("device", _ID_MAX),
+        subsystem_vendor=directory.number("subsystem_vendor", _ID_MAX),
+        class_code=directory.number("class", _CLASS_MAX),
+        is_vf=None if "physfn" in directory.unreadable else physfn is not None,
+        pf=None if physfn is None else directory.address("physfn", physfn),
+        driver=directory.driver(),
+        iommu_group=directory.iommu_group(),
+        numa_node=directory.node(),
+        no_iommu=_no_iommu(sysfs),
+        unreadable=tuple(dict.fromkeys(directory.unreadable)),
+    )
+
+
+def read_numa(cpus: Iterable[int], sysfs: Path) -> NumaFacts:
+    """Returns which NUMA nodes have some of the given CPUs, and which have hugepages; nothing is raised.
+
+    Args:
+        cpus: the CPUs that the daemon may run on.
+        sysfs: where sysfs is, normally /sys.
+    """
+    allowed = frozenset(cpus)
+    try:
+        entries = _entries(sysfs / "devices" / "system" / "node")
+    except (OSError, ValueError):
+        return NumaFacts()
+    nodes = {int(match[1]): path for path in entries if (match := _NODE.fullmatch(path.name))}
+    return NumaFacts(
+        cpu_nodes=frozenset(node for node, path in nodes.items() if _has_cpu(path, allowed)),
+        hugepage_nodes=frozenset(node for node, path in nodes.items() if _has_hugepages(path)),
+    )
+
+
+class _Directory:
+    """A device's directory, with the names in it that could not be read so far."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.unreadable: list[str] = []
+
+    def number(self, name: str, most: int) -> int | None:
+        """The number in a file that every device has."""
+        value = _number(self._path / name)
+        if value is None or not 0 <= value <= most:
+            self.unreadable.append(name)
+            return None
+        return value
+
+    def node(self) -> int | None:
+        """The NUMA node: -1 stands for none, as does a kernel that does not know of nodes."""
+        if not os.path.lexists(self._path / "numa_node"):
+            return None
+        value = _number(self._path / "numa_node")
+        return None if value == -1 else self.number("numa_node", _INT_MAX)
+
+    def link(self, name: str) -> str | None:
+        """The last part of what a link points to; None where there is no such link."""
+        try:
+            return (self._path / name).readlink().name
+        except FileNotFoundError:
+            return None
+        except OSError:
+            self.unreadable.append(name)
+            return None
+
+    def address(self, name: str, text: str) -> PciAddress | None:
+        """The address that a link points to."""
+        try:
+            return parse_pci_address(text)
+        except AddressError:
+            self.unreadable.append(name)
+            return None
+
+    def driver(self) -> str | None:
+        """The name of the driver that the device is bound to."""
+        name = self.link("driver")
+        if name is not None and _DRIVER.fullmatch(name) is None:
+            self.unreadable.append("driver")
+            return None
+        return name
+
+    def iommu_group(self) -> int | None:
+        """The number of the IOMMU group, unless vfio only made it up."""
+        number = self.link("iommu_group")
+        if number is None or _text(self._path / "iommu_group" / "name") == _FAKE_GROUP:
+            return None
+        if _GROUP.fullmatch(number) is None:
+            self.unreadable.append("iommu_group")
+            return None
+        return int(number)
+
+
+def _is_directory(path: Path) -> bool | None:
+    """Whether there is a directory; None where that cannot be told."""
+    try:
+        return True if stat.S_ISDIR(path.stat().st_mode) else None
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return None
+
+
+def _no_iommu(sysfs: Path) -> bool | None:
+    parameter = sysfs / "module/vfio/parameters/enable_unsafe_noiommu_mode"
+    if not os.path.lexists(parameter):
+        return False
+    return {"Y": True, "N": False}.get(_text(parameter) or "")
+
+
+def _text(path: Path) -> str | None:
+    """The text of a file without the blanks around it; None where it cannot be read."""
+    try:
+        # Something else than a file of sysfs could keep a plain open() waiting.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return os.read(descriptor, _ATTRIBUTE_BYTES).decode("ascii").strip()
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError):
+        return None
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path)
+    return int(text, 0 if text.startswith("0x") else 10) if text and _NUMBER.fullmatch(text) else None
+
+
+def _entries(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
+
+
+def _has_cpu(node: Path, cpus: frozenset[int]) -> bool:
+    """Whether one of the CPUs is in a node's list, such as `0-3,8`."""
+    ranges = [_RANGE.fullmatch(part) for part in (_text(node / "cpulist") or "").split(",")]
+    return any(int(match[1]) <= cpu <= int(match[2] or match[1]) for match in ranges if match for cpu in cpus)
+
+
+def _has_hugepages(node: Path) -> bool:
+    try:
+        sizes = _entries(node / "hugepages")
+    except OSError:
+        return False
+    return any((_number(size / "nr_hugepages") or 0) > 0 for size in sizes)
