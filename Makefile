@@ -104,6 +104,7 @@ endef
 .PHONY: proto
 proto: .venv/.installed ## Generate the Python code from protos/
 	$(call generate,$(PB))
+	$(BIN)/python -m scripts.api_docs
 
 .PHONY: proto-current
 proto-current: .venv/.installed

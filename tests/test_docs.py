@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+from scripts import api_docs
 from vdpa_agent.cli.parser import build_parser
 
 ROOT: Final = Path(__file__).parent.parent
@@ -45,3 +46,12 @@ def test_every_option_is_documented() -> None:
         for action in parser._actions:
             names = ", ".join(action.option_strings)
             assert not names or "--help" in names or f"| `{names}`" in section, (command, names)
+
+
+def test_the_api_reference_is_what_the_protos_say() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert page.partition(api_docs.MARK)[1:] == (api_docs.MARK, reference_tail())
+
+
+def reference_tail() -> str:
+    return api_docs.reference().removeprefix(api_docs.MARK).rstrip() + "\n"
