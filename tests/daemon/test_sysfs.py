@@ -249,16 +249,18 @@ def test_a_link_to_garbage_is_unknown_and_told(tree: Tree, name: str, target: st
 
 
 def test_things_of_the_wrong_kind_are_unknown_and_keep_nobody_waiting(tree: Tree) -> None:
-    path = tree.device(VF, "1af4:1041", pf=PF)
+    path = tree.device(VF, "1af4:1041")
     for name in ("vendor", "device", "subsystem_vendor"):
         (path / name).unlink()
     os.mkfifo(path / "vendor")
     (path / "device").mkdir()
     (path / "subsystem_vendor").symlink_to("subsystem_vendor")
     (path / "driver").mkdir()
+    (path / "physfn").mkdir()
     (path / "iommu_group").write_text("41\n")
     facts = read_facts(VF, tree.root)
-    assert set(facts.unreadable) == {"vendor", "device", "subsystem_vendor", "driver", "iommu_group"}
+    assert set(facts.unreadable) == {"vendor", "device", "subsystem_vendor", "driver", "iommu_group", "physfn"}
+    assert facts.is_vf is None
     assert _verdict(tree).refusal == ""
 
 

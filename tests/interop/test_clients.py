@@ -1,6 +1,7 @@
 """The clients in use get the right answers from a real agent: grpcurl, Go new and old, Python's grpcio, the CLI."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import grpc
 import pytest
 
 from tests.interop.tap import Tap
-from tests.processes import PATIENCE_S, ROOT, AgentProcess, built
+from tests.processes import PATIENCE_S, ROOT, AgentProcess, built, running
 from vdpa_agent.serve.pb.vdpadpdk_pb2 import GetSocketpathRequest, GetSocketpathResponse
 
 METHOD: Final = "vdpadpdk.VdpaDpdk/GetSocketpath"
@@ -226,3 +227,51 @@ def test_the_wire(tap: Tap, client: str) -> None:
     assert request.data == b"\x00\x00\x00\x00\x0e" + REQUEST
     assert answer.data == b"\x00\x00\x00\x00\x1c" + ANSWER
     assert answer.headers["grpc-status"] == "0"
+
+
+class TestGoDeviceService:
+    def test_a_device(self, agent: AgentProcess) -> None:
+        told = output(tool("get-device"), f"-socket={agent.listen}", "82:00.5")
+        assert told == f"{KNOWN}\t{KNOWN_SOCKET}\tDEVICE_STATE_READY\n"
+
+    @pytest.mark.parametrize(
+        ("address", "said"),
+        [
+            ("0000:87:00.5", "NotFound vdpa-agent/NO_SUCH_DEVICE: 0000:87:00.5 is not a device of this node"),
+            ("ens1", "InvalidArgument vdpa-agent/BAD_PCI_ADDRESS: 'ens1' is not a PCI address such as 0000:82:00.2"),
+        ],
+    )
+    def test_errors_with_their_details(self, agent: AgentProcess, address: str, said: str) -> None:
+        refused = run(tool("get-device"), f"-socket={agent.listen}", address)
+        assert (refused.returncode, refused.stderr) == (1, f"{said}\n")
+
+
+class TestHealthProbe:
+    @pytest.mark.parametrize(
+        ("service", "code", "said"),
+        [("", 0, "status: SERVING"), ("vdpadpdk.VdpaDpdk", 0, "status: SERVING"), ("nobody", 3, "NotFound")],
+    )
+    def test_check(self, agent: AgentProcess, service: str, code: int, said: str) -> None:
+        probed = run(tool("grpc-health-probe"), f"-addr=unix:{agent.listen}", f"-service={service}")
+        assert (probed.returncode, said in probed.stderr + probed.stdout) == (code, True)
+
+    def test_not_ready(self, run_dir: Path) -> None:
+        with running(run_dir) as waiting:
+            assert run(tool("grpc-health-probe"), f"-addr=unix:{waiting.listen}").returncode == 4
+
+
+def test_the_committed_go_stubs_are_what_the_protos_generate(tmp_path: Path) -> None:
+    generated = subprocess.run(
+        ["tests/interop/generate", str(tmp_path)],
+        cwd=ROOT,
+        env={"PYTHON": sys.executable, "PATH": os.defpath},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert generated.returncode == 0, generated.stderr
+    # The old generator compresses its descriptor, and each release of Go does that a little differently.
+    files = [path.relative_to(tmp_path) for path in (tmp_path / "go").rglob("*.go")]
+    assert len(files) == 4
+    for path in files:
+        assert (ROOT / "tests" / "interop" / path).read_bytes() == (tmp_path / path).read_bytes(), path

@@ -90,6 +90,7 @@ class Devices:
         self._refusals: dict[PciAddress, tuple[int, float]] = {}
         self._drains: dict[PciAddress, float] = {}
         self._in_use: set[PciAddress] = set()
+        self._doubts: dict[PciAddress, tuple[str, ...]] = {}
         self._wake = asyncio.Event()
 
     async def follow(self, control: Control) -> None:
@@ -182,9 +183,14 @@ class Devices:
             return config.devargs.get(address, ""), ""
         facts = read_facts(address, config.sysfs)
         numa = read_numa(os.sched_getaffinity(0), config.sysfs)
-        verdict = assess(facts, numa, hugepages=config.memory is not Memory.NONE)
-        for doubt in verdict.doubts:
-            log.warning("device_doubtful", device=address, reason=doubt)
+        takes_hugepages = config.memory is Memory.HUGEPAGES or (
+            config.memory is Memory.AUTO and bool(numa.hugepage_nodes)
+        )
+        verdict = assess(facts, numa, hugepages=takes_hugepages)
+        if verdict.doubts != self._doubts.get(address, ()):
+            for doubt in verdict.doubts:
+                log.warning("device_doubtful", device=address, reason=doubt)
+        self._doubts[address] = verdict.doubts
         return devargs_of(facts, config.devargs), verdict.refusal
 
     async def _take_back(self, control: Control, device: Device) -> bool:
@@ -209,6 +215,7 @@ class Devices:
                 return
         self._drains.pop(device.address, None)
         self._refusals.pop(device.address, None)
+        self._doubts.pop(device.address, None)
         self._show({address: other for address, other in self._known().items() if address != device.address})
         log.info("device_removed", device=device.address, socket=device.socket)
 
