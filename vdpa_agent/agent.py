@@ -9,6 +9,7 @@ import structlog
 
 from vdpa_agent import __version__
 from vdpa_agent.config import AgentConfig, DaemonMode, settings_in_force
+from vdpa_agent.daemon.reaper import Reaper, reaping
 from vdpa_agent.daemon.sockets import dead_sockets
 from vdpa_agent.daemon.supervisor import Supervisor
 from vdpa_agent.errors import AgentError
@@ -44,7 +45,8 @@ async def run(config: AgentConfig) -> None:
         if config.serve.example_data:
             await _serve_example(config, stop)
         else:
-            await _serve_lists(config, stop)
+            async with reaping() as reaper:
+                await _serve_lists(config, stop, reaper)
     except* AgentError as group:
         raise _first(group) from None
     log.info("agent_stopped")
@@ -58,7 +60,7 @@ async def _serve_example(config: AgentConfig, stop: Latest[Stop]) -> None:
         view.end()
 
 
-async def _serve_lists(config: AgentConfig, stop: Latest[Stop]) -> None:
+async def _serve_lists(config: AgentConfig, stop: Latest[Stop], reaper: Reaper) -> None:
     lists = Lists(
         config.files,
         takes_requests=config.daemon.mode is not DaemonMode.NONE,
@@ -71,6 +73,7 @@ async def _serve_lists(config: AgentConfig, stop: Latest[Stop]) -> None:
         mapping=lists.mapping,
         names=NamesFile(config.files.socket_list),
         retire_mapping=lists.retire_mapping,
+        reaper=reaper,
     )
     view = View(
         lists.devices,

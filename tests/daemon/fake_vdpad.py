@@ -2,15 +2,20 @@
 """A daemon with faults on demand, which the real one does not give: it speaks vdpad's control protocol, and no DPDK.
 
 FAKE_VDPAD names the faults, joined by commas: `deaf` (neither shutdown nor SIGTERM ends it), `mute` (never answers),
-`picky` (refuses its first two device.add), `parent` (has three children that ignore SIGTERM).
+`picky` (refuses its first two device.add), `parent` (has three children that ignore SIGTERM), `burst` (prints 200 MB
+and how long that took), `runaway` (leaves a process in a session of its own, whose child is in another), `orphans`
+(leaves 1,000 that end at once), `chatty` (prints for ever).
 """
 
+import itertools
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from typing import Any
 
 
@@ -18,10 +23,7 @@ def main() -> None:
     faults = set(os.environ.get("FAKE_VDPAD", "").split(","))  # noqa: TID251 - there is no other way to hand it over
     options = dict(argument.lstrip("-").partition("=")[::2] for argument in sys.argv[1:])
     control = socket.socket(fileno=int(options["control-fd"]))
-    if "deaf" in faults:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for _ in range(3 if "parent" in faults else 0):
-        subprocess.Popen(["sh", "-c", "trap '' TERM; exec sleep 60"])
+    _misbehave(faults)
     daemon = Daemon(faults, options["socket-list"])
     for line in control.makefile():
         request: dict[str, Any] = json.loads(line)
@@ -32,6 +34,20 @@ def main() -> None:
             return
     while "deaf" in faults:
         signal.pause()
+
+
+def _misbehave(faults: set[str]) -> None:
+    if "deaf" in faults:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for _ in range(3 if "parent" in faults else 0):
+        subprocess.Popen(["sh", "-c", "trap '' TERM; exec sleep 60"])
+    for fault, act in {"burst": _burst, "chatty": _chat}.items():
+        if fault in faults:
+            threading.Thread(target=act, daemon=True).start()
+    if "runaway" in faults:
+        subprocess.Popen(["sh", "-c", "setsid sh -c 'setsid sleep 61 & exec sleep 62' & exit 0"]).wait()
+    if "orphans" in faults:
+        _leave_orphans()
 
 
 class Daemon:
@@ -62,6 +78,33 @@ class Daemon:
         with open(f"{self._socket_list}.tmp", "w") as file:  # noqa: PTH123 - no pathlib: it starts faster without
             json.dump(entries, file)
         os.rename(f"{self._socket_list}.tmp", self._socket_list)  # noqa: PTH104
+
+
+def _burst() -> None:
+    began = time.monotonic()
+    lines = b"info: a line that is printed over and over again, as fast as it can\n" * 1000
+    for _ in range(200_000_000 // len(lines) + 1):
+        os.write(2, lines)
+    os.write(2, f"warning: the burst took {time.monotonic() - began:.3f} s\n".encode())
+
+
+def _leave_orphans() -> None:
+    """They end together, when the pipe that they read is closed, as orphans."""
+    read_end, write_end = os.pipe()
+    if (between := os.fork()) == 0:
+        for _ in range(1000):
+            if os.fork() == 0:
+                os.close(write_end)
+                os.read(read_end, 1)
+                os._exit(0)
+        os._exit(0)
+    os.waitpid(between, 0)
+    os.close(write_end)
+
+
+def _chat() -> None:
+    for number in itertools.count():
+        os.write(2, f"info: line {number}\n".encode())
 
 
 def _listen(path: str) -> socket.socket:

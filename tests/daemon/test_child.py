@@ -27,11 +27,35 @@ def _exists(pid: int) -> bool:
     return " Z " not in Path(f"/proc/{pid}/stat").read_text()
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 127, 255])
-async def test_exit_code(code: int) -> None:
-    child = _spawn("sh", "-c", f"exit {code}")
+async def test_every_exit_code_and_every_deadly_signal_is_told_apart() -> None:
+    ends = [f"exit {code}" for code in range(256)]
+    deadly = [number for number in range(1, 65) if number not in {17, 18, 19, 20, 21, 22, 23, 28, 32, 33}]
+    ends += [f"ulimit -c 0; kill -{number} $$" for number in deadly]
+    seen = []
+    async with asyncio.timeout(60):
+        for begin in range(0, len(ends), 32):
+            children = [_spawn("sh", "-c", end) for end in ends[begin : begin + 32]]
+            seen += [describe_exit(await child.exited) for child in children]
+    assert seen[:256] == [f"exit code {code}" for code in range(256)]
+    assert len(set(seen)) == len(ends)
+    assert {"killed by SIGSEGV", "killed by SIGKILL", "killed by signal 35"} <= set(seen)
+
+
+async def test_a_core_dump_is_told() -> None:
+    assert describe_exit(-signal.SIGSEGV, core_dumped=True) == "killed by SIGSEGV, core dumped"
+    child = _spawn("sh", "-c", "ulimit -c 0; kill -SEGV $$")
     async with asyncio.timeout(10):
-        assert describe_exit(await child.exited) == f"exit code {code}"
+        assert (await child.exited, child.core_dumped) == (-signal.SIGSEGV, False)
+
+
+async def test_who_stops_waiting_for_the_end_does_not_keep_it_from_being_taken() -> None:
+    child = _spawn("sleep", "60")
+    child.exited.cancel()
+    child.kill_group()
+    async with asyncio.timeout(10):
+        while not child.reaped:
+            await asyncio.sleep(0.01)
+    assert not Path(f"/proc/{child.pid}").exists()
 
 
 async def test_death_by_signal() -> None:

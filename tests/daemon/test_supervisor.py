@@ -11,12 +11,12 @@ FAKE = Path(__file__).parent / "fake_vdpad.py"
 
 def _agent(run_dir: Path, fault: str, *options: str) -> AgentProcess:
     write_atomically(run_dir / "pciList.dat", "0000:82:00.2\n0000:82:00.3\n")
-    return AgentProcess(run_dir, [f"--vdpad={FAKE}", *options], {"FAKE_VDPAD": fault})
+    return AgentProcess(run_dir, ["--simulate", f"--vdpad={FAKE}", *options], {"FAKE_VDPAD": fault})
 
 
 def test_a_refused_device_says_why_hurts_nobody_and_is_tried_again(run_dir: Path) -> None:
     write_atomically(run_dir / "pciList.dat", "0000:82:00.2\n0000:82:00.3\n")
-    with running(run_dir, f"--vdpad={FAKE}", environment={"FAKE_VDPAD": "picky"}) as agent:
+    with running(run_dir, "--simulate", f"--vdpad={FAKE}", environment={"FAKE_VDPAD": "picky"}) as agent:
         refusal = agent.wait_logged("device_failed", device="0000:82:00.2")
         assert refusal["reason"] == "0000:82:00.2: no such VF: bind it to vfio-pci"
         assert 0.8 <= refusal["retry_in_s"] <= 1.2

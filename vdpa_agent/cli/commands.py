@@ -59,8 +59,8 @@ def run(options: argparse.Namespace) -> int:
     from vdpa_agent import agent  # noqa: PLC0415
     from vdpa_agent.logs import set_up_logs  # noqa: PLC0415
 
-    set_up_logs(config.log)
-    asyncio.run(agent.run(config))
+    with set_up_logs(config.log):
+        asyncio.run(agent.run(config))
     return 0
 
 

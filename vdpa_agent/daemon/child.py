@@ -6,10 +6,15 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Final
 
 from vdpa_agent.errors import DaemonLost, DaemonUnusable
+
+_MARK_VARIABLE: Final = "VDPA_AGENT_CHILD_OF"
+"""In the environment of each child: by its value all that the child starts can be told, whatever its parent becomes."""
 
 
 class Child:
@@ -18,31 +23,49 @@ class Child:
     Attributes:
         pid: its process id, which is also that of its group.
         exited: becomes its return code as of subprocess: minus the signal's number if a signal ended it.
+        mark: what is in its environment, and in that of all its descendants, and in no other.
+        core_dumped: whether it left a core dump when it ended.
+        reaped: whether it has ended and that was taken.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], mark: bytes) -> None:
         self.pid = process.pid
+        self.mark = mark
+        self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.core_dumped = False
+        self.reaped = False
         self._process = process
-        loop = asyncio.get_running_loop()
-        self.exited: asyncio.Future[int] = loop.create_future()
-        self._pidfd = os.pidfd_open(process.pid)
-        loop.add_reader(self._pidfd, self._reap)
+        self._pidfd: int | None = None
+        # Where the kernel or a seccomp profile refuses pidfds, the reaper tells of its end.
+        with suppress(OSError):
+            self._pidfd = os.pidfd_open(process.pid)
+            asyncio.get_running_loop().add_reader(self._pidfd, self.reap)
 
-    def _reap(self) -> None:
+    def reap(self) -> None:
+        """Takes the end of the process, which must have ended; once is enough."""
+        if self.reaped:
+            return
         # While the leader is a zombie its number, and so that of its group, cannot be somebody else's.
         self._signal_group(signal.SIGKILL)
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        self.core_dumped = ended is not None and ended.si_code == os.CLD_DUMPED
         code = self._process.wait()
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self.exited.set_result(code)
+        self.reaped = True
+        if self._pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+        if not self.exited.done():
+            self.exited.set_result(code)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Signals the process alone; one that ended is left in peace."""
-        self._process.send_signal(number)
+        # subprocess would look first whether it has ended, and take its end away from reap().
+        if not self.reaped:
+            os.kill(self.pid, number)
 
     def kill_group(self) -> None:
         """Ends the whole process group at once; does nothing after the process ended, which takes its group along."""
-        if not self.exited.done():
+        if not self.reaped:
             self._signal_group(signal.SIGKILL)
 
     def _signal_group(self, number: signal.Signals) -> None:
@@ -66,6 +89,9 @@ def spawn(argv: Sequence[str], *, output: int, control: int) -> Child:
     if program is None:
         message = f"{argv[0]} is not an executable program; install vdpad or name it with --vdpad"
         raise DaemonUnusable(message)
+    mark = f"{mark_prefix()}{time.monotonic_ns()}"
+    name, _, value = mark.partition("=")
+    environment = {**os.environ, name: value}  # noqa: TID251 - handed on, not read
     try:
         process = subprocess.Popen(
             argv,
@@ -75,6 +101,7 @@ def spawn(argv: Sequence[str], *, output: int, control: int) -> Child:
             stderr=output,
             pass_fds=(control,),
             start_new_session=True,
+            env=environment,
         )
     except (FileNotFoundError, PermissionError) as error:
         message = f"{program} cannot be executed: {os.strerror(error.errno or 0).lower()}; check --vdpad"
@@ -85,15 +112,25 @@ def spawn(argv: Sequence[str], *, output: int, control: int) -> Child:
             raise DaemonUnusable(message) from error
         message = f"{program} cannot be started now: {os.strerror(error.errno or 0).lower()}"
         raise DaemonLost(message) from error
-    return Child(process)
+    return Child(process, mark.encode())
 
 
-def describe_exit(code: int) -> str:
-    """How a process ended, in words, from its return code as of subprocess."""
+def mark_prefix() -> str:
+    """How the marks of all children of this process begin."""
+    return f"{_MARK_VARIABLE}={os.getpid()}."
+
+
+def describe_exit(code: int, *, core_dumped: bool = False) -> str:
+    """How a process ended, in words.
+
+    Args:
+        code: its return code as of subprocess.
+        core_dumped: whether it left a core dump.
+    """
     if code >= 0:
         return f"exit code {code}"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return f"killed by {name}"
+    return f"killed by {name}, core dumped" if core_dumped else f"killed by {name}"

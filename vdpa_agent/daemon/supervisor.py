@@ -18,6 +18,7 @@ from vdpa_agent.daemon.command import Command
 from vdpa_agent.daemon.control import Control, open_control
 from vdpa_agent.daemon.devices import Devices, NameStore
 from vdpa_agent.daemon.pump import LogPump
+from vdpa_agent.daemon.reaper import Reaper
 from vdpa_agent.daemon.vdpad import Vdpad
 from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable
 from vdpa_agent.latest import Latest
@@ -32,6 +33,9 @@ _EXIT_USAGE: Final = 2
 
 _DEATH_S: Final = 1.0
 """How long the death of a process may be noticed after that of its control channel."""
+
+_OUTPUT_S: Final = 1.0
+"""How long its last output is read after its end, should somebody else hold the pipe."""
 
 log = structlog.get_logger(__name__)
 
@@ -72,6 +76,7 @@ class Supervisor:
         mapping: Latest[Loaded[Mapping]],
         names: NameStore,
         retire_mapping: Callable[[], None],
+        reaper: Reaper,
         spread: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - jitter, not a secret
     ) -> None:
         """Starts nothing yet.
@@ -83,12 +88,14 @@ class Supervisor:
             mapping: what the mapping file says.
             names: keeps the socket names over restarts of the agent.
             retire_mapping: takes the mapping file away; called before each start and after each end.
+            reaper: is told of the daemon, so that it leaves its end alone, and ends what it leaves.
             spread: where in its jitter a backoff is, -1 to 1.
         """
         self.status = Latest(DaemonStatus(managed=config.mode in {DaemonMode.VDPAD, DaemonMode.COMMAND}))
         self._config = config
         self._wanted = wanted
         self._retire_mapping = retire_mapping
+        self._reaper = reaper
         self._spread = spread
         self._restarts = FORGIVEN
         self._killed_at_stop = False
@@ -157,9 +164,10 @@ class Supervisor:
             finally:
                 child.kill_group()
                 control.close()
+            await pump.finish(_OUTPUT_S)
             self._refuse_unusable(child, pump)
             tell = log.info if planned or stop.value else log.warning
-            tell("daemon_ended", reason=reason, last_lines=list(pump.last_lines))
+            tell("daemon_ended", reason=reason, last_lines=pump.last_lines)
         except DaemonLost as error:
             reason = str(error)
             log.error("daemon_not_started", reason=reason)
@@ -197,7 +205,7 @@ class Supervisor:
                 output = await _read_pipe(pump)
                 try:
                     argv = self._program.argv(theirs.fileno())
-                    child = spawn(argv, output=output, control=theirs.fileno())
+                    child = self._reaper.own(spawn(argv, output=output, control=theirs.fileno()))
                 except BaseException:
                     control.close()
                     raise
@@ -235,7 +243,7 @@ class Supervisor:
         elif not child.exited.done():
             await self._ask_to_end(child, control, stop)
         child.kill_group()
-        ended = describe_exit(await child.exited)
+        ended = describe_exit(await child.exited, core_dumped=child.core_dumped)
         return f"{lost} ({ended})" if lost else ended, planned
 
     async def _drive(self, control: Control) -> str:
@@ -274,7 +282,7 @@ class Supervisor:
 
     def _refuse_unusable(self, child: Child, pump: LogPump) -> None:
         if self.status.value.state is DaemonState.STARTING and child.exited.result() == _EXIT_USAGE:
-            said = "; ".join(list(pump.last_lines)[-3:])
+            said = "; ".join(pump.last_lines[-3:])
             message = f"{self._config.program} refused its arguments: {said}"
             raise DaemonUnusable(message)
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Final
@@ -32,12 +33,12 @@ async def follow(files: Iterable[Path]) -> AsyncIterator[None]:
     """
     directories = {file.parent for file in files}
     while True:
-        watched = _present(directories)
-        async with contextlib.aclosing(_events(watched)) as events:
-            async for _ in events:
-                yield
-                if _present(directories) != watched:
-                    break  # a directory is another one now: watch that
+        with _held(_present(directories)) as watched:
+            async with contextlib.aclosing(_events(watched)) as events:
+                async for _ in events:
+                    yield
+                    if _present(directories) != watched:
+                        break  # a directory is another one now: watch that
 
 
 async def _events(directories: Iterable[Path]) -> AsyncGenerator[None]:
@@ -70,6 +71,17 @@ async def _events(directories: Iterable[Path]) -> AsyncGenerator[None]:
         reasons = "; ".join(str(error) for error in group.exceptions)
         log.warning("watch_interrupted", reason=reasons, remedy="see fs.inotify limits and the directory's names")
         await asyncio.sleep(_RECHECK_MS / 1000)
+
+
+@contextlib.contextmanager
+def _held(directories: dict[Path, tuple[int, int]]) -> Iterator[dict[Path, tuple[int, int]]]:
+    """Keeps the numbers of these directories from being given to others, should they be removed and made again."""
+    with contextlib.ExitStack() as open_directories:
+        for path in directories:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                open_directories.callback(os.close, descriptor)
+        yield directories
 
 
 def _present(directories: Iterable[Path]) -> dict[Path, tuple[int, int]]:

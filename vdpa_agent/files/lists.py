@@ -103,10 +103,17 @@ class Lists:
         content = read(aside)
         if content is None:
             return
-        if self._takes_requests and _is_request(content):
+        if self._takes_requests and _is_request(content) and not self._is_superseded(aside):
             self._accept_or_put_aside(aside, content)
         else:
             aside.unlink(missing_ok=True)
+
+    def _is_superseded(self, request: Path) -> bool:
+        """Whether the device list was written after a request: the newest wins."""
+        try:
+            return self._config.pci_list.stat().st_mtime_ns > request.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
 
     def _disarm(self) -> None:
         if self._timer is not None:

@@ -1,0 +1,131 @@
+"""Log lines that nobody waits for: real pipes that are full, or closed, or read late."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.processes import ROOT, eventually
+from vdpa_agent.logs import LogWriter
+
+_PROGRAM = """
+import structlog, sys, time, logging
+from vdpa_agent.config import LogConfig
+from vdpa_agent.logs import set_up_logs
+log = structlog.get_logger()
+with set_up_logs(LogConfig()):
+{body}
+print("last words", file=sys.stderr)
+print("ended")
+"""
+
+
+def _program(body: str) -> list[str]:
+    indented = "".join(f"    {line}\n" for line in body.splitlines())
+    return [sys.executable, "-c", _PROGRAM.format(body=indented)]
+
+
+def _start(body: str, stderr: int) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        _program(body), stdout=subprocess.PIPE, stdin=subprocess.PIPE, stderr=stderr, text=True, cwd=ROOT
+    )
+
+
+def _events(lines: list[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines]
+
+
+def test_all_lines_come_in_order_and_before_what_is_printed_last() -> None:
+    body = "for n in range(20_000): log.info('numbered', n=n)\nlogging.getLogger('lib').warning('hello')"
+    process = _start(body, subprocess.PIPE)
+    _, errors = process.communicate(timeout=30)
+    *lines, last = errors.splitlines()
+    events = _events(lines)
+    dropped = sum(event["lines"] for event in events if event["event"] == "log_lines_dropped")
+    numbers = [event["n"] for event in events if event["event"] == "numbered"]
+    assert numbers == sorted(numbers)
+    assert len(numbers) + dropped == 20_000
+    assert events[-1]["line"] == "hello" or dropped
+    assert last == "last words"
+
+
+def test_a_blocked_reader_stops_nobody_and_is_told_what_it_missed() -> None:
+    read_end, write_end = os.pipe()
+    body = "for n in range(50_000): log.info('numbered', n=n)\nprint('logged', flush=True)\nsys.stdin.read()"
+    process = _start(body, write_end)
+    os.close(write_end)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "logged\n"
+    with os.fdopen(read_end) as pipe:
+        process.stdin.close()
+        lines = pipe.read().splitlines()
+    assert process.wait(10) == 0
+    process.stdout.close()
+    assert lines.pop() == "last words"
+    events = _events(lines)
+    assert events.pop()["event"] == "log_lines_dropped" or events[-1]["event"] == "log_lines_dropped"
+    told = sum(event["lines"] for event in _events(lines) if event["event"] == "log_lines_dropped")
+    numbers = [event["n"] for event in events if event["event"] == "numbered"]
+    assert len(numbers) + told == 50_000
+    assert numbers[:5000] == list(range(5000))
+    assert sum(map(len, lines)) < 1_400_000
+
+
+def test_a_reader_that_never_reads_delays_the_end_by_a_second_at_most() -> None:
+    read_end, write_end = os.pipe()
+    body = "for n in range(50_000): log.info('numbered', n=n)\nprint(time.monotonic(), flush=True)"
+    process = _start(body, write_end)
+    os.close(write_end)
+    output, _ = process.communicate(timeout=30)
+    ended = time.monotonic()
+    logged, last = output.split()
+    assert last == "ended"
+    assert process.returncode == 0
+    assert 1 <= ended - float(logged) < 3
+    os.close(read_end)
+
+
+def test_a_reader_that_went_away_stops_nobody() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    process = _start("for n in range(50_000): log.info('numbered', n=n)", write_end)
+    os.close(write_end)
+    output, _ = process.communicate(timeout=30)
+    assert output == "ended\n" or process.returncode == 1  # what is printed last may fail, not the logging
+
+
+def test_an_agent_started_without_standard_descriptors_opens_no_socket_in_their_place(tmp_path: Path) -> None:
+    body = "import socket\nnote = socket.socket().fileno()\nlog.info('heard')\nopen(sys.argv[1], 'w').write(str(note))"
+    note = tmp_path / "note"
+    subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *_program(body), str(note)], check=False, timeout=30, cwd=ROOT
+    )
+    assert int(note.read_text()) > 2
+
+
+def test_the_writer_is_right_again_when_it_is_read_again() -> None:
+    read_end, write_end = os.pipe()
+    fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
+    told: list[int] = []
+    writer = LogWriter(write_end, told.append)
+    began = time.monotonic()
+    for number in range(100_000):
+        writer.write(f"{number:099d}\n")
+    assert time.monotonic() - began < 5
+    assert not writer.flush(0.05)
+    content = b""
+    while not writer.flush(0):
+        content += os.read(read_end, 65536)
+    content += os.read(read_end, 65536)
+    lines = content.splitlines()
+    assert [int(line) for line in lines] == list(range(len(lines)))
+    assert 1_000_000 <= len(content) <= 1024 * 1024
+    assert sum(told) == 100_000 - len(lines)
+    writer.write("\ud800 is no text\n")
+    assert eventually("the line", lambda: os.read(read_end, 100)) == b"\\ud800 is no text\n"
+    assert writer.flush()

@@ -1,0 +1,124 @@
+"""Reaper: takes the ends of orphans, and ends those that the daemon left behind."""
+
+import asyncio
+import ctypes
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from vdpa_agent.daemon.child import Child, mark_prefix
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+"""Of linux/prctl.h: orphans among the descendants of the process become its children, as they do with process 1."""
+
+_PAUSE_S: Final = 0.02
+"""How long children that end are gathered before they are looked at."""
+
+_LAST_LOOKS: Final = 50
+"""How often, with that pause, the end of the agent looks for what the daemon left."""
+
+log = structlog.get_logger(__name__)
+
+
+class Reaper:
+    """Reaps every child of this process that is not the daemon; the daemon's end is left to its `Child`."""
+
+    def __init__(self) -> None:
+        self._own: dict[int, Child] = {}
+        self._pause: asyncio.TimerHandle | None = None
+
+    def own(self, child: Child) -> Child:
+        """Makes a child known before the event loop goes on; returns it."""
+        self._own[child.pid] = child
+        child.exited.add_done_callback(lambda _: self.end_leftovers())
+        return child
+
+    def start(self) -> None:
+        """Begins to reap."""
+        if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            log.warning("orphans_not_adopted", reason=os.strerror(ctypes.get_errno()).lower())
+        self._look()
+
+    def stop(self) -> None:
+        """Reaps no more."""
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+        if self._pause is not None:
+            self._pause.cancel()
+
+    def end_leftovers(self) -> bool:
+        """Kills what daemons that have ended left, even in sessions of its own; whether there was any.
+
+        Its children become ours when it ends, which is told like any other end.
+        """
+        alive = self._alive()
+        living_marks = {child.mark for child in alive.values()}
+        found = False
+        for pid in _children():
+            mark = _mark(pid)
+            if pid not in alive and mark is not None and mark not in living_marks:
+                os.kill(pid, signal.SIGKILL)  # only we can reap it: the number is still its own
+                found = True
+        return found
+
+    def _alive(self) -> dict[int, Child]:
+        self._own = {pid: child for pid, child in self._own.items() if not child.reaped}
+        return self._own
+
+    def _child_ended(self) -> None:
+        # Each signal is a byte in a socket of the event loop. A thousand orphans could fill it, and a SIGTERM be lost.
+        loop = asyncio.get_running_loop()
+        loop.remove_signal_handler(signal.SIGCHLD)
+        self._pause = loop.call_later(_PAUSE_S, self._look)
+
+    def _look(self) -> None:
+        """Reaps all that have ended; who ends from now on is told by a signal."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._child_ended)
+        with suppress(ChildProcessError):
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if child := self._alive().get(ended.si_pid):
+                    child.reap()
+                else:
+                    os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
+        self.end_leftovers()
+
+
+@asynccontextmanager
+async def reaping() -> AsyncIterator[Reaper]:
+    """A Reaper at work; at the end, which must be after that of the daemon, nothing of it is left."""
+    reaper = Reaper()
+    reaper.start()
+    try:
+        yield reaper
+    finally:
+        try:
+            for _ in range(_LAST_LOOKS):
+                if not reaper.end_leftovers():
+                    break
+                await asyncio.sleep(_PAUSE_S)
+        finally:
+            reaper.stop()
+
+
+def _children() -> Iterator[int]:
+    """The processes whose parent we are; none where the kernel does not list them."""
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            yield from map(int, path.read_text().split())
+
+
+def _mark(pid: int) -> bytes | None:
+    """Which of our daemons a process descends from; None if from none.
+
+    As process 1 we also get the orphans of who came into the container. A zombie has no environment any more.
+    """
+    prefix = mark_prefix().encode()
+    with suppress(OSError):
+        for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if variable.startswith(prefix):
+                return variable
+    return None
