@@ -38,3 +38,10 @@ def _is_socket(path: str) -> bool:
         return stat.S_ISSOCK(Path(path).lstat().st_mode)
     except OSError:
         return False
+
+
+def remove_stale_sockets(directory: Path) -> None:
+    """Removes the `vdpa-*` sockets of a directory that nobody listens on; everything else in it is left alone."""
+    paths = [str(path) for path in directory.glob("vdpa-*") if _is_socket(str(path))]
+    for path in dead_sockets(paths):
+        Path(path).unlink(missing_ok=True)

@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import structlog
 
-from vdpa_agent.config import DaemonConfig
+from vdpa_agent.config import DaemonConfig, VhostMode
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
+from vdpa_agent.daemon.sockets import remove_stale_sockets
 from vdpa_agent.errors import DaemonError
 from vdpa_agent.model.daemon import Statistics
 from vdpa_agent.model.pci import PciAddress
@@ -39,8 +40,10 @@ class Vdpad:
         self._control: Control | None = None
 
     def argv(self, control_fd: int) -> list[str]:
-        """Its command line: it starts with no device."""
+        """Its command line: it starts with no device, where no socket of an earlier one is left."""
         config = self._config
+        if config.vhost_mode is VhostMode.SERVER:
+            remove_stale_sockets(config.socket_dir)
         argv = [
             config.program,
             f"--control-fd={control_fd}",
