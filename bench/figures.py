@@ -57,7 +57,7 @@ def start_to_first_answer(rounds: int = 20) -> dict[str, float]:
             with running(directory, "--example-data") as agent:
                 agent.ask("0000:82:00.2")
                 times.append(time.monotonic() - began)
-    return _spread(times, 1000)
+    return spread(times, 1000)
 
 
 def list_to_served(rounds: int = 50) -> dict[str, float]:
@@ -69,7 +69,7 @@ def list_to_served(rounds: int = 50) -> dict[str, float]:
             _list(agent, ADDRESSES[: number + 1])
             _until(lambda number=number: agent.ask(ADDRESSES[number]))  # type: ignore[misc]
             times.append(time.monotonic() - began)
-    return _spread(times, 1000)
+    return spread(times, 1000)
 
 
 def mapping_to_answer(rounds: int = 200) -> dict[str, float]:
@@ -82,7 +82,7 @@ def mapping_to_answer(rounds: int = 200) -> dict[str, float]:
             write_atomically(agent.socket_list, mapping_text({ADDRESSES[0]: socket}))
             _until(lambda socket=socket: agent.ask(ADDRESSES[0]) == socket)  # type: ignore[misc]
             times.append(time.monotonic() - began)
-    return _spread(times, 1000)
+    return spread(times, 1000)
 
 
 def recovery(devices: int, kills: int) -> dict[str, float]:
@@ -96,7 +96,7 @@ def recovery(devices: int, kills: int) -> dict[str, float]:
             for address in ADDRESSES[:devices]:
                 _until(lambda agent=agent, address=address: agent.ask(address))  # type: ignore[misc]
             times.append(time.monotonic() - began)
-    return _spread(times, 1)
+    return spread(times, 1)
 
 
 def packets() -> dict[str, Any]:
@@ -184,7 +184,8 @@ def _until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
             raise TimeoutError(message)
 
 
-def _spread(times_s: list[float], scale: float) -> dict[str, float]:
+def spread(times_s: list[float], scale: float) -> dict[str, float]:
+    """The middle, the 99th percentile and the longest of some times, in seconds times `scale`."""
     ordered = sorted(times_s)
     last = len(ordered) - 1
     return {

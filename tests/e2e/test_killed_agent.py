@@ -14,7 +14,6 @@ from tests.processes import AgentProcess, eventually, processes_of, running, wri
 from vdpa_agent.daemon.sockets import dead_sockets
 
 KILLS: Final = 100
-SEED: Final = 20
 SERVED_EVERY: Final = 5
 """Every so many agents may serve the newest list before they are killed; the others die within LATEST_S."""
 LATEST_S: Final = 0.6
@@ -59,10 +58,11 @@ class Writer:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", [20])
 def test_an_agent_killed_at_any_moment_leaves_no_daemon_and_loses_no_list(
-    run_dir: Path, options: tuple[str, ...]
+    run_dir: Path, options: tuple[str, ...], seed: int
 ) -> None:
-    random = Random(SEED)
+    random = Random(seed)
     newest = Version(0, FOUR)
     write_atomically(run_dir / "pciList.dat", newest.text)
     for kill in range(KILLS):
@@ -104,6 +104,19 @@ def test_a_list_left_aside_by_a_killed_agent_counts(run_dir: Path, options: tupl
     assert not (run_dir / ".socketList.dat.retired").exists()
 
 
+def test_stale_sockets_go_also_where_their_devices_left_the_list(run_dir: Path, options: tuple[str, ...]) -> None:
+    write_list(run_dir / "pciList.dat", FOUR)
+    agent = AgentProcess(run_dir, options, {})
+    try:
+        agent.wait_logged("device_ready", count=4)
+    finally:
+        agent.kill()
+    write_list(run_dir / "pciList.dat", FOUR[:1])
+    with running(run_dir, *options) as agent:
+        agent.wait_answer(FOUR[0], str(run_dir / "vhost" / "vdpa-0"))
+        eventually("only one socket", lambda: [path.name for path in (run_dir / "vhost").iterdir()] == ["vdpa-0"])
+
+
 def _next_place(run_dir: Path, random: Random) -> Path:
     """Where the next lists go: where one still waits to be taken a newer one replaces it, else anywhere."""
     waiting = [name for name in ("socketList.dat", ".socketList.dat.retired") if _holds_list(run_dir / name)]
@@ -137,4 +150,3 @@ def _wait_served(agent: AgentProcess, version: Version) -> None:
 def _assert_tidy(run_dir: Path) -> None:
     left = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if not S_ISSOCK(path.lstat().st_mode)}
     assert left == {"pciList.dat", "socketNames.json", "vdpa.sock.lock", "vhost"}
-    assert not [path for path in run_dir.rglob("*") if S_ISSOCK(path.lstat().st_mode)]
