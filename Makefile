@@ -85,6 +85,10 @@ check: .venv/.installed ## Check style, types, imports, generated code and C war
 	ninja -j $(JOBS) -C build/native-clang --quiet
 	@$(MAKE) --no-print-directory proto-current
 
+.PHONY: soak
+soak: .venv/.installed native ## Ten minutes of random faults, which must end with everything served and nothing leaked
+	@$(BIN)/python -m tests.soak --seconds 600
+
 .PHONY: figures
 figures: .venv/.installed native ## Measure latencies, recovery, memory and idle cost
 	@$(BIN)/python -m bench.figures

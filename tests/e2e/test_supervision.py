@@ -151,7 +151,7 @@ def test_a_daemon_that_cannot_live_is_in_a_crash_loop_and_tried_on(run_dir: Path
     daemon = run_dir / "dies"
     daemon.write_text("#!/bin/sh\nexit 1\n")
     daemon.chmod(0o755)
-    with running(run_dir, f"--vdpad={daemon}") as agent:
+    with running(run_dir, "--simulate", "--memory=none", f"--vdpad={daemon}") as agent:
         eventually("a crash loop", lambda: agent.log.named("daemon_crash_loop"), timeout_s=40)
         assert len(agent.log.named("daemon_started")) == 5
         daemon.unlink()

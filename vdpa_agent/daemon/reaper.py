@@ -4,7 +4,7 @@ import asyncio
 import ctypes
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -104,11 +104,13 @@ async def reaping() -> AsyncIterator[Reaper]:
             reaper.stop()
 
 
-def _children() -> Iterator[int]:
-    """The processes whose parent we are; none where the kernel does not list them."""
-    for path in Path("/proc/self/task").glob("*/children"):
-        with suppress(OSError):
-            yield from map(int, path.read_text().split())
+def _children() -> list[int]:
+    """The processes whose parent we are; none where the kernel does not list them, or no descriptor is left to look."""
+    children: list[int] = []
+    with suppress(OSError):
+        for path in Path("/proc/self/task").glob("*/children"):
+            children += map(int, path.read_text().split())
+    return children
 
 
 def _mark(pid: int) -> bytes | None:

@@ -22,8 +22,14 @@ def listening_paths(table: bytes) -> set[bytes]:
 
 
 def dead_sockets(paths: Iterable[str]) -> dict[str, str]:
-    """Of these socket paths, those that nobody can connect to, each with the reason."""
-    listening = listening_paths(_TABLE.read_bytes())
+    """Of these socket paths, those that nobody can connect to, each with the reason.
+
+    None is called dead while the table cannot be read, as when no descriptor is left for it.
+    """
+    try:
+        listening = listening_paths(_TABLE.read_bytes())
+    except OSError:
+        return {}
     dead = {}
     for path in paths:
         if path.encode() not in listening:
