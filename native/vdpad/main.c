@@ -88,11 +88,10 @@ static int serve(const struct options *options, const struct log *log) {
     struct eal_settings eal_settings = {.simulate = options->simulate, .cpu = options->cpu};
     struct failure failure;
     struct eal eal;
-    char prefix[32];
     int error;
 
-    (void)snprintf(prefix, sizeof(prefix), "vdpad-%ld", (long)getpid());
-    eal_settings.file_prefix = options->file_prefix == NULL ? prefix : options->file_prefix;
+    /* One name for all: it stays empty, and a process that is killed on its way leaves it only once. */
+    eal_settings.file_prefix = options->file_prefix == NULL ? "vdpad" : options->file_prefix;
     eal_settings.hugepages =
         options->memory == MEMORY_HUGEPAGES || (options->memory == MEMORY_AUTO && has_free_hugepages());
     daemon.hugepages = eal_settings.hugepages;

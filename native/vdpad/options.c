@@ -72,7 +72,7 @@ void options_print_help(FILE *stream) {
         "                          make, again after each loss (default server)\n"
         "  --memory MODE           hugepages, none, or auto: hugepages if any are free (default auto)\n"
         "  --simulate              serve a software device in place of each real one\n"
-        "  --file-prefix NAME      DPDK's prefix of run-time files (default vdpad-PID)\n"
+        "  --file-prefix NAME      DPDK's prefix of run-time files (default vdpad)\n"
         "  --lcore N               CPU to run on (default: the first one allowed)\n"
         "  --log-level LEVEL       debug, info, warning or error (default info)\n"
         "  --version               print the version and exit\n"

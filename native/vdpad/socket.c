@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -70,6 +71,19 @@ static int refuse(char *reason, size_t size, int error, const char *text) {
     return error;
 }
 
+/* What failed, why, and what to do where that is known. */
+static void explain(char *reason, size_t size, const char *what, int error) {
+    struct rlimit limit;
+
+    if (error == -EMFILE && getrlimit(RLIMIT_NOFILE, &limit) == 0)
+        (void)snprintf(reason, size, "%s: %s, the limit is %llu; raise RLIMIT_NOFILE", what, strerror(-error),
+                       (unsigned long long)limit.rlim_cur);
+    else if (error == -EACCES || error == -EPERM || error == -EROFS)
+        (void)snprintf(reason, size, "%s: %s; make its directory writable", what, strerror(-error));
+    else
+        (void)snprintf(reason, size, "%s: %s", what, strerror(-error));
+}
+
 /* The kernel's own word on whether the path can be bound; DPDK's failure to bind would be hard to undo. */
 static int try_bind(const char *path, char *reason, size_t size) {
     struct sockaddr_un name = {.sun_family = AF_UNIX};
@@ -86,7 +100,7 @@ static int try_bind(const char *path, char *reason, size_t size) {
     if (fd >= 0)
         (void)close(fd);
     if (error != 0)
-        (void)snprintf(reason, size, "cannot be created: %s", strerror(-error));
+        explain(reason, size, "cannot be created", error);
     return error;
 }
 
@@ -114,7 +128,7 @@ int socket_claim(const char *path, char *reason, size_t size) {
     if (unlink(path) != 0) {
         int error = -errno;
 
-        (void)snprintf(reason, size, "is stale and cannot be removed: %s", strerror(-error));
+        explain(reason, size, "is stale and cannot be removed", error);
         return error;
     }
     return try_bind(path, reason, size);

@@ -166,3 +166,18 @@ async def test_a_stopping_daemon_is_not_waited_for() -> None:
     world = _World(status=_status(DaemonState.STOPPING, a=DeviceState.STARTING))
     async with asyncio.timeout(1):
         assert await world.answers.socket_of(A, hold_s=60) == ""
+
+
+async def test_somebody_elses_sockets_are_promised_to_the_end() -> None:
+    world = _World()
+    world.end()
+    async with asyncio.timeout(1):
+        assert await world.answers.socket_of(A, hold_s=60) == "/v/a"
+        assert await world.answers.socket_of(C, hold_s=60) == ""
+
+
+async def test_at_the_end_nobody_waits_for_a_mapping() -> None:
+    world = _World(mapping=Loaded())
+    world.end()
+    async with asyncio.timeout(1):
+        assert await world.answers.socket_of(A, hold_s=60) == ""

@@ -25,8 +25,8 @@ from vdpa_agent.model.naming import SocketNaming, assign_names
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.model.preflight import assess, devargs_of
 
-_RETRY: Final = Backoff(first_s=1.0, cap_s=60.0)
-"""When a device that the daemon refused to add or remove is asked for again."""
+_RETRY: Final = Backoff(first_s=1.0, cap_s=4.0)
+"""When a device that the daemon refused to add or remove is asked for again: within 5 s of whatever mends it."""
 
 _LOOK_S: Final = 2.0
 """How often the sockets and the mapping are looked at without any event."""
@@ -49,8 +49,8 @@ class NameStore(Protocol):
     def read(self) -> dict[PciAddress, str]:
         """The names as last written."""
 
-    def write(self, names: dict[PciAddress, str]) -> None:
-        """Keeps these names from now on."""
+    def write(self, names: dict[PciAddress, str]) -> bool:
+        """Keeps these names from now on; False: not now, and they should be written again."""
 
 
 class Devices:
@@ -85,9 +85,10 @@ class Devices:
         self._status = status
         self._store = names
         self._names: dict[PciAddress, str] | None = None
+        self._names_kept = True
         self._spread = spread
         self._added: set[PciAddress] = set()
-        self._refusals: dict[PciAddress, tuple[int, float]] = {}
+        self._refusals: dict[PciAddress, tuple[int, float, str]] = {}
         self._drains: dict[PciAddress, float] = {}
         self._in_use: set[PciAddress] = set()
         self._doubts: dict[PciAddress, tuple[str, ...]] = {}
@@ -251,11 +252,14 @@ class Devices:
         return os.path.lexists(self._socket_list)
 
     def _refused(self, device: Device, event: str) -> None:
-        refusals = self._refusals.get(device.address, (0, 0.0))[0] + 1
+        refusals, _, told = self._refusals.get(device.address, (0, 0.0, ""))
+        refusals += 1
         delay_s = _RETRY.delay_s(refusals, self._spread())
-        self._refusals[device.address] = (refusals, asyncio.get_running_loop().time() + delay_s)
+        self._refusals[device.address] = (refusals, asyncio.get_running_loop().time() + delay_s, device.reason)
         self._set(device)
-        log.warning(event, device=device.address, reason=device.reason, retry_in_s=round(delay_s, 1))
+        # The same reason again every few seconds would drown the others.
+        tell = log.debug if device.reason == told else log.warning
+        tell(event, device=device.address, reason=device.reason, retry_in_s=round(delay_s, 1))
 
     def _is_due(self, address: PciAddress) -> bool:
         if address not in self._refusals:
@@ -265,7 +269,7 @@ class Devices:
 
     def _pause_s(self) -> float:
         """How long nothing needs to be done without an event, in seconds."""
-        times = [due for _, due in self._refusals.values()] + list(self._drains.values())
+        times = [due for _, due, _ in self._refusals.values()] + list(self._drains.values())
         left_s = min(times, default=float("inf")) - asyncio.get_running_loop().time()
         return min(_LOOK_S, max(0.0, left_s))
 
@@ -287,8 +291,10 @@ class Devices:
         kept = self._store.read() if self._names is None else self._names
         taken = {address: name for address, name in kept.items() if address in addresses}
         self._names = assign_names(self._config.socket_naming, taken, addresses)
-        if self._names != kept and self._config.socket_naming is SocketNaming.INDEX:
-            self._store.write(self._names)
+        if self._names != kept:
+            self._names_kept = self._config.socket_naming is not SocketNaming.INDEX
+        if not self._names_kept:
+            self._names_kept = self._store.write(self._names)
 
     def _new(self, address: PciAddress) -> Device:
         name = (self._names or {})[address]

@@ -2,6 +2,7 @@
 
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -47,7 +48,11 @@ def _is_socket(path: str) -> bool:
 
 
 def remove_stale_sockets(directory: Path) -> None:
-    """Removes the `vdpa-*` sockets of a directory that nobody listens on; everything else in it is left alone."""
-    paths = [str(path) for path in directory.glob("vdpa-*") if _is_socket(str(path))]
-    for path in dead_sockets(paths):
-        Path(path).unlink(missing_ok=True)
+    """Removes the `vdpa-*` sockets of a directory that nobody listens on; everything else in it is left alone.
+
+    What cannot be removed stays: only the device that needs its path fails, and tells why.
+    """
+    with suppress(OSError):
+        paths = [str(path) for path in directory.glob("vdpa-*") if _is_socket(str(path))]
+        for path in dead_sockets(paths):
+            Path(path).unlink(missing_ok=True)

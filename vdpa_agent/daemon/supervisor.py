@@ -37,6 +37,11 @@ _DEATH_S: Final = 1.0
 _OUTPUT_S: Final = 1.0
 """How long its last output is read after its end, should somebody else hold the pipe."""
 
+_MACHINE_RETRY_S: Final = 4.0
+"""The longest pause, but for its jitter, where the machine lacked something: within 5 s of the mend it is tried."""
+
+_STARTS_NEED: Final = "give the agent what the reason names: memory, processes (pids, nproc), open files (nofile)"
+
 log = structlog.get_logger(__name__)
 
 
@@ -99,6 +104,7 @@ class Supervisor:
         self._spread = spread
         self._restarts = FORGIVEN
         self._killed_at_stop = False
+        self._never_began = False
         self._program: Program
         if config.mode is DaemonMode.COMMAND:
             self._program = Command(config, socket_list, wanted, mapping, self.status)
@@ -137,12 +143,19 @@ class Supervisor:
                 return
             if planned:
                 continue
-            delay_s = self._config.backoff.delay_s(self._restarts.failures, self._spread())
+            delay_s = self._delay_s()
             log.warning("daemon_restart_waits", delay_s=round(delay_s, 2), deaths_in_a_row=self._restarts.failures)
             if not await _unless(stop, asyncio.sleep(delay_s)):
                 break
             self._publish(restarts=self.status.value.restarts + 1)
         self._move(DaemonEvent.STOP)
+
+    def _delay_s(self) -> float:
+        """The pause before the next start; what the machine lacked may be there again soon."""
+        backoff = self._config.backoff
+        if self._never_began:
+            backoff = replace(backoff, cap_s=min(backoff.cap_s, _MACHINE_RETRY_S))
+        return backoff.delay_s(self._restarts.failures, self._spread())
 
     async def _devices_wanted(self) -> None:
         async for loaded in self._wanted.changes():
@@ -157,8 +170,10 @@ class Supervisor:
         pump = LogPump()
         reason = "it could not be started"
         planned = False
+        self._never_began = True
         try:
             child, control = await self._start(pump)
+            self._never_began = False
             try:
                 reason, planned = await self._accompany(child, control, stop)
             finally:
@@ -170,7 +185,7 @@ class Supervisor:
             tell("daemon_ended", reason=reason, last_lines=pump.last_lines)
         except DaemonLost as error:
             reason = str(error)
-            log.error("daemon_not_started", reason=reason)
+            log.error("daemon_not_started", reason=reason, remedy=_STARTS_NEED)
         finally:
             self._publish(pid=None, last_exit=reason, unhealthy="")
             self._move(DaemonEvent.ENDED)

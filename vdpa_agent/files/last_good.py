@@ -20,6 +20,13 @@ T = TypeVar("T", bound=Sized)
 _SETTLE_S: Final = 0.1
 """A refused content, or one that drops entries, counts only after this time: an editor may be in the middle of it."""
 
+_REMEDIES: Final = {
+    errno.EACCES: "give the agent read permission",
+    errno.EPERM: "give the agent read permission",
+    errno.EMFILE: "raise the agent's limit of open files",
+    errno.ENFILE: "raise the machine's limit of open files",
+}
+
 log = structlog.get_logger(__name__)
 
 
@@ -44,7 +51,9 @@ def read(path: Path) -> Content:
     except OSError as error:
         if error.errno in {errno.ENOTDIR, errno.ELOOP}:
             return None
-        return Unreadable(f"{os.strerror(error.errno or 0).lower()}; give the agent read permission")
+        return Unreadable(
+            f"{os.strerror(error.errno or 0).lower()}; {_REMEDIES.get(error.errno or 0, 'see to the disk')}"
+        )
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return Unreadable("not a regular file; put a file in its place")

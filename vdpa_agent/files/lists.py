@@ -87,6 +87,7 @@ class Lists:
         aside = self._config.socket_list.with_name(f".{self._config.socket_list.name}.retired")
         try:
             self._judge_retired(aside)
+            _refuse_unreadable(self._config.socket_list)
             with suppress(FileNotFoundError):
                 self._config.socket_list.rename(aside)
             self._judge_retired(aside)
@@ -100,6 +101,7 @@ class Lists:
         self.check()
 
     def _judge_retired(self, aside: Path) -> None:
+        _refuse_unreadable(aside)
         content = read(aside)
         if content is None:
             return
@@ -173,6 +175,16 @@ def _decode_mapping(content: bytes) -> Mapping:
         )
         raise FileRefused(message)
     return decode_mapping(content)
+
+
+def _refuse_unreadable(path: Path) -> None:
+    """What cannot be read may be a list: it stays where it is.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
+    with suppress(FileNotFoundError):
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
 
 
 def _is_request(content: Content) -> TypeGuard[bytes]:

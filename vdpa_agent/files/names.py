@@ -19,6 +19,7 @@ class NamesFile:
 
     def __init__(self, socket_list: Path) -> None:
         self._path = socket_list.with_name("socketNames.json")
+        self._problem = ""
 
     def read(self) -> dict[PciAddress, str]:
         """The names that an earlier agent gave; none where there is no such file or it makes no sense."""
@@ -37,20 +38,26 @@ class NamesFile:
             return {}
         return names
 
-    def write(self, names: Mapping[PciAddress, str]) -> None:
-        """Replaces the file; what cannot be written is told of and matters only to the next agent."""
+    def write(self, names: Mapping[PciAddress, str]) -> bool:
+        """Replaces the file; what cannot be written is told of, once a reason, and matters only to the next agent."""
         temporary = self._path.with_name(f".{self._path.name}.new")
         try:
             temporary.write_text(json.dumps(dict(names), indent=0))
             temporary.replace(self._path)
         except OSError as error:
             reason = os.strerror(error.errno or 0)
+            if reason == self._problem:
+                return False
+            self._problem = reason
             log.error(
                 "names_not_written",
                 file=str(self._path),
                 reason=reason,
                 remedy="without it a restarted agent may number devices anew: give write permission and space",
             )
+            return False
+        self._problem = ""
+        return True
 
 
 def _is_name(name: str) -> bool:

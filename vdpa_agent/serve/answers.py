@@ -92,11 +92,12 @@ class Answers:
         if self._made_of is not None and all(a is b for a, b in zip(self._made_of, made_of, strict=True)):
             return
         self._made_of = made_of
-        if view.ended or status.state in _ENDING:
+        if not status.managed:
+            # Somebody else's sockets outlive this agent.
+            self._sockets = dict(mapping.value or ())
+            self._awaited = None if mapping.value is None and not view.ended else frozenset()
+        elif view.ended or status.state in _ENDING:
             self._sockets, self._awaited = {}, frozenset()
-        elif status.managed:
+        else:
             self._sockets = {address: path for address, path in mapping.value or () if status.serves(address)}
             self._awaited = None if wanted.value is None else frozenset(wanted.value)
-        else:
-            self._sockets = dict(mapping.value or ())
-            self._awaited = None if mapping.value is None else frozenset()

@@ -27,6 +27,11 @@ _LAST_WORDS_S: Final = 0.2
 _CLOSE_S: Final = 1.0
 """How long the closing of connections may take; a client that reads nothing holds its own up."""
 
+_OUT_OF: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What asyncio's accepting stumbles over and tries again."""
+
+_TELL_AGAIN_S: Final = 10.0
+
 log = structlog.get_logger(__name__)
 
 
@@ -38,7 +43,7 @@ async def listening(config: ServeConfig, services: Collection[Any]) -> AsyncIter
         AlreadyRunning: another instance holds the socket.
         ListenError: the socket cannot be opened there.
     """
-    with _held(config.listen), _bound(config) as bound:
+    with _held(config.listen), _bound(config) as bound, _accept_errors_told():
         server = _Server(ServerReflection.extend(services), bound)
         await server.start(sock=bound, backlog=_BACKLOG)
         log.info("listening", socket=str(config.listen), mode=f"{config.listen_mode:04o}")
@@ -111,6 +116,33 @@ class _Protocol(H2Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self._server.lost(self)
+
+
+@contextmanager
+def _accept_errors_told() -> Iterator[None]:
+    """Tells once that connections cannot be accepted; asyncio tries again each second, with thousands of tracebacks."""
+    loop = asyncio.get_running_loop()
+    earlier = loop.get_exception_handler()
+    told_s = -_TELL_AGAIN_S
+
+    def tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal told_s
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in _OUT_OF:
+            (earlier or asyncio.AbstractEventLoop.default_exception_handler)(loop, context)
+        elif loop.time() - told_s >= _TELL_AGAIN_S:
+            told_s = loop.time()
+            log.error(
+                "connections_not_accepted",
+                reason=os.strerror(error.errno or 0).lower(),
+                remedy="raise the limit of open files, or see who keeps so many connections open",
+            )
+
+    loop.set_exception_handler(tell)
+    try:
+        yield
+    finally:
+        loop.set_exception_handler(earlier)
 
 
 @contextmanager
