@@ -177,6 +177,7 @@ class FrontEnd:
     """A running `vdpa-front`: a DPDK virtio-user front end that counts the packets it gets back."""
 
     def __init__(self, socket: str, *arguments: str) -> None:
+        assert socket, "no socket was answered: wait for it first"
         self.process = subprocess.Popen(
             [
                 built("native/frontend/vdpa-front", "native"),

@@ -23,7 +23,9 @@ def test_a_neighbour_loses_no_packet_over_200_random_changes(
     write_list(run_dir / "pciList.dat", [FOUR[0], *present])
     with running(run_dir, *options) as agent:
         agent.wait_logged("device_ready", count=1 + len(present))
-        with front_end(agent.ask(FOUR[0]), "--rate=10000", "--interval=0.1") as front:
+        socket = str(run_dir / "vhost" / "vdpa-0")
+        agent.wait_answer(FOUR[0], socket)  # the mapping is read a little later
+        with front_end(socket, "--rate=10000", "--interval=0.1") as front:
             front.wait_passing()
             for change in range(CHANGES):
                 address = random.choice(POOL)
