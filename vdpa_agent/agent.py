@@ -2,8 +2,10 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine
-from typing import Any, cast
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final, cast
 
 import structlog
 
@@ -27,6 +29,8 @@ from vdpa_agent.serve.listener import listening
 from vdpa_agent.serve.vdpadpdk import VdpaDpdk
 from vdpa_agent.serve.view import View
 
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
 log = structlog.get_logger(__name__)
 
 
@@ -37,9 +41,12 @@ async def run(config: AgentConfig) -> None:
         AgentError: the agent cannot go on; its `exit_code` says how the process should end.
     """
     stop = Latest(Stop.NO)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _asked_to_stop, stop, number)
+    with stop_signals(partial(_asked_to_stop, stop)):
+        await _serve(config, stop)
+        log.info("agent_stopped")
+
+
+async def _serve(config: AgentConfig, stop: Latest[Stop]) -> None:
     log.info("agent_starting", version=__version__)
     try:
         if config.serve.example_data:
@@ -49,7 +56,6 @@ async def run(config: AgentConfig) -> None:
                 await _serve_lists(config, stop, reaper)
     except* AgentError as group:
         raise _first(group) from None
-    log.info("agent_stopped")
 
 
 async def _serve_example(config: AgentConfig, stop: Latest[Stop]) -> None:
@@ -125,6 +131,25 @@ async def _eternal(task: Coroutine[Any, Any, None]) -> None:
     await task
     message = "an eternal task returned"
     raise AssertionError(message)
+
+
+@contextmanager
+def stop_signals(asked: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Has SIGTERM and SIGINT told in the event loop, while the context lasts."""
+    loop = asyncio.get_running_loop()
+
+    def handle(number: int, _frame: Any) -> None:
+        loop.call_soon_threadsafe(asked, signal.Signals(number))
+
+    for number in _STOP_SIGNALS:
+        # This wakes the loop. But what it gets to know by is a byte in a socket, which can be full of SIGCHLD's.
+        loop.add_signal_handler(number, lambda: None)
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in _STOP_SIGNALS:
+            loop.remove_signal_handler(number)
 
 
 def _asked_to_stop(stop: Latest[Stop], number: signal.Signals) -> None:
