@@ -159,12 +159,63 @@ class DaemonConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsConfig:
+    """Who may call, and how much anybody may take of the agent from the others.
+
+    `GetSocketpath` owes an answer to every well-formed request: the rates are far above what a node's CNI plugins can
+    ask for, which start a pod or two a second, not hundreds.
+
+    Attributes:
+        allow_uids: the users who may call; root and the agent's own user always may.
+        allow_gids: the groups whose members may call.
+        message_bytes: the longest request; more is RESOURCE_EXHAUSTED before any of it is kept.
+        header_bytes: the longest list of headers of a request, and the longest block that carries it.
+        streams: open calls of a connection; more are REFUSED_STREAM, which clients retry.
+        connections: connections of everybody together.
+        connections_for_root: those of them that only root gets.
+        connections_per_uid: connections of one user other than root; of all who may not call together, a quarter.
+        open_calls_per_uid: calls of one user that wait for their answers.
+        calls_per_s: calls that one user may make for long, a second, and twice as many at once; more are
+            RESOURCE_EXHAUSTED.
+        unread_bytes: what may wait in memory for a peer to read it; more closes its connection.
+        preface_s: how long a connection may take to speak HTTP/2, in seconds.
+        idle_s: how long a connection without a call that is being answered may be silent, in seconds.
+        backlog: connections that wait to be accepted; the kernel lowers it to net.core.somaxconn.
+    """
+
+    allow_uids: frozenset[int] = frozenset()
+    allow_gids: frozenset[int] = frozenset()
+    message_bytes: int = 64 * 1024
+    header_bytes: int = 16 * 1024
+    streams: int = 100
+    connections: int = 2_048
+    connections_for_root: int = 64
+    connections_per_uid: int = 64
+    open_calls_per_uid: int = 4_096
+    calls_per_s: int = 1_000
+    unread_bytes: int = 1024 * 1024
+    preface_s: float = 5.0
+    idle_s: float = 300.0
+    backlog: int = 4_096
+
+    def __post_init__(self) -> None:
+        if self.connections_for_root >= self.connections:
+            message = (
+                f"--connections-for-root {self.connections_for_root} leaves nothing of"
+                f" --max-connections {self.connections} to others, lower it"
+            )
+            raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
-    """Where the agent answers.
+    """Where the agent answers, and whom.
 
     Attributes:
         listen: the path of the gRPC socket.
         listen_mode: its permission bits.
+        listen_group: its group, a number; None leaves it.
+        limits: who may call, and how much.
         hold_timeout_s: how long a call for a wanted device that is not ready may wait, in seconds; 0: not at all.
         require_sockets: a mapping of somebody else's is ready only if all of its sockets listen.
         example_data: serve the 16 example VFs instead of any file.
@@ -172,6 +223,8 @@ class ServeConfig:
 
     listen: Path = DEFAULT_LISTEN
     listen_mode: int = 0o660
+    listen_group: int | None = None
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     hold_timeout_s: float = 8.0
     require_sockets: bool = False
     example_data: bool = False
@@ -205,12 +258,27 @@ class AgentConfig:
 
 def settings_in_force(config: AgentConfig) -> dict[str, str]:
     """The settings by the name of their option, for people to read."""
-    files, daemon, serve = config.files, config.daemon, config.serve
+    files, daemon, serve, limits = config.files, config.daemon, config.serve, config.serve.limits
     settings: dict[str, object] = {
         "pci-list": files.pci_list,
         "socket-list": files.socket_list,
         "listen": serve.listen,
         "listen-mode": f"{serve.listen_mode:04o}",
+        "listen-group": "" if serve.listen_group is None else serve.listen_group,
+        "allow-uid": " ".join(map(str, sorted(limits.allow_uids))),
+        "allow-gid": " ".join(map(str, sorted(limits.allow_gids))),
+        "max-message-bytes": limits.message_bytes,
+        "max-header-bytes": limits.header_bytes,
+        "max-streams": limits.streams,
+        "max-connections": limits.connections,
+        "max-connections-per-uid": limits.connections_per_uid,
+        "connections-for-root": limits.connections_for_root,
+        "max-open-calls-per-uid": limits.open_calls_per_uid,
+        "max-calls-per-second": limits.calls_per_s,
+        "max-unread-bytes": limits.unread_bytes,
+        "preface-timeout": f"{limits.preface_s:g}",
+        "idle-timeout": f"{limits.idle_s:g}",
+        "backlog": limits.backlog,
         "hold-timeout": f"{serve.hold_timeout_s:g}",
         "require-sockets": str(serve.require_sockets).lower(),
         "example-data": str(serve.example_data).lower(),

@@ -22,6 +22,11 @@ def test_the_command_line_wins_over_the_environment_over_the_default() -> None:
     assert (options.daemon, options.socket_mode, options.stop_grace) == (DaemonMode.AUTO, 0o660, 5.0)
 
 
+def test_users_and_groups_may_be_named() -> None:
+    options = build_parser({"VDPA_AGENT_ALLOW_UID": "root 7"}).parse_args(["run", "--allow-gid=root", "--allow-gid=9"])
+    assert (options.allow_uid, options.allow_gid) == ([0, 7], [0, 9])
+
+
 @pytest.mark.parametrize("text", ["/s", "unix:/s", "unix:///s"])
 def test_a_socket_may_be_written_as_an_address(text: str) -> None:
     assert build_parser({}).parse_args(["run", f"--listen={text}"]).listen == Path("/s")
@@ -35,6 +40,9 @@ def test_a_socket_may_be_written_as_an_address(text: str) -> None:
         (["run"], {"VDPA_AGENT_SIMULATE": "x"}, "VDPA_AGENT_SIMULATE: 'x' is neither true nor false"),
         (["run", "--socket-mode=888"], {}, "'888' is not a mode such as 0660"),
         (["run", "--stop-grace=-1"], {}, "'-1' is not a number of seconds"),
+        (["run", "--max-streams=0"], {}, "'0' is not a whole number from 1 to 1000000000"),
+        (["run", "--allow-uid=nobody-at-all"], {}, "there is no user 'nobody-at-all' here, give a number"),
+        (["run"], {"VDPA_AGENT_ALLOW_GID": "0 x y"}, "VDPA_AGENT_ALLOW_GID: there is no group 'x' here"),
         (["run", "--sim"], {}, "unrecognized arguments: --sim"),
         ([], {}, "the following arguments are required: COMMAND"),
         (["get"], {}, "the following arguments are required: ADDRESS"),

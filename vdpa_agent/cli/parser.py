@@ -1,6 +1,8 @@
 """The options of each command, their environment variables and their help."""
 
 import argparse
+import grp
+import pwd
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -13,6 +15,7 @@ from vdpa_agent.config import (
     DEFAULT_SOCKET_DIRECTORY,
     DEFAULT_SOCKET_LIST,
     DaemonMode,
+    LimitsConfig,
     LogFormat,
     LogLevel,
     Memory,
@@ -115,7 +118,16 @@ def _variable(name: str) -> str:
 
 
 def _plain(default: object) -> str:
-    return f"{default:04o}" if isinstance(default, int) else str(default)
+    if isinstance(default, float):
+        return f"{default:g}"
+    return str(default)
+
+
+class _Mode(int):
+    """Permission bits, which are shown in octal."""
+
+    def __str__(self) -> str:
+        return f"{self:04o}"
 
 
 def permission_bits(text: str) -> int:
@@ -128,6 +140,41 @@ def permission_bits(text: str) -> int:
         message = f"{text!r} is not a mode such as 0660"
         raise ValueError(message)
     return bits
+
+
+def count(text: str) -> int:
+    """Reads a whole number from 1 to a billion."""
+    if not (text.isdecimal() and 1 <= int(text) <= 1_000_000_000):  # noqa: PLR2004
+        message = f"{text!r} is not a whole number from 1 to 1000000000"
+        raise ValueError(message)
+    return int(text)
+
+
+def count_or_none(text: str) -> int:
+    """Reads a whole number that may be 0."""
+    return 0 if text == "0" else count(text)
+
+
+def user(text: str) -> int:
+    """Reads a user, by name or number."""
+    if text.isdecimal():
+        return int(text)
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except KeyError:
+        message = f"there is no user {text!r} here, give a number"
+        raise ValueError(message) from None
+
+
+def group(text: str) -> int:
+    """Reads a group, by name or number."""
+    if text.isdecimal():
+        return int(text)
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError:
+        message = f"there is no group {text!r} here, give a number"
+        raise ValueError(message) from None
 
 
 def seconds(text: str) -> float:
@@ -225,8 +272,14 @@ def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
         "--listen", kind=listen_path, default=DEFAULT_LISTEN, metavar="SOCKET", help_text="the unix socket to answer on"
     )
     option(
-        "--listen-mode", kind=permission_bits, default=0o660, metavar="OCTAL", help_text="permissions of that socket"
+        "--listen-mode",
+        kind=permission_bits,
+        default=_Mode(0o660),
+        metavar="OCTAL",
+        help_text="permissions of that socket",
     )
+    option("--listen-group", kind=group, default=None, metavar="GROUP", help_text="its group, a name or a number")
+    _add_limits(parser)
     option(
         "--hold-timeout",
         kind=seconds_or_none,
@@ -277,7 +330,7 @@ def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
         metavar="index|pci",
         help_text="their names: vdpa-0, or vdpa-0000:82:00.2",
     )
-    option("--socket-mode", kind=permission_bits, default=0o660, metavar="OCTAL", help_text="their permissions")
+    option("--socket-mode", kind=permission_bits, default=_Mode(0o660), metavar="OCTAL", help_text="their permissions")
     option("--socket-owner", kind=str, default=None, metavar="USER", help_text="their owner, a name or a number")
     option("--socket-group", kind=str, default=None, metavar="GROUP", help_text="their group, a name or a number")
     option(
@@ -317,4 +370,54 @@ def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
         default=LogFormat.AUTO,
         metavar="auto|text|json",
         help_text="text on a terminal, else JSON (auto), or always one of them",
+    )
+
+
+def _add_limits(parser: _Parser) -> None:
+    """Who may call, and how much anybody may take of the agent."""
+    default = LimitsConfig()
+    parser.several(
+        "--allow-uid",
+        kind=user,
+        metavar="USER",
+        help_text="a user who may call, a name or a number, beside root and the agent's own; may be repeated",
+    )
+    parser.several(
+        "--allow-gid",
+        kind=group,
+        metavar="GROUP",
+        help_text="a group whose members may call, a name or a number; may be repeated",
+    )
+    for name, value, help_text in (
+        ("--max-message-bytes", default.message_bytes, "the longest request"),
+        ("--max-header-bytes", default.header_bytes, "the most headers of a request"),
+        ("--max-streams", default.streams, "open calls of a connection"),
+        ("--max-connections", default.connections, "connections of everybody together"),
+        ("--max-connections-per-uid", default.connections_per_uid, "connections of one user other than root"),
+        ("--max-open-calls-per-uid", default.open_calls_per_uid, "calls of one user that wait for their answers"),
+        ("--max-calls-per-second", default.calls_per_s, "calls of one user for long, twice as many at once"),
+        ("--max-unread-bytes", default.unread_bytes, "what may wait for a client that is slow to read"),
+        ("--backlog", default.backlog, "connections that wait to be accepted, up to the kernel's somaxconn"),
+    ):
+        parser.option(name, kind=count, default=value, metavar="NUMBER", help_text=help_text)
+    parser.option(
+        "--connections-for-root",
+        kind=count_or_none,
+        default=default.connections_for_root,
+        metavar="NUMBER",
+        help_text="those of --max-connections that only root gets",
+    )
+    parser.option(
+        "--preface-timeout",
+        kind=seconds,
+        default=default.preface_s,
+        metavar="SECONDS",
+        help_text="how long a connection may take to speak HTTP/2",
+    )
+    parser.option(
+        "--idle-timeout",
+        kind=seconds,
+        default=default.idle_s,
+        metavar="SECONDS",
+        help_text="how long a connection without a call may be silent",
     )

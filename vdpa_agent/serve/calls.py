@@ -1,0 +1,293 @@
+"""Calls: the gRPC calls of one connection, each from its headers to its status."""
+
+import asyncio
+import re
+import struct
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any, Final
+
+import grpclib.const
+import grpclib.protocol
+import grpclib.server
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped]
+from grpclib.const import Status
+from grpclib.encoding.proto import ProtoCodec, ProtoStatusDetailsCodec
+from grpclib.events import _DispatchServerEvents
+from grpclib.exceptions import GRPCError
+from grpclib.metadata import Deadline, encode_bin_value, encode_grpc_message
+from h2.exceptions import ProtocolError
+
+from vdpa_agent.serve.limits import Reason
+from vdpa_agent.serve.peers import Account, Peer, Peers
+
+Headers = list[tuple[bytes, bytes]]
+
+_DOMAIN: Final = "vdpa-agent"
+_PREFIX: Final = struct.Struct(">BI")
+"""What precedes a message: whether it is compressed, and its length."""
+
+_CONTENT_TYPE: Final = re.compile(rb"application/grpc(\+proto)?(;.*)?")
+_TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_UNIT_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+_BEGIN: Final[Headers] = [(b":status", b"200"), (b"content-type", b"application/grpc+proto")]
+_OK: Final[Headers] = [(b"grpc-status", b"0")]
+
+
+class Call(grpclib.server.Stream[Any, Any]):
+    """What the method of a service sees of its call; its `peer` is a `Peer`.
+
+    The answer of a method that sends one is kept, so that headers, message and status leave in one write.
+    """
+
+    _stream: grpclib.protocol.Stream
+    has_request = False
+    answer: bytes | None = None
+    begun = False
+
+    def __init__(
+        self, stream: grpclib.protocol.Stream, path: str, method: grpclib.const.Handler, calls: "Calls"
+    ) -> None:
+        super().__init__(
+            stream,
+            path,
+            method.cardinality,
+            method.request_type,
+            method.reply_type,
+            codec=calls.services.codec,
+            status_details_codec=calls.services.details,
+            dispatch=calls.services.dispatch,
+        )
+        self._message_bytes = calls.peers.limits.message_bytes
+        self._calls = calls
+
+    async def recv_message(self) -> Any:
+        """The next request; None after the last one of a method that takes several.
+
+        Raises:
+            GRPCError: it is too long, compressed, torn or malformed.
+        """
+        try:
+            prefix = await self._stream.recv_data(_PREFIX.size)
+            if not prefix:
+                if self._cardinality.client_streaming:
+                    return None
+                raise GRPCError(Status.INTERNAL, "the call has no request")
+            compressed, length = _PREFIX.unpack(prefix)
+            if compressed:
+                raise GRPCError(Status.UNIMPLEMENTED, "the request is compressed, send it as it is")
+            if length > self._message_bytes:
+                self._calls.peers.tell(self._calls.peer, Reason.MESSAGE_SIZE)
+                message = f"the request has {length} bytes, at most {self._message_bytes} are taken"
+                raise GRPCError(Status.RESOURCE_EXHAUSTED, message)
+            data = await self._stream.recv_data(length)
+            if len(data) < length:
+                raise GRPCError(Status.INTERNAL, "the request ends in the middle of its message")
+        except AssertionError:
+            raise GRPCError(Status.INTERNAL, "the request ends in the middle of its message") from None
+        try:
+            request = self._recv_type.FromString(data)
+        except DecodeError:
+            raise GRPCError(Status.INTERNAL, "the request is not the message that this method takes") from None
+        if not self._cardinality.client_streaming:
+            self.has_request = True
+            self._calls.busy += 1
+        return request
+
+    async def send_message(self, message: Any) -> None:
+        """Sends an answer; waits while the peer is slow to read."""
+        body = message.SerializeToString()
+        framed = _PREFIX.pack(0, len(body)) + body
+        if self._cardinality.server_streaming:
+            await self._begin()
+            await self._stream.send_data(framed)
+        else:
+            self.answer = framed
+
+    async def end(self, trailers: Headers) -> None:
+        """Sends what was kept, and the status."""
+        answer = self.answer
+        if answer is not None and trailers is _OK:
+            if self._calls.answer_at_once(self._stream, _BEGIN, answer, trailers):
+                return
+            await self._begin()
+            await self._stream.send_data(answer)
+        if not self.begun:
+            trailers = [*_BEGIN, *trailers]
+        await self._stream.send_headers(trailers, end_stream=True)  # type: ignore[arg-type]
+
+    async def _begin(self) -> None:
+        if not self.begun:
+            self.begun = True
+            await self._stream.send_headers(_BEGIN)  # type: ignore[arg-type]
+
+
+class Services:
+    """The methods of all services, and how a call is refused that reaches none of them."""
+
+    def __init__(self, services: Collection[Any]) -> None:
+        self.methods: dict[bytes, grpclib.const.Handler] = {
+            path.encode(): method for service in services for path, method in service.__mapping__().items()
+        }
+        self.codec = ProtoCodec()
+        self.details = ProtoStatusDetailsCodec()
+        self.dispatch = _DispatchServerEvents()
+        self._no_such_method = [*_BEGIN, *self.status(Status.UNIMPLEMENTED, "there is no such method here")]
+        self._bad_timeout = [*_BEGIN, *self.status(Status.INTERNAL, "the grpc-timeout is malformed")]
+        self._not_post = [(b":status", b"405"), *self.status(Status.INTERNAL, "the method is not POST")]
+        self._not_grpc = [
+            (b":status", b"415"),
+            *self.status(Status.UNKNOWN, "the content-type is not application/grpc"),
+        ]
+        self.refused = {
+            reason: [*_BEGIN, *self.status(code, message, [ErrorInfo(reason=reason.upper(), domain=_DOMAIN)])]
+            for reason, code, message in (
+                (Reason.NOT_ALLOWED, Status.PERMISSION_DENIED, "this user may not call; see --allow-uid, --allow-gid"),
+                (Reason.CALL_RATE, Status.RESOURCE_EXHAUSTED, "this user makes too many calls a second"),
+                (Reason.OPEN_CALLS, Status.RESOURCE_EXHAUSTED, "this user has too many open calls"),
+            )
+        }
+
+    def refusal(self, headers: dict[bytes, bytes]) -> Headers | None:
+        """The whole answer to a call that is none of these services'; None for others."""
+        if headers[b":method"] != b"POST":
+            return self._not_post
+        if not _CONTENT_TYPE.fullmatch(headers.get(b"content-type", b"")):
+            return self._not_grpc
+        if headers.get(b":path") not in self.methods:
+            return self._no_such_method
+        timeout = headers.get(b"grpc-timeout")
+        return None if timeout is None or _TIMEOUT.fullmatch(timeout) else self._bad_timeout
+
+    def status(self, code: Status, message: str | None, details: Any = None) -> Headers:
+        """The headers that carry a status."""
+        headers: Headers = [(b"grpc-status", str(code.value).encode())]
+        if message is not None:
+            headers.append((b"grpc-message", encode_grpc_message(message).encode()))
+        if details is not None:
+            encoded = encode_bin_value(self.details.encode(code, message, details))
+            headers.append((b"grpc-status-details-bin", encoded))
+        return headers
+
+
+class Calls(grpclib.protocol.AbstractHandler):
+    """The running calls of one connection.
+
+    Attributes:
+        services: what can be called.
+        peers: where refusals are counted.
+        peer: who calls.
+        busy: how many calls have their request and are being answered.
+    """
+
+    def __init__(self, services: Services, peers: Peers, peer: Peer, account: Account) -> None:
+        self.services = services
+        self.peers = peers
+        self.peer = peer
+        self.busy = 0
+        self._account = account
+        self._tasks: dict[grpclib.protocol.Stream, asyncio.Task[None]] = {}
+
+    @property
+    def running(self) -> Collection["asyncio.Task[None]"]:
+        """The calls that have not ended."""
+        return self._tasks.values()
+
+    def refusal(self, headers: dict[bytes, bytes]) -> Headers | None:
+        """The whole answer to a call that is refused by its headers; None if it is taken."""
+        if not self.peer.allowed:
+            return self._refused(Reason.NOT_ALLOWED)
+        if not self._account.calls.take():
+            return self._refused(Reason.CALL_RATE)
+        if self._account.open_calls >= self.peers.limits.open_calls_per_uid:
+            return self._refused(Reason.OPEN_CALLS)
+        return self.services.refusal(headers)
+
+    def accept(self, stream: grpclib.protocol.Stream, headers: Any, release_stream: Callable[[], None]) -> None:
+        """Starts a call that was not refused."""
+        named = dict(headers)
+        path = named[b":path"]
+        call = Call(stream, path.decode("ascii", "replace"), self.services.methods[path], self)
+        timeout = named.get(b"grpc-timeout")
+        timeout_s = None if timeout is None else int(timeout[:-1]) * _UNIT_S[timeout[-1:]]
+        # The task is held here until it is done, and ended with the connection.
+        task = asyncio.get_running_loop().create_task(self._run(call, self.services.methods[path], timeout_s))
+        self._account.open_calls += 1
+        self._tasks[stream] = task
+        # Not at the end of the coroutine: one that is cancelled before its first step never gets there.
+        task.add_done_callback(partial(self._done, stream, call, release_stream))
+
+    def cancel(self, stream: grpclib.protocol.Stream) -> None:
+        """The peer has cancelled a call."""
+        task = self._tasks.get(stream)
+        if task is not None:
+            task.cancel()
+
+    def close(self) -> None:
+        """The connection ends."""
+        for task in self._tasks.values():
+            task.cancel()
+
+    def answer_at_once(self, stream: grpclib.protocol.Stream, begin: Headers, answer: bytes, trailers: Headers) -> bool:
+        """Answers in one write if the peer's windows have the room; says whether it did."""
+        http = stream._h2_connection  # noqa: SLF001
+        number = stream.id
+        assert number is not None  # noqa: S101 - a call has a stream that has begun
+        if (
+            not stream.connection.write_ready.is_set()
+            or len(answer) > http.local_flow_control_window(number)
+            or len(answer) > http.max_outbound_frame_size
+        ):
+            return False
+        http.send_headers(number, begin)
+        http.send_data(number, answer)
+        http.send_headers(number, trailers, end_stream=True)
+        stream.connection.flush()
+        return True
+
+    async def _run(self, call: Call, method: grpclib.const.Handler, timeout_s: float | None) -> None:
+        try:
+            await call.end(await self._status(call, method, timeout_s))
+            if call._stream.closable:  # noqa: SLF001
+                call._stream.reset_nowait()  # noqa: SLF001 - the peer need not send the rest
+        except ProtocolError:
+            pass  # the call or its connection is gone, and nobody is there to be told
+        except Exception as error:  # noqa: BLE001 - whatever it is, other calls go on
+            self.peers.tell_defect(self.peer, call._method_name, error)  # noqa: SLF001
+
+    async def _status(self, call: Call, method: grpclib.const.Handler, timeout_s: float | None) -> Headers:
+        """Runs the method; how it ended, as trailers."""
+        status = self.services.status
+        try:
+            if timeout_s is None:
+                await method.func(call)
+            else:
+                call.deadline = Deadline.from_timeout(timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await method.func(call)
+        except GRPCError as error:
+            return status(error.status, error.message, error.details)
+        except TimeoutError:
+            return status(Status.DEADLINE_EXCEEDED, "the deadline is over")
+        except ProtocolError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a defect of a service
+            self.peers.tell_defect(self.peer, call._method_name, error)  # noqa: SLF001
+            return status(Status.UNKNOWN, "the agent failed, its log tells how")
+        if call.answer is None and not method.cardinality.server_streaming:
+            return status(Status.UNKNOWN, "the agent gave no answer")
+        return _OK
+
+    def _done(
+        self, stream: grpclib.protocol.Stream, call: Call, release_stream: Callable[[], None], _task: Any
+    ) -> None:
+        del self._tasks[stream]
+        self._account.open_calls -= 1
+        self.busy -= call.has_request
+        release_stream()
+
+    def _refused(self, reason: Reason) -> Headers:
+        self.peers.tell(self.peer, reason)
+        return self.services.refused[reason]

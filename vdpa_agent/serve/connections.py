@@ -1,0 +1,123 @@
+"""Connections: takes them, looks after them, and parts from those that stay."""
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Collection
+from typing import Any, Final
+
+import structlog
+
+from vdpa_agent.serve.calls import Services
+from vdpa_agent.serve.peers import Peers
+from vdpa_agent.serve.protocol import READ_BYTES, HttpConnection
+
+_AT_ONCE: Final = 64
+"""Connections that are taken before those that are open have their turn."""
+
+_LAST_WORDS_S: Final = 0.2
+"""How long running calls may take to end by themselves before they are cancelled."""
+
+_CLOSE_S: Final = 1.0
+"""How long the closing of connections may take; a client that reads nothing holds its own up."""
+
+_AGAIN_S: Final = 1.0
+"""When connections are taken again after there was no descriptor or memory left for one."""
+
+_TELL_AGAIN_S: Final = 10.0
+
+_LOOK_S: Final = 1.0
+"""How often connections are looked at for what takes too long."""
+
+_OUT_OF: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+log = structlog.get_logger(__name__)
+
+
+class Connections:
+    """All open connections of a listening socket."""
+
+    def __init__(self, services: Collection[Any], peers: Peers, bound: socket.socket) -> None:
+        self._services = Services(services)
+        self._peers = peers
+        self._bound = bound
+        self._room = bytearray(READ_BYTES)
+        self._open: set[HttpConnection] = set()
+        self._arriving: set[asyncio.Task[Any]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._told_s = self._loop.time() - _TELL_AGAIN_S
+        self._again: asyncio.TimerHandle | None = None
+        self._looks: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Takes connections."""
+        self._loop.add_reader(self._bound, self._take)
+
+    async def end(self) -> None:
+        """Takes no new connection, ends running calls, and closes every connection."""
+        self._loop.remove_reader(self._bound)
+        if self._again is not None:
+            self._again.cancel()
+        if self._arriving:
+            await asyncio.wait(self._arriving)
+        for connection in self._open:
+            connection.go_away()
+        # Who was told at the last moment still gets to send it.
+        calls = [task for connection in self._open for task in connection.running]
+        if calls:
+            await asyncio.wait(calls, timeout=_LAST_WORDS_S)
+        gone = [connection.gone for connection in self._open]
+        for connection in list(self._open):
+            connection.close()
+        if gone:
+            await asyncio.wait(gone, timeout=_CLOSE_S)
+        if self._looks is not None:
+            self._looks.cancel()
+
+    def _take(self) -> None:
+        # Not by asyncio's server: it takes as many at once as may wait, and makes a transport for who has to leave.
+        for _ in range(_AT_ONCE):
+            try:
+                connected, _address = self._bound.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _OUT_OF:
+                    raise
+                self._rest(error)
+                return
+            self._let_in(connected)
+
+    def _let_in(self, connected: socket.socket) -> None:
+        peer = self._peers.identify(connected)
+        account = self._peers.enter(peer)
+        if account is None:
+            connected.close()
+            return
+        connection = HttpConnection(self._services, self._peers, peer, account, self._room)
+        self._open.add(connection)
+        connection.gone.add_done_callback(lambda _: self._open.discard(connection))
+        arriving = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, connected))
+        self._arriving.add(arriving)
+        arriving.add_done_callback(self._arriving.discard)
+        if self._looks is None:
+            self._looks = self._loop.call_later(_LOOK_S, self._look)
+
+    def _rest(self, error: OSError) -> None:
+        """Takes none for a while: the socket would stay readable, and the loop be busy with that alone."""
+        self._loop.remove_reader(self._bound)
+        self._again = self._loop.call_later(_AGAIN_S, self.start)
+        if self._loop.time() - self._told_s >= _TELL_AGAIN_S:
+            self._told_s = self._loop.time()
+            log.error(
+                "connections_not_accepted",
+                reason=os.strerror(error.errno or 0).lower(),
+                remedy="raise the limit of open files, or see who keeps so many connections open",
+            )
+
+    def _look(self) -> None:
+        self._looks = self._loop.call_later(_LOOK_S, self._look) if self._open else None
+        now_s = self._loop.time()
+        for connection in list(self._open):
+            connection.look(now_s)
