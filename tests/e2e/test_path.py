@@ -42,7 +42,7 @@ def test_several_queue_pairs(four: AgentProcess) -> None:
 def test_a_foreign_front_end(four: AgentProcess, run_dir: Path) -> None:
     """DPDK's own testpmd, as users run it in a pod."""
     testpmd = ["dpdk-testpmd", "-l", "0,1", "--no-pci", "--no-telemetry", "--no-huge", "--no-shconf", "-m", "24"]
-    result = subprocess.run(
+    with subprocess.Popen(
         [
             *testpmd,
             f"--vdev=net_virtio_user0,path={four.ask(FOUR[1])}",
@@ -54,17 +54,22 @@ def test_a_foreign_front_end(four: AgentProcess, run_dir: Path) -> None:
             "--auto-start",
         ],
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
-        check=False,
-        preexec_fn=lambda: signal.alarm(6),
+        preexec_fn=lambda: signal.alarm(60),  # noqa: PLW1509 - it runs until it is ended
         cwd=run_dir,
-    )
-    received = [
-        int(line.split("RX-packets:")[1].split()[0]) for line in result.stdout.splitlines() if "RX-packets" in line
-    ]
-    assert max(received, default=0) > 10_000, result.stdout + result.stderr
+    ) as process:
+        assert process.stdout is not None
+        printed = []
+        received = 0
+        for line in process.stdout:
+            printed.append(line)
+            if "RX-packets:" in line:
+                received = max(received, int(line.split("RX-packets:")[1].split()[0]))
+            if received > 10_000:
+                process.terminate()
+    assert received > 10_000, "".join(printed)
 
 
 def test_devices_come_and_go_without_touching_the_others(four: AgentProcess) -> None:

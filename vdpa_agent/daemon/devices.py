@@ -28,9 +28,6 @@ from vdpa_agent.model.preflight import assess, devargs_of
 _RETRY: Final = Backoff(first_s=1.0, cap_s=4.0)
 """When a device that the daemon refused to add or remove is asked for again: within 5 s of whatever mends it."""
 
-_LOOK_S: Final = 2.0
-"""How often the sockets and the mapping are looked at without any event."""
-
 _NO_SUCH_DEVICE: Final = -32001
 """The daemon's code for a device that it does not have (any more)."""
 
@@ -109,6 +106,10 @@ class Devices:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._pause_s()):
                         await self._wake.wait()
+
+    def look(self) -> None:
+        """Looks at the sockets and the mapping without any event; to be called every few seconds."""
+        self._wake.set()
 
     def forget(self, reason: str) -> None:
         """The daemon is gone: every device of the list is wanted again, for the given reason."""
@@ -267,11 +268,10 @@ class Devices:
         # A device whose socket died while a front end uses it is left in peace until that goes.
         return asyncio.get_running_loop().time() >= self._refusals[address][1] and address not in self._in_use
 
-    def _pause_s(self) -> float:
-        """How long nothing needs to be done without an event, in seconds."""
+    def _pause_s(self) -> float | None:
+        """How long nothing needs to be done without an event, in seconds; None: for ever."""
         times = [due for _, due, _ in self._refusals.values()] + list(self._drains.values())
-        left_s = min(times, default=float("inf")) - asyncio.get_running_loop().time()
-        return min(_LOOK_S, max(0.0, left_s))
+        return max(0.0, min(times) - asyncio.get_running_loop().time()) if times else None
 
     def _known(self) -> MappingProxyType[PciAddress, Device]:
         return self._status.value.devices

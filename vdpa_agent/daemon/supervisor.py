@@ -37,7 +37,7 @@ _DEATH_S: Final = 1.0
 _OUTPUT_S: Final = 1.0
 """How long its last output is read after its end, should somebody else hold the pipe."""
 
-_MACHINE_RETRY_S: Final = 4.0
+_MACHINE_RETRY_S: Final = 3.0
 """The longest pause, but for its jitter, where the machine lacked something: within 5 s of the mend it is tried."""
 
 _STARTS_NEED: Final = "give the agent what the reason names: memory, processes (pids, nproc), open files (nofile)"

@@ -82,7 +82,7 @@ class Vdpad:
             log.info("daemon_running", version=version)
             self._control = control
             tasks.create_task(self._devices.follow(control), name="devices")
-            tasks.create_task(_ping(control, unhealthy), name="ping")
+            tasks.create_task(_ping(control, unhealthy, self._devices.look), name="ping")
 
     async def ask_to_end(self, control: Control, timeout_s: float) -> None:
         """Asks it to end and waits for the answer."""
@@ -123,7 +123,7 @@ class Vdpad:
             return {}
 
 
-async def _ping(control: Control, unhealthy: Callable[[str], None]) -> None:
+async def _ping(control: Control, unhealthy: Callable[[str], None], answered: Callable[[], None]) -> None:
     while True:
         await asyncio.sleep(_PING_S)
         late = asyncio.get_running_loop().call_later(
@@ -134,6 +134,7 @@ async def _ping(control: Control, unhealthy: Callable[[str], None]) -> None:
         finally:
             late.cancel()
         unhealthy("")
+        answered()
 
 
 async def _quietly(listening: Any) -> None:

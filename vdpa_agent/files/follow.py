@@ -2,29 +2,44 @@
 
 import asyncio
 import contextlib
+import ctypes
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Final
 
 import structlog
-from watchfiles import awatch
+from watchfiles._rust_notify import RustNotify
 
-_STEP_MS: Final = 5
-"""How long watchfiles gathers events before it tells: 5 ms answer in 10 ms, the default of 50 in 80."""
+_STEP_MS: Final = 1
+"""How long nothing more must happen before watchfiles tells."""
 
 _GATHER_MAX_MS: Final = 50
 """A file that is written without a pause is told of at least this often."""
 
-_RECHECK_MS: Final = 1000
+_NOTHING_MS: Final = 5
+"""How long watchfiles is asked about what it does not tell of, such as another mode."""
+
+_RECHECK_S: Final = 4.0
 """Without any event the files are looked at again after this time: the kernel drops events when its queue is full."""
+
+_BROKEN_S: Final = 1.0
+"""The same where there is no watch."""
+
+_NAMES: Final = 0x00000FC0
+"""Of linux/inotify.h: IN_MOVED_FROM to IN_MOVE_SELF, what comes and goes. Of a parent it is all that matters."""
+
+_CHANGES: Final = _NAMES | 0x0000000E
+"""The same with IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE: all but what reading the files does."""
+
+_QUEUE_BYTES: Final = 64 * 1024
 
 log = structlog.get_logger(__name__)
 
 
 async def follow(files: Iterable[Path]) -> AsyncIterator[None]:
-    """Yields at once, then after everything that may have changed one of `files`, and at least every second.
+    """Yields at once, then after everything that may have changed one of `files`, and at least every 4 s.
 
     Watched are the directories and their parents: a watch on a file sees only its first replacement, and a directory
     that was removed and made again is silent for ever. The reader compares contents; a yield promises nothing.
@@ -34,43 +49,81 @@ async def follow(files: Iterable[Path]) -> AsyncIterator[None]:
     directories = {file.parent for file in files}
     while True:
         with _held(_present(directories)) as watched:
-            async with contextlib.aclosing(_events(watched)) as events:
+            there = directories & watched.keys()
+            async with contextlib.aclosing(_events(there, watched.keys() - there)) as events:
                 async for _ in events:
                     yield
                     if _present(directories) != watched:
                         break  # a directory is another one now: watch that
 
 
-async def _events(directories: Iterable[Path]) -> AsyncGenerator[None]:
-    """Yields once the kernel watches, then after each change and each second; ends when the watch fails."""
-    changes = awatch(
-        *directories,
-        watch_filter=None,  # a ConfigMap swap reports only `..data`
-        recursive=False,
-        step=_STEP_MS,
-        debounce=_GATHER_MAX_MS,
-        rust_timeout=_RECHECK_MS,
-        yield_on_timeout=True,
-    )
+async def _events(directories: Collection[Path], parents: Collection[Path]) -> AsyncGenerator[None]:
+    """Yields once the kernel watches, then after each change and every 4 s; ends when the watch fails.
+
+    watchfiles looks for events up to 1,000 times a second, even where there are none: it is asked when a queue of our
+    own, of the same directories, says that there is something.
+    """
+    paths = [str(path) for path in directories]
+    masks = dict.fromkeys(parents, _NAMES) | dict.fromkeys(directories, _CHANGES)
     try:
-        async with contextlib.aclosing(changes):
-            # awatch sets up its watch in the first step of its first wait; what changed before is looked at after.
-            first = asyncio.ensure_future(anext(changes))
-            try:
-                await asyncio.sleep(0)
-                yield
-                await first
-            finally:
-                first.cancel()
-                await asyncio.wait({first})
+        with _bell(masks) as bell, RustNotify(paths, False, False, 0, False, False) as watch:  # noqa: FBT003
             yield
-            async for _ in changes:
+            while True:
+                if await _readable(bell):
+                    await _gathered(watch)
+                    # Before the files are read: what comes later rings again.
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(bell, _QUEUE_BYTES)
                 yield
-    except* (OSError, RuntimeError, UnicodeError) as group:
+    except (OSError, RuntimeError, UnicodeError) as error:
         # One undecodable file name, an exhausted fs.inotify limit: follow on, at worst by looking every second.
-        reasons = "; ".join(str(error) for error in group.exceptions)
-        log.warning("watch_interrupted", reason=reasons, remedy="see fs.inotify limits and the directory's names")
-        await asyncio.sleep(_RECHECK_MS / 1000)
+        log.warning("watch_interrupted", reason=str(error), remedy="see fs.inotify limits and the directory's names")
+        await asyncio.sleep(_BROKEN_S)
+
+
+@contextlib.contextmanager
+def _bell(masks: Mapping[Path, int]) -> Iterator[int]:
+    """An inotify queue, readable when what its mask tells of has happened in one of these directories.
+
+    Raises:
+        OSError: a limit of the kernel is reached, or a directory is gone.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    queue = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if queue < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    try:
+        for path, mask in masks.items():
+            if libc.inotify_add_watch(queue, os.fsencode(path), mask) < 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+        yield queue
+    finally:
+        os.close(queue)
+
+
+async def _readable(queue: int) -> bool:
+    """Waits for something in the queue; false if there was nothing in 4 s."""
+    loop = asyncio.get_running_loop()
+    rung = asyncio.Event()
+    loop.add_reader(queue, rung.set)
+    try:
+        async with asyncio.timeout(_RECHECK_S):
+            await rung.wait()
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(queue)
+    return True
+
+
+async def _gathered(watch: RustNotify) -> None:
+    """Lets watchfiles see to the end of what happens; a cancelled one still waits for its thread."""
+    loop = asyncio.get_running_loop()
+    gathering = loop.run_in_executor(None, watch.watch, _GATHER_MAX_MS, _STEP_MS, _NOTHING_MS, None)
+    try:
+        await asyncio.shield(gathering)
+    finally:
+        await asyncio.wait({gathering})
 
 
 @contextlib.contextmanager
