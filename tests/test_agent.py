@@ -3,16 +3,18 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from vdpa_agent.agent import stop_signals
 from vdpa_agent.daemon.reaper import reaping
 
-pytestmark = pytest.mark.anyio
 
-
+@pytest.mark.anyio
 async def test_a_sigterm_is_not_lost_among_more_sigchlds_than_the_loop_has_room_for() -> None:
     heard: list[signal.Signals] = []
     with stop_signals(heard.append):
@@ -26,3 +28,16 @@ async def test_a_sigterm_is_not_lost_among_more_sigchlds_than_the_loop_has_room_
                 while not heard:
                     await asyncio.sleep(0.005)
     assert heard == [signal.SIGTERM]
+
+
+def test_a_sigterm_in_the_middle_of_the_start_ends_the_agent_in_order(run_dir: Path) -> None:
+    python = (sys.executable, "-X", "importtime", "-m")
+    argv = [*python, "vdpa_agent", "run", "--example-data", f"--listen={run_dir / 's'}"]
+    for imported in ("asyncio", "structlog", "grpclib", "vdpa_agent.agent"):
+        with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            next(line for line in process.stderr if line.rstrip().endswith(f" {imported}"))
+            process.send_signal(signal.SIGTERM)
+            process.stderr.read()
+        assert process.returncode == 0, imported
+        assert not (run_dir / "s").exists()

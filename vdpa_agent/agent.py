@@ -1,6 +1,7 @@
 """The composition root: builds the components, wires them, starts and stops them."""
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ async def run(config: AgentConfig) -> None:
         AgentError: the agent cannot go on; its `exit_code` says how the process should end.
     """
     stop = Latest(Stop.NO)
+    gc.freeze()  # what is loaded stays: no collection need look at it
     with stop_signals(partial(_asked_to_stop, stop)):
         await _serve(config, stop)
         log.info("agent_stopped")

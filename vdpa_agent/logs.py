@@ -5,6 +5,7 @@ import os
 import select
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -19,6 +20,9 @@ _QUEUE_MAX_BYTES: Final = 1024 * 1024
 
 _WRITE_MAX_BYTES: Final = 64 * 1024
 """About how much is written at once: what a pipe holds."""
+
+_GATHER_S: Final = 0.01
+"""How long the first line waits for others: a thread that is woken for each would take turns with the event loop."""
 
 _FLUSH_S: Final = 1.0
 """How long the end of the process waits for the last lines to be written."""
@@ -94,11 +98,16 @@ class LogWriter:
 
     def _next(self) -> bytes:
         """Waits for lines; returns some of them."""
+        gather = False
         with self._changed:
             while not self._lines:
                 self._idle = True
                 self._changed.notify_all()
                 self._changed.wait()
+                gather = True
+        if gather:
+            time.sleep(_GATHER_S)
+        with self._changed:
             size = 0
             piece = []
             while self._lines and size < _WRITE_MAX_BYTES:

@@ -1,6 +1,7 @@
 """What each command does with its options; heavy imports wait until a command needs them."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -72,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
         ),
         log=LogConfig(level=options.log_level, format=options.log_format),
     )
+    # Process 1 is deaf to signals that it does not handle, and the agent is not there yet to do so.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     import asyncio  # noqa: PLC0415
 
     from vdpa_agent import agent  # noqa: PLC0415
