@@ -69,7 +69,15 @@ test: .venv/.installed native native-sanitized interop ## Run all tests
 	@scripts/install-packages test
 	meson test -C $(NATIVE) --print-errorlogs
 	meson test -C $(SANITIZED) --print-errorlogs
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/image
+
+.PHONY: image
+image: ## Build the container images by buildah, with their SBOMs (as root)
+	@scripts/image $(IMAGE_OPTIONS)
+
+.PHONY: image-test
+image-test: .venv/.installed image interop ## Run the images by podman, locked down, from a list of VFs to packets (as root)
+	$(BIN)/pytest tests/image
 
 .PHONY: check
 check: .venv/.installed ## Check style, types, imports, generated code and C warnings
@@ -80,6 +88,7 @@ check: .venv/.installed ## Check style, types, imports, generated code and C war
 	$(BIN)/lint-imports
 	@command -v npx >/dev/null || { echo "npx is needed to check protos/: install npm" >&2; exit 1; }
 	cd protos && npx --yes @bufbuild/buf@$(BUF) lint
+	$(BIN)/hadolint Dockerfile
 	clang-format --dry-run --Werror $(C_SOURCES)
 	@[ -e build/native-clang/build.ninja ] || CC=clang meson setup build/native-clang native
 	ninja -j $(JOBS) -C build/native-clang --quiet
@@ -120,6 +129,7 @@ proto-current: .venv/.installed
 lock: .venv/.installed ## Lock the newest allowed versions of all dependencies, with hashes
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade pyproject.toml -o requirements/runtime.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade pyproject.toml --group dev -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header --no-emit-index-url --upgrade --group image -o requirements/image.txt
 
 .PHONY: format
 format: .venv/.installed ## Format Python and C
