@@ -48,6 +48,10 @@ native-sanitized: $(SANITIZED)/build.ninja ## Build the same under ASan and UBSa
 interop: .venv/.installed ## Build the foreign gRPC clients that the tests use (needs Go)
 	@tests/interop/build
 
+.PHONY: chart-tools
+chart-tools: .venv/.installed ## Build helm and what else checks the chart (needs Go)
+	@tests/chart/build
+
 # ---- use -------------------------------------------------------------------------------------------------------------
 
 .PHONY: demo
@@ -65,7 +69,7 @@ run: .venv/.installed native ## Run the agent on simulated VFs below build/run u
 # ---- proof -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: .venv/.installed native native-sanitized interop ## Run all tests
+test: .venv/.installed native native-sanitized interop chart-tools ## Run all tests
 	@scripts/install-packages test
 	meson test -C $(NATIVE) --print-errorlogs
 	meson test -C $(SANITIZED) --print-errorlogs
@@ -94,6 +98,10 @@ check: .venv/.installed ## Check style, types, imports, generated code and C war
 	ninja -j $(JOBS) -C build/native-clang --quiet
 	@$(MAKE) --no-print-directory proto-current
 
+.PHONY: chart-check
+chart-check: .venv/.installed native chart-tools ## Lint, render, validate and run the chart, and compare what is rendered
+	$(BIN)/pytest tests/chart
+
 .PHONY: soak
 soak: .venv/.installed native ## Ten minutes of random faults, which must end with everything served and nothing leaked
 	@$(BIN)/python -m tests.soak --seconds 600
@@ -118,6 +126,10 @@ endef
 proto: .venv/.installed ## Generate the Python code from protos/
 	$(call generate,$(PB))
 	$(BIN)/python -m scripts.api_docs
+
+.PHONY: deploy
+deploy: .venv/.installed chart-tools ## Make the chart's options and schema from the agent's, and render deploy/
+	$(BIN)/python -m scripts.chart
 
 .PHONY: proto-current
 proto-current: .venv/.installed

@@ -1,0 +1,62 @@
+"""Wrong values are refused, and the message says which and why."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scripts.chart import CHART, key, run_options
+from tests.chart.render import refusal, template
+
+WRONG = [
+    ("--set=confg.simulate=true", "additional properties 'confg' not allowed"),
+    ("--set=config.simulat=true", "at '/config': additional properties 'simulat' not allowed"),
+    ("--set=image.name=x", "at '/image': additional properties 'name' not allowed"),
+    ("--set=pools.a.nodeSelectors.b=c", "at '/pools/a': additional properties 'nodeSelectors' not allowed"),
+    ("--set=pools.a.pools.b.runAsUser=1", "at '/pools/a': additional properties 'pools' not allowed"),
+    ("--set=pools.a.config.simulat=true", "at '/pools/a/config': additional properties 'simulat' not allowed"),
+    ("--set-string=config.simulate=yes", "at '/config/simulate': got string, want null or boolean"),
+    ("--set=config.socketMode=432", "at '/config/socketMode': got number, want null or string"),
+    ("--set-string=config.socketMode=0999", "at '/config/socketMode': '0999' does not match pattern"),
+    ("--set=config.daemon=maybe", "at '/config/daemon': value must be one of 'auto', 'none', 'vdpad', 'command'"),
+    ("--set=config.stopGrace=0", "at '/config/stopGrace': exclusiveMinimum: got 0, want 0"),
+    ("--set=config.socketDir=vhost", "at '/config/socketDir': 'vhost' does not match pattern '^/'"),
+    ("--set=config.socketGroup=qemu", "at '/config/socketGroup': got string, want null or integer"),
+    ("--set=securityMode=restricted", "at '/securityMode': value must be one of 'default', 'privileged'"),
+    ("--set=hugepages.size=4Mi", "at '/hugepages/size': value must be one of 'none', '2Mi', '1Gi'"),
+    ("--set=hugepages.amount=64M", "at '/hugepages/amount': '64M' does not match pattern"),
+    ("--set=image.digest=sha256:12", "at '/image/digest': 'sha256:12' does not match pattern"),
+    ("--set=deviceList={0000:82:00.9}", "at '/deviceList/0': '0000:82:00.9' does not match pattern"),
+    ("--set=hostDevices={/etc}", "at '/hostDevices/0': '/etc' does not match pattern '^/dev/'"),
+    ("--set=tolerations[0].operater=Exists", "at '/tolerations/0': additional properties 'operater' not allowed"),
+    ("--set=probes.startup.periodSeconds=1", "at '/probes': additional properties 'startup' not allowed"),
+    ("--set=pools.Upper.runAsUser=1", "'Upper' does not match pattern"),
+    (
+        "--set=terminationGracePeriodSeconds=9",
+        "too short: the kubelet would kill the agent before its daemon has ended",
+    ),
+    ("--set=config.stopGrace=60,terminationGracePeriodSeconds=64", "give at least 5 more than config.stopGrace"),
+]
+
+
+@pytest.mark.parametrize(("argument", "message"), WRONG, ids=[argument for argument, _ in WRONG])
+def test_it_is_refused(argument: str, message: str) -> None:
+    assert message in refusal(argument)
+
+
+def test_just_long_enough_is_not_refused() -> None:
+    assert template("--set=config.stopGrace=60,terminationGracePeriodSeconds=65").returncode == 0
+
+
+@pytest.mark.parametrize(("value", "file"), [("prometheusRule", "rules.yaml"), ("grafanaDashboard", "dashboard.json")])
+def test_a_file_that_is_not_there_is_told(tmp_path: Path, value: str, file: str) -> None:
+    chart = shutil.copytree(CHART, tmp_path / "chart")
+    (chart / "files" / file).unlink(missing_ok=True)
+    assert f"{value}.enabled needs the chart's files/{file}, which is not there" in refusal(
+        f"--set={value}.enabled=true", chart=chart
+    )
+
+
+def test_null_is_right_for_every_single_option() -> None:
+    nulls = [f"--set=config.{key(action)}=null" for action in run_options() if action.default != []]
+    assert template(*nulls).returncode == 0
