@@ -48,6 +48,10 @@ native-sanitized: $(SANITIZED)/build.ninja ## Build the same under ASan and UBSa
 interop: .venv/.installed ## Build the foreign gRPC clients that the tests use (needs Go)
 	@tests/interop/build
 
+.PHONY: prometheus
+prometheus: | system ## Unpack Debian's Prometheus and promtool below build/ for the tests
+	@scripts/unpack-prometheus
+
 # ---- use -------------------------------------------------------------------------------------------------------------
 
 .PHONY: demo
@@ -65,7 +69,7 @@ run: .venv/.installed native ## Run the agent on simulated VFs below build/run u
 # ---- proof -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: .venv/.installed native native-sanitized interop ## Run all tests
+test: .venv/.installed native native-sanitized interop prometheus ## Run all tests
 	@scripts/install-packages test
 	meson test -C $(NATIVE) --print-errorlogs
 	meson test -C $(SANITIZED) --print-errorlogs
@@ -109,6 +113,10 @@ endef
 proto: .venv/.installed ## Generate the Python code from protos/
 	$(call generate,$(PB))
 	$(BIN)/python -m scripts.api_docs
+
+.PHONY: metrics
+metrics: .venv/.installed ## Write the table of docs/metrics.md
+	$(BIN)/python -m scripts.metrics_docs
 
 .PHONY: proto-current
 proto-current: .venv/.installed

@@ -1,8 +1,11 @@
 """What the composition root does by itself: hearing that it should stop."""
 
+import ast
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -26,3 +29,12 @@ async def test_a_sigterm_is_not_lost_among_more_sigchlds_than_the_loop_has_room_
                 while not heard:
                     await asyncio.sleep(0.005)
     assert heard == [signal.SIGTERM]
+
+
+def test_what_serves_http_is_not_imported_unless_that_is_asked_for() -> None:
+    program = "import sys, vdpa_agent.agent, vdpa_agent.cli; print({name.partition('.')[0] for name in sys.modules})"
+    imported = ast.literal_eval(
+        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout.decode()
+    )
+    assert "grpclib" in imported
+    assert not imported & {"h11", "prometheus_client", "email"}

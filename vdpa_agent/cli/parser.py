@@ -3,6 +3,7 @@
 import argparse
 import grp
 import pwd
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -15,6 +16,7 @@ from vdpa_agent.config import (
     DEFAULT_SOCKET_DIRECTORY,
     DEFAULT_SOCKET_LIST,
     DaemonMode,
+    HostPort,
     LimitsConfig,
     LogFormat,
     LogLevel,
@@ -23,10 +25,12 @@ from vdpa_agent.config import (
 )
 from vdpa_agent.errors import AddressError
 from vdpa_agent.model.naming import SocketNaming
-from vdpa_agent.model.pci import PciAddress, parse_pci_address
+from vdpa_agent.model.pci import PciAddress, parse_pci_address, shown
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
+
+_HOST_PORT: Final = re.compile(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([\w.-]+)):(\d{1,5})", re.ASCII)
 
 _EXIT_CODES: Final = """\
 exit codes:
@@ -214,6 +218,17 @@ def listen_path(text: str) -> Path:
     return Path(text)
 
 
+def host_port(text: str) -> HostPort | None:
+    """Reads `HOST:PORT`, an IPv6 address in brackets; empty: nowhere."""
+    if not text:
+        return None
+    match = _HOST_PORT.fullmatch(text)
+    if match is None or int(match[3]) >= 2**16:
+        message = f"{shown(text)} is not HOST:PORT such as 127.0.0.1:9917 or [::1]:9917"
+        raise ValueError(message)
+    return HostPort(match[1] or match[2], int(match[3]))
+
+
 def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The parser of all commands; a parsed command is called with its own options."""
     parser = _Parser(
@@ -280,6 +295,14 @@ def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
     )
     option("--listen-group", kind=group, default=None, metavar="GROUP", help_text="its group, a name or a number")
     _add_limits(parser)
+    option(
+        "--http-listen",
+        kind=host_port,
+        default=None,
+        metavar="HOST:PORT",
+        help_text="where to serve /metrics, /livez and /readyz by HTTP, such as 127.0.0.1:9917 or [::]:9917;"
+        " without it nowhere",
+    )
     option(
         "--hold-timeout",
         kind=seconds_or_none,

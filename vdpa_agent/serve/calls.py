@@ -19,6 +19,7 @@ from grpclib.exceptions import GRPCError
 from grpclib.metadata import Deadline, encode_bin_value, encode_grpc_message
 from h2.exceptions import ProtocolError
 
+from vdpa_agent.serve.handled import UNKNOWN, Handled
 from vdpa_agent.serve.limits import Reason
 from vdpa_agent.serve.peers import Account, Peer, Peers
 
@@ -46,6 +47,8 @@ class Call(grpclib.server.Stream[Any, Any]):
     has_request = False
     answer: bytes | None = None
     begun = False
+    code = Status.CANCELLED
+    """What it ended with, unless it never got so far."""
 
     def __init__(
         self, stream: grpclib.protocol.Stream, path: str, method: grpclib.const.Handler, calls: "Calls"
@@ -60,6 +63,8 @@ class Call(grpclib.server.Stream[Any, Any]):
             status_details_codec=calls.services.details,
             dispatch=calls.services.dispatch,
         )
+        self.path = path
+        self.began_s = asyncio.get_running_loop().time()
         self._message_bytes = calls.peers.limits.message_bytes
         self._calls = calls
 
@@ -125,12 +130,18 @@ class Call(grpclib.server.Stream[Any, Any]):
 
 
 class Services:
-    """The methods of all services, and how a call is refused that reaches none of them."""
+    """The methods of all services, and how a call is refused that reaches none of them.
+
+    Attributes:
+        methods: the methods, by their path.
+        handled: how their calls ended.
+    """
 
     def __init__(self, services: Collection[Any]) -> None:
         self.methods: dict[bytes, grpclib.const.Handler] = {
             path.encode(): method for service in services for path, method in service.__mapping__().items()
         }
+        self.handled = Handled({path.decode(): method.cardinality for path, method in self.methods.items()})
         self.codec = ProtoCodec()
         self.details = ProtoStatusDetailsCodec()
         self.dispatch = _DispatchServerEvents()
@@ -157,6 +168,7 @@ class Services:
         if not _CONTENT_TYPE.fullmatch(headers.get(b"content-type", b"")):
             return self._not_grpc
         if headers.get(b":path") not in self.methods:
+            self.handled.add(UNKNOWN, Status.UNIMPLEMENTED, 0.0)
             return self._no_such_method
         timeout = headers.get(b"grpc-timeout")
         return None if timeout is None or _TIMEOUT.fullmatch(timeout) else self._bad_timeout
@@ -259,7 +271,11 @@ class Calls(grpclib.protocol.AbstractHandler):
 
     async def _status(self, call: Call, method: grpclib.const.Handler, timeout_s: float | None) -> Headers:
         """Runs the method; how it ended, as trailers."""
-        status = self.services.status
+
+        def ended(code: Status, message: str | None, details: Any = None) -> Headers:
+            call.code = code
+            return self.services.status(code, message, details)
+
         try:
             if timeout_s is None:
                 await method.func(call)
@@ -268,16 +284,17 @@ class Calls(grpclib.protocol.AbstractHandler):
                 async with asyncio.timeout(timeout_s):
                     await method.func(call)
         except GRPCError as error:
-            return status(error.status, error.message, error.details)
+            return ended(error.status, error.message, error.details)
         except TimeoutError:
-            return status(Status.DEADLINE_EXCEEDED, "the deadline is over")
+            return ended(Status.DEADLINE_EXCEEDED, "the deadline is over")
         except ProtocolError:
             raise
         except Exception as error:  # noqa: BLE001 - a defect of a service
             self.peers.tell_defect(self.peer, call._method_name, error)  # noqa: SLF001
-            return status(Status.UNKNOWN, "the agent failed, its log tells how")
+            return ended(Status.UNKNOWN, "the agent failed, its log tells how")
         if call.answer is None and not method.cardinality.server_streaming:
-            return status(Status.UNKNOWN, "the agent gave no answer")
+            return ended(Status.UNKNOWN, "the agent gave no answer")
+        call.code = Status.OK
         return _OK
 
     def _done(
@@ -286,6 +303,8 @@ class Calls(grpclib.protocol.AbstractHandler):
         del self._tasks[stream]
         self._account.open_calls -= 1
         self.busy -= call.has_request
+        took_s = asyncio.get_running_loop().time() - call.began_s
+        self.services.handled.add(call.path, call.code, took_s)
         release_stream()
 
     def _refused(self, reason: Reason) -> Headers:
