@@ -127,7 +127,7 @@ proto-current: .venv/.installed
 .PHONY: lock
 lock: .venv/.installed ## Lock the newest allowed versions of all dependencies, with hashes
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade pyproject.toml -o requirements/runtime.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade pyproject.toml --group dev -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade pyproject.toml --extra tracing --group dev -o requirements/dev.txt
 
 .PHONY: format
 format: .venv/.installed ## Format Python and C

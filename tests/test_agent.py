@@ -31,10 +31,10 @@ async def test_a_sigterm_is_not_lost_among_more_sigchlds_than_the_loop_has_room_
     assert heard == [signal.SIGTERM]
 
 
-def test_what_serves_http_is_not_imported_unless_that_is_asked_for() -> None:
+def test_what_is_for_http_and_tracing_is_not_imported_unless_that_is_asked_for() -> None:
     program = "import sys, vdpa_agent.agent, vdpa_agent.cli; print({name.partition('.')[0] for name in sys.modules})"
     imported = ast.literal_eval(
         subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout.decode()
     )
     assert "grpclib" in imported
-    assert not imported & {"h11", "prometheus_client", "email"}
+    assert not imported & {"h11", "prometheus_client", "email", "opentelemetry", "requests"}

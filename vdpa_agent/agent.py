@@ -26,6 +26,7 @@ from vdpa_agent.model.mapping import example_mapping
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import Ask, DeviceService
+from vdpa_agent.serve.handled import Handled
 from vdpa_agent.serve.health import HealthService
 from vdpa_agent.serve.listener import listening
 from vdpa_agent.serve.sources import Sources
@@ -80,6 +81,7 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
     )
     async with (
         listening(config.serve, _services(config, view, answers, _no_statistics)) as (peers, handled),
+        _tracing(handled, wanted=config.serve.tracing),
         _http(config.serve.http_listen, sources(peers=peers, handled=handled)),
     ):
         await stop.wait_for(bool)
@@ -122,6 +124,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
     supervisor.adopt_role()
     async with (
         listening(config.serve, _services(config, view, answers, supervisor.statistics)) as (peers, handled),
+        _tracing(handled, wanted=config.serve.tracing),
         _http(config.serve.http_listen, sources(peers=peers, handled=handled)),
         asyncio.TaskGroup() as tasks,
     ):
@@ -140,6 +143,22 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             answers.end()
             for task in eternal:
                 task.cancel()
+
+
+@asynccontextmanager
+async def _tracing(handled: Handled, *, wanted: bool) -> AsyncIterator[None]:
+    """Traces the calls while the context lasts, if that is asked for; else nothing is imported."""
+    if not wanted:
+        yield
+        return
+    try:
+        from vdpa_agent.serve.tracing import tracing  # noqa: PLC0415
+    except ImportError as error:
+        log.warning("tracing_not_possible", reason=str(error).lower(), remedy="pip install 'vdpa-agent[tracing]'")
+        yield
+        return
+    async with tracing(handled):
+        yield
 
 
 @asynccontextmanager

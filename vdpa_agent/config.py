@@ -236,6 +236,7 @@ class ServeConfig:
         require_sockets: a mapping of somebody else's is ready only if all of its sockets listen.
         example_data: serve the 16 example VFs instead of any file.
         http_listen: where metrics and probes are served by HTTP; None: nowhere.
+        tracing: whether calls are traced, to where the variables of OpenTelemetry say.
     """
 
     listen: Path = DEFAULT_LISTEN
@@ -246,6 +247,7 @@ class ServeConfig:
     require_sockets: bool = False
     example_data: bool = False
     http_listen: HostPort | None = None
+    tracing: bool = False
 
     def __post_init__(self) -> None:
         check_socket_path("--listen", self.listen)

@@ -118,9 +118,9 @@ async def test_who_accepts_openmetrics_gets_it() -> None:
 async def test_durations_fall_into_their_buckets() -> None:
     handled = Handled(HANDLED.methods)
     for seconds in (0.0, BOUNDS_S[0], 0.02, 9.0, 11.0):
-        handled.add("/p.S/M", Status.OK, seconds)
-    handled.add("/p.S/W", Status.CANCELLED, 5.0)
-    handled.add("/no/such", Status.UNIMPLEMENTED, 0.0)
+        handled.add("/p.S/M", Status.OK, seconds, {})
+    handled.add("/p.S/W", Status.CANCELLED, 5.0, {})
+    handled.add_unknown()
 
     async def tell(_address: PciAddress) -> Statistics:
         return {}

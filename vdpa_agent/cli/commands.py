@@ -70,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
             require_sockets=options.require_sockets,
             example_data=options.example_data,
             http_listen=options.http_listen,
+            tracing=options.tracing,
         ),
         log=LogConfig(level=options.log_level, format=options.log_format),
     )

@@ -32,6 +32,9 @@ _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
 
 _HOST_PORT: Final = re.compile(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([\w.-]+)):(\d{1,5})", re.ASCII)
 
+_COLLECTOR: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+"""The variables of OpenTelemetry that name a collector; where one is set, calls are traced."""
+
 _EXIT_CODES: Final = """\
 exit codes:
   0    success
@@ -279,7 +282,7 @@ def _add_client(
 
 def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
     parser.read_from(environment)
-    parser.set_defaults(command=commands.run)
+    parser.set_defaults(command=commands.run, tracing=any(environment.get(name) for name in _COLLECTOR))
     option = parser.option
     option("--socket-list", kind=Path, default=DEFAULT_SOCKET_LIST, metavar="PATH", help_text="the mapping file")
     option("--pci-list", kind=Path, default=DEFAULT_PCI_LIST, metavar="PATH", help_text="the device list")

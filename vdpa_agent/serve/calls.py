@@ -3,8 +3,9 @@
 import asyncio
 import re
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 import grpclib.const
@@ -19,7 +20,7 @@ from grpclib.exceptions import GRPCError
 from grpclib.metadata import Deadline, encode_bin_value, encode_grpc_message
 from h2.exceptions import ProtocolError
 
-from vdpa_agent.serve.handled import UNKNOWN, Handled
+from vdpa_agent.serve.handled import Handled
 from vdpa_agent.serve.limits import Reason
 from vdpa_agent.serve.peers import Account, Peer, Peers
 
@@ -32,6 +33,9 @@ _PREFIX: Final = struct.Struct(">BI")
 _CONTENT_TYPE: Final = re.compile(rb"application/grpc(\+proto)?(;.*)?")
 _TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNIT_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+_TRACE: Final = (b"traceparent", b"tracestate")
+"""The headers of W3C's Trace Context."""
 
 _BEGIN: Final[Headers] = [(b":status", b"200"), (b"content-type", b"application/grpc+proto")]
 _OK: Final[Headers] = [(b"grpc-status", b"0")]
@@ -47,6 +51,7 @@ class Call(grpclib.server.Stream[Any, Any]):
     has_request = False
     answer: bytes | None = None
     begun = False
+    trace: Mapping[str, str] = MappingProxyType({})
     code = Status.CANCELLED
     """What it ended with, unless it never got so far."""
 
@@ -168,7 +173,7 @@ class Services:
         if not _CONTENT_TYPE.fullmatch(headers.get(b"content-type", b"")):
             return self._not_grpc
         if headers.get(b":path") not in self.methods:
-            self.handled.add(UNKNOWN, Status.UNIMPLEMENTED, 0.0)
+            self.handled.add_unknown()
             return self._no_such_method
         timeout = headers.get(b"grpc-timeout")
         return None if timeout is None or _TIMEOUT.fullmatch(timeout) else self._bad_timeout
@@ -222,6 +227,7 @@ class Calls(grpclib.protocol.AbstractHandler):
         named = dict(headers)
         path = named[b":path"]
         call = Call(stream, path.decode("ascii", "replace"), self.services.methods[path], self)
+        call.trace = {name.decode(): named[name].decode("latin-1") for name in _TRACE if name in named}
         timeout = named.get(b"grpc-timeout")
         timeout_s = None if timeout is None else int(timeout[:-1]) * _UNIT_S[timeout[-1:]]
         # The task is held here until it is done, and ended with the connection.
@@ -304,7 +310,7 @@ class Calls(grpclib.protocol.AbstractHandler):
         self._account.open_calls -= 1
         self.busy -= call.has_request
         took_s = asyncio.get_running_loop().time() - call.began_s
-        self.services.handled.add(call.path, call.code, took_s)
+        self.services.handled.add(call.path, call.code, took_s, call.trace)
         release_stream()
 
     def _refused(self, reason: Reason) -> Headers:
