@@ -52,6 +52,10 @@ interop: .venv/.installed ## Build the foreign gRPC clients that the tests use (
 chart-tools: .venv/.installed ## Build helm and what else checks the chart (needs Go)
 	@tests/chart/build
 
+.PHONY: prometheus
+prometheus: | system ## Unpack Debian's Prometheus and promtool below build/ for the tests
+	@scripts/unpack-prometheus
+
 # ---- use -------------------------------------------------------------------------------------------------------------
 
 .PHONY: demo
@@ -69,7 +73,7 @@ run: .venv/.installed native ## Run the agent on simulated VFs below build/run u
 # ---- proof -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: .venv/.installed native native-sanitized interop chart-tools ## Run all tests
+test: .venv/.installed native native-sanitized interop chart-tools prometheus ## Run all tests
 	@scripts/install-packages test
 	meson test -C $(NATIVE) --print-errorlogs
 	meson test -C $(SANITIZED) --print-errorlogs
@@ -131,6 +135,10 @@ proto: .venv/.installed ## Generate the Python code from protos/
 deploy: .venv/.installed chart-tools ## Make the chart's options and schema from the agent's, and render deploy/
 	$(BIN)/python -m scripts.chart
 
+.PHONY: metrics
+metrics: .venv/.installed ## Write the table of docs/metrics.md
+	$(BIN)/python -m scripts.metrics_docs
+
 .PHONY: proto-current
 proto-current: .venv/.installed
 	@rm -rf build/pb && mkdir -p build/pb
@@ -140,7 +148,7 @@ proto-current: .venv/.installed
 .PHONY: lock
 lock: .venv/.installed ## Lock the newest allowed versions of all dependencies, with hashes
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade pyproject.toml -o requirements/runtime.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade pyproject.toml --group dev -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade pyproject.toml --extra tracing --group dev -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header --no-emit-index-url --upgrade --group image -o requirements/image.txt
 
 .PHONY: format

@@ -7,18 +7,24 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
 import grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 from vdpa_agent.serve.pb.vdpadpdk_pb2 import GetSocketpathRequest, GetSocketpathResponse
 
 ROOT: Final = Path(__file__).parent.parent
 PATIENCE_S: Final = 20.0
 """The one time-out of waits for what should come soon; a condition ends them, not the clock."""
+
+WITH_HTTP: Final = "--http-listen=127.0.0.1:0"
+"""The option with which an agent has pages."""
 
 T = TypeVar("T")
 
@@ -41,6 +47,25 @@ def built(name: str, target: str) -> Path:
     path = ROOT / "build" / name
     assert path.exists(), f"{path} is missing: run `make {target}`"
     return path
+
+
+def get_page(address: str, path: str) -> tuple[int, str]:
+    """A page by HTTP: its status and its text."""
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=PATIENCE_S) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            return refusal.code, refusal.read().decode()
+
+
+def series(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """The series of a scrape, by their name and labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 class JsonLines:
@@ -134,6 +159,18 @@ class AgentProcess:
     def wait_answer(self, address: str, socket: str, *, timeout_s: float = PATIENCE_S) -> None:
         """Waits until an address is answered with a socket."""
         eventually(f"{address} -> {socket!r}", lambda: self.ask(address) == socket, timeout_s=timeout_s)
+
+    def get(self, path: str) -> tuple[int, str]:
+        """A page of an agent that runs with WITH_HTTP: its status and its text."""
+        return get_page(self.wait_logged("http_listening")["address"], path)
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """What a series is now; None if there is no such series."""
+        return series(self.get("/metrics")[1]).get((name, frozenset(labels.items())))
+
+    def wait_metric(self, name: str, value: float, *, timeout_s: float = PATIENCE_S, **labels: str) -> None:
+        """Waits until a series has a value."""
+        eventually(f"{name} {labels} = {value}", lambda: self.metric(name, **labels) == value, timeout_s=timeout_s)
 
     def daemon_pid(self) -> int:
         """The process id of the newest daemon."""

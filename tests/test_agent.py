@@ -1,5 +1,6 @@
 """What the composition root does by itself: hearing that it should stop."""
 
+import ast
 import asyncio
 import os
 import signal
@@ -41,3 +42,12 @@ def test_a_sigterm_in_the_middle_of_the_start_ends_the_agent_in_order(run_dir: P
             process.stderr.read()
         assert process.returncode == 0, imported
         assert not (run_dir / "s").exists()
+
+
+def test_what_is_for_http_and_tracing_is_not_imported_unless_that_is_asked_for() -> None:
+    program = "import sys, vdpa_agent.agent, vdpa_agent.cli; print({name.partition('.')[0] for name in sys.modules})"
+    imported = ast.literal_eval(
+        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout.decode()
+    )
+    assert "grpclib" in imported
+    assert not imported & {"h11", "prometheus_client", "email", "opentelemetry", "requests"}

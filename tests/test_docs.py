@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from scripts import api_docs
+from scripts import api_docs, metrics_docs
+from vdpa_agent import errors
 from vdpa_agent.cli.parser import build_parser
 
 ROOT: Final = Path(__file__).parent.parent
@@ -36,6 +37,22 @@ def test_every_log_event_is_documented_and_no_other() -> None:
     rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     documented = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
     assert logged == documented
+
+
+def test_every_error_is_documented_with_its_exit_code_and_no_other() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    table = page.partition("## Errors")[2].partition("\n## ")[0]
+    documented = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", table, re.MULTILINE))
+    classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.AgentError)]
+    assert documented == {kind.__name__: str(kind.exit_code) for kind in classes}
+
+
+def test_the_table_of_metrics_is_what_the_source_says() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert page.partition(metrics_docs.MARK)[1:] == (
+        metrics_docs.MARK,
+        metrics_docs.reference().removeprefix(metrics_docs.MARK),
+    )
 
 
 def test_every_option_is_documented() -> None:

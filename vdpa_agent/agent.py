@@ -3,15 +3,16 @@
 import asyncio
 import gc
 import signal
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, Final, cast
 
 import structlog
 
 from vdpa_agent import __version__
-from vdpa_agent.config import AgentConfig, DaemonMode, settings_in_force
+from vdpa_agent.config import AgentConfig, DaemonMode, HostPort, settings_in_force
 from vdpa_agent.daemon.reaper import Reaper, reaping
 from vdpa_agent.daemon.sockets import dead_sockets
 from vdpa_agent.daemon.supervisor import Supervisor
@@ -19,14 +20,17 @@ from vdpa_agent.errors import AgentError
 from vdpa_agent.files.lists import Lists
 from vdpa_agent.files.names import NamesFile
 from vdpa_agent.latest import Latest
+from vdpa_agent.logs import LogWriter
 from vdpa_agent.model.daemon import DaemonStatus, Statistics, Stop
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import example_mapping
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import Ask, DeviceService
+from vdpa_agent.serve.handled import Handled
 from vdpa_agent.serve.health import HealthService
 from vdpa_agent.serve.listener import listening
+from vdpa_agent.serve.sources import Sources
 from vdpa_agent.serve.vdpadpdk import VdpaDpdk
 from vdpa_agent.serve.view import View
 
@@ -35,8 +39,12 @@ _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 log = structlog.get_logger(__name__)
 
 
-async def run(config: AgentConfig) -> None:
+async def run(config: AgentConfig, logs: LogWriter) -> None:
     """Runs the agent until SIGTERM or SIGINT, then stops it in order: daemon, files, socket.
+
+    Args:
+        config: the settings.
+        logs: what writes the log, for its drops to be told.
 
     Raises:
         AgentError: the agent cannot go on; its `exit_code` says how the process should end.
@@ -44,31 +52,45 @@ async def run(config: AgentConfig) -> None:
     stop = Latest(Stop.NO)
     gc.freeze()  # what is loaded stays: no collection need look at it
     with stop_signals(partial(_asked_to_stop, stop)):
-        await _serve(config, stop)
+        await _serve(config, logs, stop)
         log.info("agent_stopped")
 
 
-async def _serve(config: AgentConfig, stop: Latest[Stop]) -> None:
+async def _serve(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> None:
     log.info("agent_starting", version=__version__)
     try:
         if config.serve.example_data:
-            await _serve_example(config, stop)
+            await _serve_example(config, logs, stop)
         else:
             async with reaping() as reaper:
-                await _serve_lists(config, stop, reaper)
+                await _serve_lists(config, logs, stop, reaper)
     except* AgentError as group:
         raise _first(group) from None
 
 
-async def _serve_example(config: AgentConfig, stop: Latest[Stop]) -> None:
+async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> None:
     log.warning("example_data_served", remedy="drop --example-data to serve real devices")
     view = View(Latest(Loaded()), Latest(Loaded(example_mapping())), Latest(DaemonStatus(managed=False)))
-    async with listening(config.serve, _services(config, view, Answers(view), _no_statistics)):
+    answers = Answers(view)
+    sources = partial(
+        Sources,
+        view=view,
+        answers=answers,
+        statistics=_no_statistics,
+        readings={},
+        restarts=Counter(),
+        lines_dropped=lambda: {"agent": logs.dropped_lines},
+    )
+    async with (
+        listening(config.serve, _services(config, view, answers, _no_statistics)) as (peers, handled),
+        _tracing(handled, wanted=config.serve.tracing),
+        _http(config.serve.http_listen, sources(peers=peers, handled=handled)),
+    ):
         await stop.wait_for(bool)
         view.end()
 
 
-async def _serve_lists(config: AgentConfig, stop: Latest[Stop], reaper: Reaper) -> None:
+async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop], reaper: Reaper) -> None:
     lists = Lists(
         config.files,
         takes_requests=config.daemon.mode is not DaemonMode.NONE,
@@ -91,10 +113,21 @@ async def _serve_lists(config: AgentConfig, stop: Latest[Stop], reaper: Reaper) 
         require_sockets=config.serve.require_sockets,
     )
     answers = Answers(view)
+    sources = partial(
+        Sources,
+        view=view,
+        answers=answers,
+        statistics=supervisor.statistics,
+        readings=lists.readings,
+        restarts=supervisor.restarts,
+        lines_dropped=lambda: {"agent": logs.dropped_lines, "daemon": supervisor.dropped.lines},
+    )
     lists.check()
     supervisor.adopt_role()
     async with (
-        listening(config.serve, _services(config, view, answers, supervisor.statistics)),
+        listening(config.serve, _services(config, view, answers, supervisor.statistics)) as (peers, handled),
+        _tracing(handled, wanted=config.serve.tracing),
+        _http(config.serve.http_listen, sources(peers=peers, handled=handled)),
         asyncio.TaskGroup() as tasks,
     ):
         eternal = [
@@ -112,6 +145,37 @@ async def _serve_lists(config: AgentConfig, stop: Latest[Stop], reaper: Reaper) 
             answers.end()
             for task in eternal:
                 task.cancel()
+
+
+@asynccontextmanager
+async def _tracing(handled: Handled, *, wanted: bool) -> AsyncIterator[None]:
+    """Traces the calls while the context lasts, if that is asked for; else nothing is imported."""
+    if not wanted:
+        yield
+        return
+    try:
+        from vdpa_agent.serve.tracing import tracing  # noqa: PLC0415
+    except ImportError as error:
+        log.warning("tracing_not_possible", reason=str(error).lower(), remedy="pip install 'vdpa-agent[tracing]'")
+        yield
+        return
+    async with tracing(handled):
+        yield
+
+
+@asynccontextmanager
+async def _http(listen: HostPort | None, sources: Sources) -> AsyncIterator[None]:
+    """Serves the metrics and the probes while the context lasts, if that is asked for; else nothing is imported."""
+    if listen is None:
+        yield
+        return
+    from vdpa_agent.serve.http import serving  # noqa: PLC0415
+    from vdpa_agent.serve.metrics import Metrics  # noqa: PLC0415
+    from vdpa_agent.serve.probes import livez, readyz  # noqa: PLC0415
+
+    pages = {"/livez": livez(sources.view), "/readyz": readyz(sources.view), "/metrics": Metrics(sources).page}
+    async with serving(listen, pages):
+        yield
 
 
 def _services(config: AgentConfig, view: View, answers: Answers, statistics: Ask) -> list[Any]:

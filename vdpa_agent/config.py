@@ -158,6 +158,22 @@ class DaemonConfig:
             raise ConfigError(message)
 
 
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """Where HTTP is served.
+
+    Attributes:
+        host: a name, an IPv4 or an IPv6 address, the latter without brackets.
+        port: 0 stands for any free one.
+    """
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsConfig:
     """Who may call, and how much anybody may take of the agent from the others.
@@ -219,6 +235,8 @@ class ServeConfig:
         hold_timeout_s: how long a call for a wanted device that is not ready may wait, in seconds; 0: not at all.
         require_sockets: a mapping of somebody else's is ready only if all of its sockets listen.
         example_data: serve the 16 example VFs instead of any file.
+        http_listen: where metrics and probes are served by HTTP; None: nowhere.
+        tracing: whether calls are traced, to where the variables of OpenTelemetry say.
     """
 
     listen: Path = DEFAULT_LISTEN
@@ -228,6 +246,8 @@ class ServeConfig:
     hold_timeout_s: float = 8.0
     require_sockets: bool = False
     example_data: bool = False
+    http_listen: HostPort | None = None
+    tracing: bool = False
 
     def __post_init__(self) -> None:
         check_socket_path("--listen", self.listen)
@@ -279,6 +299,7 @@ def settings_in_force(config: AgentConfig) -> dict[str, str]:
         "preface-timeout": f"{limits.preface_s:g}",
         "idle-timeout": f"{limits.idle_s:g}",
         "backlog": limits.backlog,
+        "http-listen": serve.http_listen or "",
         "hold-timeout": f"{serve.hold_timeout_s:g}",
         "require-sockets": str(serve.require_sockets).lower(),
         "example-data": str(serve.example_data).lower(),

@@ -8,7 +8,7 @@ AgentError                 exit code 1
 │   ├── DaemonUnusable     3    it can never start: a missing program, refused arguments
 │   ├── DaemonLost         1    it ended, or its control channel did
 │   └── RequestRefused     1    it answered a control request with an error
-├── ListenError            1    the gRPC socket cannot be opened
+├── ListenError            1    the gRPC socket or the HTTP address cannot be opened
 │   └── AlreadyRunning     100  another instance holds it
 ├── NoSuchDevice           4    the agent knows no socket for an address
 ├── NotReachable           5    no agent answers
@@ -69,7 +69,7 @@ class RequestRefused(DaemonError):
 
 
 class ListenError(AgentError):
-    """The gRPC socket cannot be opened."""
+    """The gRPC socket or the HTTP address cannot be opened."""
 
 
 class AlreadyRunning(ListenError):

@@ -36,6 +36,9 @@ class LogWriter:
     """Writes lines to a descriptor in a thread of its own, which sleeps while there are none.
 
     As a context manager it gives the last lines a second to be written at its end.
+
+    Attributes:
+        dropped_lines: how many lines were dropped, those that are not told yet included.
     """
 
     def __init__(self, descriptor: int, tell_dropped: Callable[[int], None]) -> None:
@@ -49,7 +52,8 @@ class LogWriter:
         self._tell_dropped = tell_dropped
         self._lines: deque[bytes] = deque()
         self._queued_bytes = 0
-        self._dropped = 0
+        self.dropped_lines = 0
+        self._told_lines = 0
         self._idle = False
         # Its lock may be taken again by the thread that holds it: what the garbage collector ends may log.
         self._changed = threading.Condition()
@@ -60,7 +64,7 @@ class LogWriter:
         line = text.encode("utf-8", "backslashreplace")
         with self._changed:
             if self._queued_bytes + len(line) > _QUEUE_MAX_BYTES:
-                self._dropped += 1
+                self.dropped_lines += 1
                 return
             self._lines.append(line)
             self._queued_bytes += len(line)
@@ -90,9 +94,10 @@ class LogWriter:
             with self._changed:
                 self._queued_bytes -= len(piece)
                 if not written:
-                    self._dropped += piece.count(b"\n")
+                    self.dropped_lines += piece.count(b"\n")
                     continue
-                dropped, self._dropped = self._dropped, 0
+                dropped = self.dropped_lines - self._told_lines
+                self._told_lines = self.dropped_lines
             if dropped:
                 self._tell_dropped(dropped)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vdpa_agent.cli.parser import build_parser
-from vdpa_agent.config import DaemonMode, Memory
+from vdpa_agent.config import DaemonMode, HostPort, Memory
 
 
 def _refusal(capsys: pytest.CaptureFixture[str], argv: list[str], environment: dict[str, str]) -> str:
@@ -30,6 +30,34 @@ def test_users_and_groups_may_be_named() -> None:
 @pytest.mark.parametrize("text", ["/s", "unix:/s", "unix:///s"])
 def test_a_socket_may_be_written_as_an_address(text: str) -> None:
     assert build_parser({}).parse_args(["run", f"--listen={text}"]).listen == Path("/s")
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("127.0.0.1:9917", "127.0.0.1", 9917),
+        ("localhost:0", "localhost", 0),
+        ("[::1]:65535", "::1", 65535),
+        ("[fe80::1%eth0]:1", "fe80::1%eth0", 1),
+    ],
+)
+def test_where_http_is_served(text: str, host: str, port: int) -> None:
+    listen = build_parser({"VDPA_AGENT_HTTP_LISTEN": text}).parse_args(["run"]).http_listen
+    assert listen == HostPort(host, port)
+    assert str(listen) == text
+
+
+def test_http_is_not_served_unless_that_is_asked_for() -> None:
+    for environment in ({}, {"VDPA_AGENT_HTTP_LISTEN": ""}):
+        assert build_parser(environment).parse_args(["run"]).http_listen is None
+
+
+@pytest.mark.parametrize(
+    "text", ["9917", ":9917", "::1:9917", "[::1]", "a:b", "127.0.0.1:65536", "http://a:1", "a b:1"]
+)
+def test_where_http_cannot_be_served(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    said = _refusal(capsys, ["run", f"--http-listen={text}"], {})
+    assert f"argument --http-listen: '{text}' is not HOST:PORT such as 127.0.0.1:9917 or [::1]:9917" in said
 
 
 @pytest.mark.parametrize(

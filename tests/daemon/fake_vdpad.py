@@ -4,7 +4,7 @@
 FAKE_VDPAD names the faults, joined by commas: `deaf` (neither shutdown nor SIGTERM ends it), `mute` (never answers),
 `picky` (refuses its first two device.add), `parent` (has three children that ignore SIGTERM), `burst` (prints 200 MB
 and how long that took), `runaway` (leaves a process in a session of its own, whose child is in another), `orphans`
-(leaves 1,000 that end at once), `chatty` (prints for ever).
+(leaves 1,000 that end at once), `chatty` (prints for ever), `aloof` (closes its control channel, and lives on).
 """
 
 import itertools
@@ -24,6 +24,9 @@ def main() -> None:
     options = dict(argument.lstrip("-").partition("=")[::2] for argument in sys.argv[1:])
     control = socket.socket(fileno=int(options["control-fd"]))
     _misbehave(faults)
+    if "aloof" in faults:
+        control.close()
+        signal.pause()
     daemon = Daemon(faults, options["socket-list"])
     for line in control.makefile():
         request: dict[str, Any] = json.loads(line)

@@ -12,7 +12,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from vdpa_agent.daemon.pump import LogPump
+from vdpa_agent.daemon.pump import Dropped, LogPump
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +20,7 @@ Logs = list[structlog.typing.EventDict]
 
 
 def _pumped(*pieces: bytes) -> tuple[LogPump, Logs]:
-    pump = LogPump()
+    pump = LogPump(Dropped())
     with capture_logs() as logs:
         for piece in pieces:
             pump.data_received(piece)
@@ -35,7 +35,7 @@ def _lines(logs: Logs) -> list[str]:
 @asynccontextmanager
 async def _printing(program: str) -> AsyncIterator[tuple[LogPump, "subprocess.Popen[bytes]"]]:
     """A Python program whose output is pumped."""
-    pump = LogPump()
+    pump = LogPump(Dropped())
     read_end, write_end = os.pipe()
     await asyncio.get_running_loop().connect_read_pipe(lambda: pump, os.fdopen(read_end, "rb", 0))
     process = subprocess.Popen([sys.executable, "-c", program], stdout=write_end, stdin=subprocess.PIPE)
@@ -102,17 +102,17 @@ async def test_what_comes_too_fast_is_dropped_but_for_what_is_severe_and_the_las
     lines[70_000] = b"warning: odd"
     pump, logs = _pumped(b"\n".join(lines) + b"\n")
     assert _lines(logs) == [*(str(number) for number in range(1000)), "0000:82:00.2: broken", "odd"]
-    assert pump.dropped_lines == 100_000 - 1002
-    assert pump.dropped_bytes == sum(map(len, lines[1000:])) - len(lines[50_000]) - len(lines[70_000])
+    assert pump.dropped.lines == 100_000 - 1002
+    assert pump.dropped.size_bytes == sum(map(len, lines[1000:])) - len(lines[50_000]) - len(lines[70_000])
     told = [log for log in logs if log["event"] == "daemon_output_dropped"]
-    assert [(log["lines"], log["bytes"]) for log in told] == [(pump.dropped_lines, pump.dropped_bytes)]
+    assert [(log["lines"], log["bytes"]) for log in told] == [(pump.dropped.lines, pump.dropped.size_bytes)]
     assert pump.last_lines == [f"info: {number}" for number in range(99_980, 100_000)]
 
 
 async def test_severe_lines_alone_are_bounded_too() -> None:
     pump, logs = _pumped(b"error: again\n" * 100_000)
     assert len(_lines(logs)) == 2000
-    assert pump.dropped_lines == 100_000 - len(_lines(logs))
+    assert pump.dropped.lines == 100_000 - len(_lines(logs))
 
 
 async def test_drops_are_told_while_the_output_goes_on() -> None:

@@ -70,6 +70,8 @@ def run(options: argparse.Namespace) -> int:
             hold_timeout_s=options.hold_timeout,
             require_sockets=options.require_sockets,
             example_data=options.example_data,
+            http_listen=options.http_listen,
+            tracing=options.tracing,
         ),
         log=LogConfig(level=options.log_level, format=options.log_format),
     )
@@ -80,8 +82,8 @@ def run(options: argparse.Namespace) -> int:
     from vdpa_agent import agent  # noqa: PLC0415
     from vdpa_agent.logs import set_up_logs  # noqa: PLC0415
 
-    with set_up_logs(config.log):
-        asyncio.run(agent.run(config))
+    with set_up_logs(config.log) as logs:
+        asyncio.run(agent.run(config, logs))
     return 0
 
 

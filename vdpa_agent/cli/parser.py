@@ -3,6 +3,7 @@
 import argparse
 import grp
 import pwd
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -15,6 +16,7 @@ from vdpa_agent.config import (
     DEFAULT_SOCKET_DIRECTORY,
     DEFAULT_SOCKET_LIST,
     DaemonMode,
+    HostPort,
     LimitsConfig,
     LogFormat,
     LogLevel,
@@ -23,10 +25,15 @@ from vdpa_agent.config import (
 )
 from vdpa_agent.errors import AddressError
 from vdpa_agent.model.naming import SocketNaming
-from vdpa_agent.model.pci import PciAddress, parse_pci_address
+from vdpa_agent.model.pci import PciAddress, parse_pci_address, shown
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
+
+_HOST_PORT: Final = re.compile(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([\w.-]+)):(\d{1,5})", re.ASCII)
+
+_COLLECTOR: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+"""The variables of OpenTelemetry that name a collector; where one is set, calls are traced."""
 
 _EXIT_CODES: Final = """\
 exit codes:
@@ -214,6 +221,17 @@ def listen_path(text: str) -> Path:
     return Path(text)
 
 
+def host_port(text: str) -> HostPort | None:
+    """Reads `HOST:PORT`, an IPv6 address in brackets; empty: nowhere."""
+    if not text:
+        return None
+    match = _HOST_PORT.fullmatch(text)
+    if match is None or int(match[3]) >= 2**16:
+        message = f"{shown(text)} is not HOST:PORT such as 127.0.0.1:9917 or [::1]:9917"
+        raise ValueError(message)
+    return HostPort(match[1] or match[2], int(match[3]))
+
+
 def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """The parser of all commands; a parsed command is called with its own options."""
     parser = _Parser(
@@ -264,7 +282,7 @@ def _add_client(
 
 def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
     parser.read_from(environment)
-    parser.set_defaults(command=commands.run)
+    parser.set_defaults(command=commands.run, tracing=any(environment.get(name) for name in _COLLECTOR))
     option = parser.option
     option("--socket-list", kind=Path, default=DEFAULT_SOCKET_LIST, metavar="PATH", help_text="the mapping file")
     option("--pci-list", kind=Path, default=DEFAULT_PCI_LIST, metavar="PATH", help_text="the device list")
@@ -280,6 +298,14 @@ def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
     )
     option("--listen-group", kind=group, default=None, metavar="GROUP", help_text="its group, a name or a number")
     _add_limits(parser)
+    option(
+        "--http-listen",
+        kind=host_port,
+        default=None,
+        metavar="HOST:PORT",
+        help_text="where to serve /metrics, /livez and /readyz by HTTP, such as 127.0.0.1:9917 or [::]:9917;"
+        " without it nowhere",
+    )
     option(
         "--hold-timeout",
         kind=seconds_or_none,

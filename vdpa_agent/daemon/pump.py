@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -39,6 +39,19 @@ _ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(9), *range(10, 32)
 log = structlog.get_logger(__name__)
 
 
+@dataclass(slots=True)
+class Dropped:
+    """How much of a daemon's output was not logged; that of several lives may be counted together.
+
+    Attributes:
+        lines: lines that were not logged.
+        size_bytes: their size, and that of the ends of overlong lines.
+    """
+
+    lines: int = 0
+    size_bytes: int = 0
+
+
 class LogPump(asyncio.Protocol):
     """Reads the daemon's output; each line becomes a `daemon_output` event at the line's own level.
 
@@ -46,13 +59,11 @@ class LogPump(asyncio.Protocol):
     To be made while the event loop runs.
 
     Attributes:
-        dropped_lines: how many lines were not logged.
-        dropped_bytes: their size, and that of the ends of overlong lines.
+        dropped: where it counts what it drops.
     """
 
-    def __init__(self) -> None:
-        self.dropped_lines = 0
-        self.dropped_bytes = 0
+    def __init__(self, dropped: Dropped) -> None:
+        self.dropped = dropped
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.BaseTransport | None = None
         self._lost = asyncio.Event()
@@ -62,7 +73,7 @@ class LogPump(asyncio.Protocol):
         self._allowance = _Allowance(now_s)
         self._severe_allowance = _Allowance(now_s)
         self._telling: asyncio.TimerHandle | None = None
-        self._told = (0, 0)
+        self._told = replace(dropped)
 
     @property
     def last_lines(self) -> list[str]:
@@ -152,17 +163,19 @@ class LogPump(asyncio.Protocol):
     def _drop(self, lines: int, size: int) -> None:
         if lines <= 0 and size <= 0:
             return
-        self.dropped_lines += lines
-        self.dropped_bytes += size
+        self.dropped.lines += lines
+        self.dropped.size_bytes += size
         if self._telling is None:
             self._telling = self._loop.call_later(_TOLD_EVERY_S, self._tell)
 
     def _tell(self) -> None:
         self._telling = None
-        lines, size = self._told
-        self._told = (self.dropped_lines, self.dropped_bytes)
+        told, self._told = self._told, replace(self.dropped)
         log.warning(
-            "daemon_output_dropped", source="vdpad", lines=self.dropped_lines - lines, bytes=self.dropped_bytes - size
+            "daemon_output_dropped",
+            source="vdpad",
+            lines=self.dropped.lines - told.lines,
+            bytes=self.dropped.size_bytes - told.size_bytes,
         )
 
 

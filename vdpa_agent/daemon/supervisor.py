@@ -4,8 +4,10 @@ import asyncio
 import os
 import random
 import socket
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any, Final, Protocol
@@ -17,12 +19,12 @@ from vdpa_agent.daemon.child import Child, describe_exit, spawn
 from vdpa_agent.daemon.command import Command
 from vdpa_agent.daemon.control import Control, open_control
 from vdpa_agent.daemon.devices import Devices, NameStore
-from vdpa_agent.daemon.pump import LogPump
+from vdpa_agent.daemon.pump import Dropped, LogPump
 from vdpa_agent.daemon.reaper import Reaper
 from vdpa_agent.daemon.vdpad import Vdpad
 from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import TRANSITIONS, DaemonEvent, DaemonState, DaemonStatus, Statistics, Stop
+from vdpa_agent.model.daemon import TRANSITIONS, Cause, DaemonEvent, DaemonState, DaemonStatus, Statistics, Stop
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
@@ -30,6 +32,9 @@ from vdpa_agent.model.restarts import FORGIVEN, HEALTHY_AFTER_S
 
 _EXIT_USAGE: Final = 2
 """What a daemon ends with when it refuses its arguments."""
+
+_SIGNALLED: Final = 128
+"""What a shell adds to the number of the signal that ended a process."""
 
 _DEATH_S: Final = 1.0
 """How long the death of a process may be noticed after that of its control channel."""
@@ -69,8 +74,31 @@ class Program(Protocol):
         """The counters of a device's virtqueues; nothing where there are none."""
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a life of the daemon ended.
+
+    Attributes:
+        reason: in words.
+        cause: what ended it; means nothing where it was planned.
+        code: its exit code, as a shell would have it; None if it never ran.
+        planned: whether it is to start again at once.
+    """
+
+    reason: str = "it could not be started"
+    cause: Cause = Cause.NOT_STARTED
+    code: int | None = None
+    planned: bool = False
+
+
 class Supervisor:
-    """Starts the daemon while devices are wanted, starts it again when it dies, stops it in order."""
+    """Starts the daemon while devices are wanted, starts it again when it dies, stops it in order.
+
+    Attributes:
+        status: what is known of the daemon.
+        restarts: how often it was started again, by what had ended it.
+        dropped: how much of its output was not logged, over all its lives.
+    """
 
     def __init__(
         self,
@@ -97,6 +125,8 @@ class Supervisor:
             spread: where in its jitter a backoff is, -1 to 1.
         """
         self.status = Latest(DaemonStatus(managed=config.mode in {DaemonMode.VDPAD, DaemonMode.COMMAND}))
+        self.restarts: Counter[Cause] = Counter()
+        self.dropped = Dropped()
         self._config = config
         self._wanted = wanted
         self._retire_mapping = retire_mapping
@@ -137,17 +167,21 @@ class Supervisor:
             DaemonError: the daemon had to be killed at the end.
         """
         while await _unless(stop, self._devices_wanted()):
-            planned = await self._live(stop)
+            end = await self._live(stop)
             if self.status.value.state is DaemonState.STOPPED:
                 self._refuse_kill()
                 return
-            if planned:
+            if end.planned:
                 continue
             delay_s = self._delay_s()
+            self._publish(backoff_s=delay_s)
             log.warning("daemon_restart_waits", delay_s=round(delay_s, 2), deaths_in_a_row=self._restarts.failures)
-            if not await _unless(stop, asyncio.sleep(delay_s)):
+            waited = await _unless(stop, asyncio.sleep(delay_s))
+            self._publish(backoff_s=0.0)
+            if not waited:
                 break
-            self._publish(restarts=self.status.value.restarts + 1)
+            self.restarts[end.cause] += 1
+            self._publish(restarts=self.restarts.total())
         self._move(DaemonEvent.STOP)
 
     def _delay_s(self) -> float:
@@ -163,37 +197,36 @@ class Supervisor:
             if loaded.value and self.status.value.managed:
                 return
 
-    async def _live(self, stop: Latest[Stop]) -> bool:
-        """One life of the daemon, from before its spawn until after its end; whether the end was planned."""
+    async def _live(self, stop: Latest[Stop]) -> _End:
+        """One life of the daemon, from before its spawn until after its end."""
         self._retire_mapping()
         self._move(DaemonEvent.START)
-        pump = LogPump()
-        reason = "it could not be started"
-        planned = False
+        pump = LogPump(self.dropped)
+        end = _End()
         self._never_began = True
         try:
             child, control = await self._start(pump)
             self._never_began = False
             try:
-                reason, planned = await self._accompany(child, control, stop)
+                end = await self._accompany(child, control, stop)
             finally:
                 child.kill_group()
                 control.close()
             await pump.finish(_OUTPUT_S)
             self._refuse_unusable(child, pump)
-            tell = log.info if planned or stop.value else log.warning
-            tell("daemon_ended", reason=reason, last_lines=pump.last_lines)
+            tell = log.info if end.planned or stop.value else log.warning
+            tell("daemon_ended", reason=end.reason, last_lines=pump.last_lines)
         except DaemonLost as error:
-            reason = str(error)
-            log.error("daemon_not_started", reason=reason, remedy=_STARTS_NEED)
+            end = _End(str(error))
+            log.error("daemon_not_started", reason=end.reason, remedy=_STARTS_NEED)
         finally:
-            self._publish(pid=None, last_exit=reason, unhealthy="")
+            self._publish(pid=None, started_at_s=None, last_exit=end.reason, last_exit_code=end.code, unhealthy="")
             self._move(DaemonEvent.ENDED)
-            self._program.forget(f"the daemon ended: {reason}")
+            self._program.forget(f"the daemon ended: {end.reason}")
             self._retire_mapping()
-        if not planned and not stop.value:
+        if not end.planned and not stop.value:
             self._died()
-        return planned
+        return end
 
     def _died(self) -> None:
         self._restarts = self._restarts.after_death(asyncio.get_running_loop().time())
@@ -229,12 +262,12 @@ class Supervisor:
         except OSError as error:
             message = f"{error.filename or self._config.program}: {os.strerror(error.errno or 0).lower()}"
             raise DaemonLost(message) from error
-        self._publish(pid=child.pid)
+        self._publish(pid=child.pid, started_at_s=time.time())
         log.info("daemon_started", program=argv[0], pid=child.pid)
         return child, control
 
-    async def _accompany(self, child: Child, control: Control, stop: Latest[Stop]) -> tuple[str, bool]:
-        """Goes along with a spawned daemon until it is gone; returns how it ended, and whether that was planned."""
+    async def _accompany(self, child: Child, control: Control, stop: Latest[Stop]) -> _End:
+        """Goes along with a spawned daemon until it is gone."""
         healthy = asyncio.get_running_loop().call_later(HEALTHY_AFTER_S, self._forgive)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -258,8 +291,12 @@ class Supervisor:
         elif not child.exited.done():
             await self._ask_to_end(child, control, stop)
         child.kill_group()
-        ended = describe_exit(await child.exited, core_dumped=child.core_dumped)
-        return f"{lost} ({ended})" if lost else ended, planned
+        code = await child.exited
+        ended = describe_exit(code, core_dumped=child.core_dumped)
+        shell_code = code if code >= 0 else _SIGNALLED - code
+        if lost:
+            return _End(f"{lost} ({ended})", Cause.UNRESPONSIVE, shell_code, planned)
+        return _End(ended, Cause.EXIT if code >= 0 else Cause.SIGNAL, shell_code, planned)
 
     async def _drive(self, control: Control) -> str:
         """Returns why the daemon is lost, empty if it must be started again."""

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import structlog
 
 from vdpa_agent.errors import FileRefused
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.loaded import Loaded
+from vdpa_agent.model.loaded import Loaded, Readings
 from vdpa_agent.model.mapping import FILE_MAX_BYTES
 
 T = TypeVar("T", bound=Sized)
@@ -70,7 +71,11 @@ def read(path: Path) -> Content:
 
 
 class LastGood(Generic[T]):
-    """Follows one file by the contents shown to it, and publishes the last good one."""
+    """Follows one file by the contents shown to it, and publishes the last good one.
+
+    Attributes:
+        readings: how its contents were judged.
+    """
 
     def __init__(
         self,
@@ -91,6 +96,7 @@ class LastGood(Generic[T]):
                 counts, since a file written in place is short for a moment. None: no such change is delicate.
             keeps_when_absent: whether the last good value outlives the file.
         """
+        self.readings = Readings()
         self._path = path
         self._published = published
         self._decode = decode
@@ -137,15 +143,20 @@ class LastGood(Generic[T]):
             return error
 
     def _publish(self, before: Loaded[T]) -> None:
+        self.readings.is_refused = isinstance(self._decoded, FileRefused)
         if isinstance(self._decoded, FileRefused):
             reason = str(self._decoded)
             kept = before.value is not None
+            self.readings.refused += 1
             log.warning("file_refused", file=str(self._path), reason=reason, last_good_kept=kept)
             self._published.set(Loaded(before.value, reason))
         elif self._decoded is not None:
+            self.readings.loaded += 1
+            self.readings.loaded_at_s = time.time()
             log.info("file_loaded", file=str(self._path), entries=len(self._decoded))
             self._published.set(Loaded(self._decoded))
         else:
             kept = before.value is not None and self._keeps_when_absent
+            self.readings.absent += 1
             log.info("file_absent", file=str(self._path), last_good_kept=kept)
             self._published.set(Loaded(before.value if kept else None, "the file is not there"))

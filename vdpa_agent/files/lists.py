@@ -15,7 +15,7 @@ from vdpa_agent.files.follow import follow
 from vdpa_agent.files.formats import Form, decode_device_list, decode_mapping, form_of
 from vdpa_agent.files.last_good import Content, LastGood, read
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.loaded import Loaded
+from vdpa_agent.model.loaded import Loaded, Readings
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList
 
@@ -50,6 +50,11 @@ class Lists:
         self._mapping_is_ours = mapping_is_ours
         self._request_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def readings(self) -> dict[str, Readings]:
+        """How the contents of the two files were judged."""
+        return {"device_list": self._device_list.readings, "mapping": self._mapping_file.readings}
 
     async def run(self) -> None:
         """Follows the files until cancelled."""

@@ -60,6 +60,19 @@ TRANSITIONS: Final[MappingProxyType[tuple[DaemonState, DaemonEvent], DaemonState
 """Every event that can happen in a state, and the state after it; what is absent cannot happen."""
 
 
+class Cause(StrEnum):
+    """What ended a life of the daemon that nobody had ended on purpose."""
+
+    EXIT = "exit"
+    """It ended by itself."""
+    SIGNAL = "signal"
+    """A signal killed it that was not the agent's."""
+    UNRESPONSIVE = "unresponsive"
+    """It did not answer, or closed its control channel, and was killed for it."""
+    NOT_STARTED = "not_started"
+    """The machine lacked something to start it."""
+
+
 class Stop(IntEnum):
     """How urgently the agent is to end."""
 
@@ -143,8 +156,12 @@ class DaemonStatus:
         managed: whether this agent owns the daemon; if not, the mapping file is somebody else's and the truth.
         state: the daemon's state.
         pid: the process, None where there is none.
+        started_at_s: when the process was spawned, in seconds since the epoch; None where there is none.
         restarts: how often it was started again since the agent started.
         last_exit: how it ended last, empty where it never did.
+        last_exit_code: its exit code then, 128 and the signal's number for one that killed it, as in a shell; None
+            where it never ended.
+        backoff_s: the pause before its next start, in seconds; 0 where there is none.
         crash_loop: it died so often in a short time that somebody should look.
         unhealthy: why the running daemon cannot be relied on, empty where it can.
         devices: the wanted devices and those being removed.
@@ -153,8 +170,11 @@ class DaemonStatus:
     managed: bool
     state: DaemonState = DaemonState.IDLE
     pid: int | None = None
+    started_at_s: float | None = None
     restarts: int = 0
     last_exit: str = ""
+    last_exit_code: int | None = None
+    backoff_s: float = 0.0
     crash_loop: bool = False
     unhealthy: str = ""
     devices: MappingProxyType[PciAddress, Device] = field(default_factory=lambda: MappingProxyType({}))

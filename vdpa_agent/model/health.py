@@ -1,16 +1,17 @@
 """Health: whether the agent is live and ready, with every reason why not."""
 
+from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnly
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
-from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus
+from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, Device
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
-from vdpa_agent.model.pci import DeviceList
+from vdpa_agent.model.pci import DeviceList, PciAddress
 
 
-class Role(Enum):
+class Role(StrEnum):
     """Who owns the vhost-user sockets."""
 
     WAITING = "waiting"
@@ -22,18 +23,39 @@ class Role(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that readiness takes.
+
+    Attributes:
+        name: what was looked at.
+        reason: why it is not as it should be, empty if it is.
+    """
+
+    name: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """The verdict.
 
     Attributes:
         live: the agent can recover by itself; true in a crash loop of the daemon.
-        ready: every wanted device is served, or a valid mapping of somebody else's is loaded.
-        reasons: why it is not ready, one cause each; empty if it is.
+        checks: what readiness takes, as far as it could be looked at.
     """
 
     live: bool
-    ready: bool
-    reasons: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every wanted device is served, or a valid mapping of somebody else's is loaded."""
+        return not any(check.reason for check in self.checks)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is not ready, one cause each; empty if it is."""
+        return tuple(check.reason for check in self.checks if check.reason)
 
 
 def role_of(daemon: DaemonStatus, mapping: Loaded[Mapping]) -> Role:
@@ -55,32 +77,44 @@ def assess(
         dead: of the sockets of a foreign mapping, those that decide readiness and cannot be connected to, with the
             reason; empty unless that is asked for.
     """
-    reasons = _managing(wanted, daemon) if daemon.managed else _serving(mapping, dead)
-    return Health(live=True, ready=not reasons, reasons=tuple(reasons))
+    return Health(live=True, checks=tuple(_managing(wanted, daemon) if daemon.managed else _serving(mapping, dead)))
 
 
-def _serving(mapping: Loaded[Mapping], dead: ReadOnly[str, str]) -> list[str]:
+def _serving(mapping: Loaded[Mapping], dead: ReadOnly[str, str]) -> Iterator[Check]:
     if mapping.value is None:
-        return [f"no mapping is loaded: {mapping.problem or 'nothing was read yet'}"]
-    return list(dead.values())
+        yield Check("mapping", f"no mapping is loaded: {mapping.problem or 'nothing was read yet'}")
+        return
+    yield Check("mapping")
+    for path, reason in dead.items():
+        yield Check(f"socket {path}", reason)
 
 
-def _managing(wanted: Loaded[DeviceList], daemon: DaemonStatus) -> list[str]:
+def _managing(wanted: Loaded[DeviceList], daemon: DaemonStatus) -> Iterator[Check]:
     if wanted.value is None:
-        return [f"no device list is loaded: {wanted.problem or 'nothing was read yet'}"]
+        yield Check("device list", f"no device list is loaded: {wanted.problem or 'nothing was read yet'}")
+        return
+    yield Check("device list")
     if not wanted.value:
-        return []
+        return
+    daemon_check = Check("daemon", _daemon(daemon))
+    yield daemon_check
+    if daemon_check.reason:
+        return
+    for address in wanted.value:
+        yield Check(f"device {address}", _device(address, daemon.devices.get(address)))
+
+
+def _daemon(daemon: DaemonStatus) -> str:
     if daemon.state is not DaemonState.RUNNING:
         last = f": {daemon.last_exit}" if daemon.last_exit else ""
         loop = ", in a crash loop" if daemon.crash_loop else ""
-        return [f"the daemon is in state {daemon.state}{loop}{last}"]
-    if daemon.unhealthy:
-        return [daemon.unhealthy]
-    reasons = []
-    for address in wanted.value:
-        device = daemon.devices.get(address)
-        if device is None:
-            reasons.append(f"{address} is not asked for yet")
-        elif device.state not in SERVED:
-            reasons.append(f"{address} is {device.state}{': ' + device.reason if device.reason else ''}")
-    return reasons
+        return f"the daemon is in state {daemon.state}{loop}{last}"
+    return daemon.unhealthy
+
+
+def _device(address: PciAddress, device: Device | None) -> str:
+    if device is None:
+        return f"{address} is not asked for yet"
+    if device.state in SERVED:
+        return ""
+    return f"{address} is {device.state}{': ' + device.reason if device.reason else ''}"

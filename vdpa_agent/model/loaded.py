@@ -17,3 +17,22 @@ class Loaded(Generic[T]):
 
     value: T | None = None
     problem: str = ""
+
+
+@dataclass(slots=True)
+class Readings:
+    """How often a new content of a file was judged, counted by the one who follows it.
+
+    Attributes:
+        loaded: it counts.
+        refused: it does not count.
+        absent: the file was gone.
+        loaded_at_s: when it last counted, in seconds since the epoch; 0: never.
+        is_refused: whether the present content is one that does not count.
+    """
+
+    loaded: int = 0
+    refused: int = 0
+    absent: int = 0
+    loaded_at_s: float = 0.0
+    is_refused: bool = False

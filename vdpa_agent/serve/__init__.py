@@ -1,1 +1,1 @@
-"""Read-only views of the snapshots: gRPC services and their listener."""
+"""Read-only views of the snapshots, by gRPC and HTTP."""

@@ -16,9 +16,17 @@ class Answers:
 
     Somebody who asks for a wanted device that is not ready waits for it alone: a change wakes those whose device it
     made ready, and nobody polls.
+
+    Attributes:
+        promised: how many questions were answered with a socket.
+        unknown: how many were about no device of this node, and answered with nothing.
+        not_ready: how many were about one that was not ready, and answered with nothing.
     """
 
     def __init__(self, view: View) -> None:
+        self.promised = 0
+        self.unknown = 0
+        self.not_ready = 0
         self._view = view
         self._made_of: tuple[object, ...] | None = None
         self._sockets: dict[PciAddress, str] = {}
@@ -38,15 +46,28 @@ class Answers:
         address = PciAddress(text)
         socket = self._sockets.get(address)
         if socket is not None:
+            self.promised += 1
             return socket
         try:
             address = parse_pci_address(text)
         except AddressError:
+            self.unknown += 1
             return ""
         socket = self._sockets.get(address, "")
-        if socket or hold_s <= 0 or not self._is_awaited(address):
-            return socket
-        return await self._held(address, hold_s)
+        if not socket and hold_s > 0 and self._is_awaited(address):
+            socket = await self._held(address, hold_s)
+        if socket:
+            self.promised += 1
+        elif self._is_awaited(address):
+            self.not_ready += 1
+        else:
+            self.unknown += 1
+        return socket
+
+    @property
+    def held(self) -> int:
+        """How many questions wait for their device."""
+        return sum(map(len, self._waiting.values()))
 
     async def run(self) -> None:
         """Answers those who wait as soon as their device is ready, or is not wanted any more, until cancelled."""

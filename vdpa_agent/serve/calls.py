@@ -3,8 +3,9 @@
 import asyncio
 import re
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 import grpclib.const
@@ -19,6 +20,7 @@ from grpclib.exceptions import GRPCError
 from grpclib.metadata import Deadline, encode_bin_value, encode_grpc_message
 from h2.exceptions import ProtocolError
 
+from vdpa_agent.serve.handled import Handled
 from vdpa_agent.serve.limits import Reason
 from vdpa_agent.serve.peers import Account, Peer, Peers
 
@@ -31,6 +33,9 @@ _PREFIX: Final = struct.Struct(">BI")
 _CONTENT_TYPE: Final = re.compile(rb"application/grpc(\+proto)?(;.*)?")
 _TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNIT_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+_TRACE: Final = (b"traceparent", b"tracestate")
+"""The headers of W3C's Trace Context."""
 
 _BEGIN: Final[Headers] = [(b":status", b"200"), (b"content-type", b"application/grpc+proto")]
 _OK: Final[Headers] = [(b"grpc-status", b"0")]
@@ -46,6 +51,9 @@ class Call(grpclib.server.Stream[Any, Any]):
     has_request = False
     answer: bytes | None = None
     begun = False
+    trace: Mapping[str, str] = MappingProxyType({})
+    code = Status.CANCELLED
+    """What it ended with, unless it never got so far."""
 
     def __init__(
         self, stream: grpclib.protocol.Stream, path: str, method: grpclib.const.Handler, calls: "Calls"
@@ -60,6 +68,8 @@ class Call(grpclib.server.Stream[Any, Any]):
             status_details_codec=calls.services.details,
             dispatch=calls.services.dispatch,
         )
+        self.path = path
+        self.began_s = asyncio.get_running_loop().time()
         self._message_bytes = calls.peers.limits.message_bytes
         self._calls = calls
 
@@ -125,12 +135,18 @@ class Call(grpclib.server.Stream[Any, Any]):
 
 
 class Services:
-    """The methods of all services, and how a call is refused that reaches none of them."""
+    """The methods of all services, and how a call is refused that reaches none of them.
+
+    Attributes:
+        methods: the methods, by their path.
+        handled: how their calls ended.
+    """
 
     def __init__(self, services: Collection[Any]) -> None:
         self.methods: dict[bytes, grpclib.const.Handler] = {
             path.encode(): method for service in services for path, method in service.__mapping__().items()
         }
+        self.handled = Handled({path.decode(): method.cardinality for path, method in self.methods.items()})
         self.codec = ProtoCodec()
         self.details = ProtoStatusDetailsCodec()
         self.dispatch = _DispatchServerEvents()
@@ -157,6 +173,7 @@ class Services:
         if not _CONTENT_TYPE.fullmatch(headers.get(b"content-type", b"")):
             return self._not_grpc
         if headers.get(b":path") not in self.methods:
+            self.handled.add_unknown()
             return self._no_such_method
         timeout = headers.get(b"grpc-timeout")
         return None if timeout is None or _TIMEOUT.fullmatch(timeout) else self._bad_timeout
@@ -210,6 +227,7 @@ class Calls(grpclib.protocol.AbstractHandler):
         named = dict(headers)
         path = named[b":path"]
         call = Call(stream, path.decode("ascii", "replace"), self.services.methods[path], self)
+        call.trace = {name.decode(): named[name].decode("latin-1") for name in _TRACE if name in named}
         timeout = named.get(b"grpc-timeout")
         timeout_s = None if timeout is None else int(timeout[:-1]) * _UNIT_S[timeout[-1:]]
         # The task is held here until it is done, and ended with the connection.
@@ -259,7 +277,11 @@ class Calls(grpclib.protocol.AbstractHandler):
 
     async def _status(self, call: Call, method: grpclib.const.Handler, timeout_s: float | None) -> Headers:
         """Runs the method; how it ended, as trailers."""
-        status = self.services.status
+
+        def ended(code: Status, message: str | None, details: Any = None) -> Headers:
+            call.code = code
+            return self.services.status(code, message, details)
+
         try:
             if timeout_s is None:
                 await method.func(call)
@@ -268,16 +290,17 @@ class Calls(grpclib.protocol.AbstractHandler):
                 async with asyncio.timeout(timeout_s):
                     await method.func(call)
         except GRPCError as error:
-            return status(error.status, error.message, error.details)
+            return ended(error.status, error.message, error.details)
         except TimeoutError:
-            return status(Status.DEADLINE_EXCEEDED, "the deadline is over")
+            return ended(Status.DEADLINE_EXCEEDED, "the deadline is over")
         except ProtocolError:
             raise
         except Exception as error:  # noqa: BLE001 - a defect of a service
             self.peers.tell_defect(self.peer, call._method_name, error)  # noqa: SLF001
-            return status(Status.UNKNOWN, "the agent failed, its log tells how")
+            return ended(Status.UNKNOWN, "the agent failed, its log tells how")
         if call.answer is None and not method.cardinality.server_streaming:
-            return status(Status.UNKNOWN, "the agent gave no answer")
+            return ended(Status.UNKNOWN, "the agent gave no answer")
+        call.code = Status.OK
         return _OK
 
     def _done(
@@ -286,6 +309,8 @@ class Calls(grpclib.protocol.AbstractHandler):
         del self._tasks[stream]
         self._account.open_calls -= 1
         self.busy -= call.has_request
+        took_s = asyncio.get_running_loop().time() - call.began_s
+        self.services.handled.add(call.path, call.code, took_s, call.trace)
         release_stream()
 
     def _refused(self, reason: Reason) -> Headers:

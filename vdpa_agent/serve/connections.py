@@ -10,6 +10,7 @@ from typing import Any, Final
 import structlog
 
 from vdpa_agent.serve.calls import Services
+from vdpa_agent.serve.handled import Handled
 from vdpa_agent.serve.peers import Peers
 from vdpa_agent.serve.protocol import READ_BYTES, HttpConnection
 
@@ -49,6 +50,11 @@ class Connections:
         self._told_s = self._loop.time() - _TELL_AGAIN_S
         self._again: asyncio.TimerHandle | None = None
         self._looks: asyncio.TimerHandle | None = None
+
+    @property
+    def handled(self) -> Handled:
+        """How the calls of all of them ended."""
+        return self._services.handled
 
     def start(self) -> None:
         """Takes connections."""

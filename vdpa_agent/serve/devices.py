@@ -127,29 +127,17 @@ class DeviceService(DeviceServiceBase):
         )
 
     def _devices(self) -> dict[PciAddress, pb.Device]:
-        view = self._view
-        if view.daemon.value.managed:
-            return {device.address: self._managed(device) for device in view.daemon.value.devices.values()}
-        dead = view.dead()
-        return {
-            address: pb.Device(
-                pci_address=address,
-                socket_path="" if path in dead else path,
-                state=pb.DEVICE_STATE_FAILED if path in dead else pb.DEVICE_STATE_READY,
-                reason=dead.get(path, ""),
-            )
-            for address, path in view.mapping.value.value or ()
-        }
+        return {address: self._device(device) for address, device in self._view.devices().items()}
 
-    def _managed(self, device: Device) -> pb.Device:
+    def _device(self, device: Device) -> pb.Device:
         facts = device.facts
-        served = self._view.daemon.value.serves(device.address)
+        served = self._view.serves(device)
         return pb.Device(
             pci_address=device.address,
             socket_path=device.socket if served else "",
             state=_DEVICE_STATES[device.state],
             reason=device.reason or ("" if served or device.state not in SERVED else self._view.daemon.value.unhealthy),
-            vhost_mode=self._vhost_mode,
+            vhost_mode=self._vhost_mode if self._view.daemon.value.managed else pb.VHOST_MODE_UNSPECIFIED,
             front_end_connected=device.state is DeviceState.CONNECTED,
             queue_pairs=facts.queue_pairs,
             features=facts.features,

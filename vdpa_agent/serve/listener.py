@@ -17,6 +17,7 @@ from grpclib.reflection.service import ServerReflection
 from vdpa_agent.config import ServeConfig
 from vdpa_agent.errors import AlreadyRunning, ListenError
 from vdpa_agent.serve.connections import Connections
+from vdpa_agent.serve.handled import Handled
 from vdpa_agent.serve.peers import Peers
 
 _OTHER_FILES: Final = 256
@@ -26,8 +27,8 @@ log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def listening(config: ServeConfig, services: Collection[Any]) -> AsyncIterator[Peers]:
-    """Serves `services` and their reflection on the socket while the context lasts.
+async def listening(config: ServeConfig, services: Collection[Any]) -> AsyncIterator[tuple[Peers, Handled]]:
+    """Serves `services` and their reflection on the socket while the context lasts; yields what counts who calls.
 
     Raises:
         AlreadyRunning: another instance holds the socket.
@@ -40,7 +41,7 @@ async def listening(config: ServeConfig, services: Collection[Any]) -> AsyncIter
         connections.start()
         log.info("listening", socket=str(config.listen), mode=f"{config.listen_mode:04o}")
         try:
-            yield peers
+            yield peers, connections.handled
         finally:
             await connections.end()
 

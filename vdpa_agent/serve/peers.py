@@ -73,6 +73,7 @@ class Peers:
     Attributes:
         limits: the limits in force.
         turned_away: how many calls and connections were, by reason; all reasons are in it from the start.
+        connections: how many are open.
     """
 
     def __init__(self, limits: LimitsConfig, clock: Callable[[], float]) -> None:
@@ -82,7 +83,7 @@ class Peers:
         self._own_uid = os.geteuid()
         self._accounts: dict[int, Account] = {}
         self._strangers = self._account(max(1, limits.connections_per_uid // 4))
-        self._connections = 0
+        self.connections = 0
         self._told: dict[tuple[str, int], float] = {}
 
     def identify(self, connected: Any) -> Peer:
@@ -107,13 +108,13 @@ class Peers:
                 found = self._accounts[peer.uid] = self._account(most)
             account = found
         room = limits.connections - (limits.connections_for_root if peer.uid else 0)
-        if self._connections >= room or account.connections >= account.connections_max:
+        if self.connections >= room or account.connections >= account.connections_max:
             self.tell(peer, Reason.CONNECTIONS)
             return None
         if peer.uid and not account.arrivals.take():
             self.tell(peer, Reason.CONNECTION_RATE)
             return None
-        self._connections += 1
+        self.connections += 1
         account.connections += 1
         return account
 
@@ -123,7 +124,7 @@ class Peers:
 
     def leave(self, account: Account) -> None:
         """A connection that had entered is gone."""
-        self._connections -= 1
+        self.connections -= 1
         account.connections -= 1
 
     def tell(self, peer: Peer, reason: Reason) -> None:

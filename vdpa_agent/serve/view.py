@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from collections.abc import Mapping as ReadOnly
 from typing import Final
 
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import DaemonStatus
-from vdpa_agent.model.health import Health, assess
+from vdpa_agent.model.daemon import SERVED, DaemonStatus, Device, DeviceState
+from vdpa_agent.model.health import Check, Health, assess
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
-from vdpa_agent.model.pci import DeviceList
+from vdpa_agent.model.pci import DeviceList, PciAddress
 
 _LOOK_S: Final = 1.0
 """How often the sockets of a foreign mapping are looked at, where they decide readiness."""
@@ -75,10 +76,28 @@ class View:
             return {}
         return self._dead_sockets(path for _, path in self.mapping.value.value)
 
+    def devices(self) -> ReadOnly[PciAddress, Device]:
+        """Every device that the daemon has or should have, or that somebody else's mapping names."""
+        daemon, mapping = self.daemon.value, self.mapping.value.value
+        if daemon.managed or mapping is None:
+            return daemon.devices
+        dead = self.dead()
+        return {
+            address: Device(
+                address, path, DeviceState.FAILED if path in dead else DeviceState.READY, dead.get(path, "")
+            )
+            for address, path in mapping
+        }
+
+    def serves(self, device: Device) -> bool:
+        """Whether the socket of such a device can be used now."""
+        daemon = self.daemon.value
+        return daemon.serves(device.address) if daemon.managed else device.state in SERVED
+
     def health(self) -> Health:
         """Whether the agent is live and ready now."""
         if self.ended:
-            return Health(live=True, ready=False, reasons=("the agent stops",))
+            return Health(live=True, checks=(Check("agent", "the agent stops"),))
         dead = self.dead() if self._require_sockets else {}
         return assess(self.wanted.value, self.mapping.value, self.daemon.value, dead)
 

@@ -1,0 +1,314 @@
+"""HTTP: a small server of pages that nobody can keep from the others, whatever they send or do not read."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from email.utils import formatdate
+from functools import partial
+from http import HTTPStatus
+from typing import Final
+
+import h11
+import structlog
+
+from vdpa_agent.config import HostPort
+from vdpa_agent.errors import ListenError
+
+_PIECE_BYTES: Final = 64 * 1024
+"""How much of a page is handed to the kernel at once."""
+
+_READ_BYTES: Final = 4096
+
+_BACKLOG: Final = 128
+
+_AGAIN_S: Final = 1.0
+"""When connections are taken again after there was no descriptor or memory left for one."""
+
+_REMEDY: Final = "raise the limit of open files, or see who keeps so many connections open"
+
+_PART_S: Final = 1.0
+"""How long what a refused client still sends is read."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpLimits:
+    """How much anybody may take of the server.
+
+    Attributes:
+        connections: how many may be open; one more makes the oldest leave that waits for a request.
+        head_bytes: the longest request.
+        head_s: how long a request may take to come, and a new connection to begin with one, in seconds.
+        idle_s: how long a connection may wait for its next request, in seconds.
+        send_s: how long an answer may take to be read, in seconds.
+    """
+
+    connections: int = 32
+    head_bytes: int = 8192
+    head_s: float = 5.0
+    idle_s: float = 90.0
+    send_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a page gets to know of its request.
+
+    Attributes:
+        accept: the media types that the client takes.
+        words: the names in the query string.
+    """
+
+    accept: str
+    words: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A page as it is sent."""
+
+    body: bytes
+    status: HTTPStatus = HTTPStatus.OK
+    content_type: str = "text/plain; charset=utf-8"
+
+
+Page = Callable[[Query], Awaitable[Answer]]
+
+
+@asynccontextmanager
+async def serving(
+    listen: HostPort, pages: Mapping[str, Page], limits: HttpLimits | None = None
+) -> AsyncIterator[HostPort]:
+    """Serves pages, by their path, while the context lasts; yields where, with the port that was taken for port 0.
+
+    Raises:
+        ListenError: the address cannot be listened on.
+    """
+    bound = await _bind(listen)
+    where = HostPort(*bound.getsockname()[:2])
+    server = _Server(bound, pages, limits or HttpLimits())
+    server.start()
+    log.info("http_listening", address=str(where))
+    try:
+        yield where
+    finally:
+        await server.end()
+        bound.close()
+
+
+async def _bind(listen: HostPort) -> socket.socket:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)
+        family, _, _, _, address = found[0]
+        # [::] alone stands for all addresses of both kinds.
+        both = family == socket.AF_INET6 and address[0] == "::"
+        bound = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
+    except OSError as error:
+        # What getaddrinfo gives is no errno.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else str(error.strerror)
+        message = f"--http-listen {listen}: {reason.lower()}; name an address of this machine and a free port"
+        raise ListenError(message) from error
+    bound.settimeout(0)
+    return bound
+
+
+class _Server:
+    """The open connections, each with the task that serves it."""
+
+    def __init__(self, bound: socket.socket, pages: Mapping[str, Page], limits: HttpLimits) -> None:
+        self._bound = bound
+        self._pages = pages
+        self._limits = limits
+        self._open: dict[asyncio.Task[None], _Connection] = {}
+        self._loop = asyncio.get_running_loop()
+        self._again: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Takes connections."""
+        self._loop.add_reader(self._bound, self._take)
+
+    async def end(self) -> None:
+        """Takes no new connection, and ends every one."""
+        self._loop.remove_reader(self._bound)
+        if self._again is not None:
+            self._again.cancel()
+        for task in self._open:
+            task.cancel()
+        if self._open:
+            await asyncio.wait(self._open)
+
+    def _take(self) -> None:
+        try:
+            connected, _ = self._bound.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            self._rest(error)
+            return
+        self._again = None
+        if not self._make_room():
+            connected.close()
+            return
+        connection = _Connection(self._pages, self._limits)
+        task = self._loop.create_task(connection.serve(connected))
+        self._open[task] = connection
+        task.add_done_callback(partial(self._done, connected))
+
+    def _done(self, connected: socket.socket, task: "asyncio.Task[None]") -> None:
+        self._open.pop(task, None)
+        connected.close()  # also of a task that was cancelled before its first step
+
+    def _rest(self, error: OSError) -> None:
+        """Takes none for a while: the socket would stay readable, and the loop be busy with that alone."""
+        if self._again is None:
+            log.error("connections_not_accepted", reason=os.strerror(error.errno or 0).lower(), remedy=_REMEDY)
+        self._loop.remove_reader(self._bound)
+        self._again = self._loop.call_later(_AGAIN_S, self.start)
+
+    def _make_room(self) -> bool:
+        if len(self._open) < self._limits.connections:
+            return True
+        for task, connection in self._open.items():
+            if connection.waits:
+                del self._open[task]
+                task.cancel()
+                return True
+        return False
+
+
+class _Connection:
+    """One connection, from request to request.
+
+    Attributes:
+        waits: whether it has no request to answer.
+    """
+
+    _reader: asyncio.StreamReader
+    _writer: asyncio.StreamWriter
+
+    def __init__(self, pages: Mapping[str, Page], limits: HttpLimits) -> None:
+        self.waits = True
+        self._pages = pages
+        self._limits = limits
+        self._method = b""
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
+
+    async def serve(self, connected: socket.socket) -> None:
+        """Serves a connected socket, and closes it."""
+        self._reader, self._writer = await asyncio.open_connection(sock=connected, limit=_READ_BYTES)
+        # A write then waits until the kernel has taken all of it, so nothing is left in memory between requests.
+        self._writer.transport.set_write_buffer_limits(high=0)
+        try:
+            await self._run()
+        finally:
+            # Not close(): that would wait for a client that reads nothing.
+            self._writer.transport.abort()
+
+    async def _run(self) -> None:
+        """Answers requests until the client leaves, misbehaves, or is too slow."""
+        patience_s = self._limits.head_s
+        with suppress(OSError):  # also TimeoutError
+            while await self._exchange(patience_s):
+                patience_s = self._limits.idle_s
+                self._http.start_next_cycle()
+
+    async def _exchange(self, patience_s: float) -> bool:
+        """Takes one request and answers it; whether another one may follow."""
+        self.waits = True
+        self._method = b""
+        try:
+            request = await self._receive(patience_s)
+            if request is None:
+                return False
+            self._method = request.method
+            has_body = not isinstance(self._http.next_event(), h11.EndOfMessage)
+        except TimeoutError:
+            if not self._http.trailing_data[0]:
+                return False  # it said nothing, so nothing is answered
+            return await self._refuse(HTTPStatus.REQUEST_TIMEOUT, "the request took too long")
+        except h11.RemoteProtocolError as error:
+            return await self._refuse(HTTPStatus(error.error_status_hint), str(error).lower())
+        if has_body:
+            return await self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "no page takes a body")
+        self.waits = False
+        await self._send(await self._answer(request))
+        return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
+
+    async def _receive(self, patience_s: float) -> h11.Request | None:
+        """The next request; None if the client has left.
+
+        Raises:
+            TimeoutError: it did not begin within `patience_s` seconds, or took too long then.
+            RemoteProtocolError: it is no request.
+        """
+        loop = asyncio.get_running_loop()
+        began = bool(self._http.trailing_data[0])
+        async with asyncio.timeout(self._limits.head_s if began else patience_s) as limit:
+            while True:
+                event = self._http.next_event()
+                if isinstance(event, h11.Request):
+                    return event
+                if event is not h11.NEED_DATA:
+                    return None
+                self._http.receive_data(await self._reader.read(_READ_BYTES))
+                if not began:
+                    began = True
+                    limit.reschedule(loop.time() + self._limits.head_s)
+
+    async def _answer(self, request: h11.Request) -> Answer:
+        path, _, query = request.target.decode("ascii").partition("?")
+        page = self._pages.get(path)
+        if page is None:
+            return _told(HTTPStatus.NOT_FOUND, f"there is no such page; there are {', '.join(sorted(self._pages))}")
+        if request.method not in {b"GET", b"HEAD"}:
+            return _told(HTTPStatus.METHOD_NOT_ALLOWED, "pages are read only, by GET or HEAD")
+        accept = b",".join(value for name, value in request.headers if name == b"accept").decode("latin-1")
+        words = frozenset(word.partition("=")[0] for word in query.split("&") if word)
+        try:
+            return await page(Query(accept, words))
+        except Exception as error:
+            log.error("page_failed", page=path, exc_info=error)
+            return _told(HTTPStatus.INTERNAL_SERVER_ERROR, "the agent failed, its log tells how")
+
+    async def _refuse(self, status: HTTPStatus, reason: str) -> bool:
+        """Answers what was no request, or not all of one; the connection ends then."""
+        await self._send(_told(status, reason), last=True)
+        # What the client still sends has to be read: else the kernel takes the answer back from it (RFC 9112, 9.6).
+        self._writer.write_eof()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PART_S):
+                while await self._reader.read(_PIECE_BYTES):
+                    pass
+        return False
+
+    async def _send(self, answer: Answer, *, last: bool = False) -> None:
+        headers = [
+            ("Date", formatdate(usegmt=True)),
+            ("Content-Type", answer.content_type),
+            ("Content-Length", str(len(answer.body))),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+        ]
+        if answer.status is HTTPStatus.METHOD_NOT_ALLOWED:
+            headers.append(("Allow", "GET, HEAD"))
+        if last:
+            headers.append(("Connection", "close"))
+        response = h11.Response(status_code=answer.status, headers=headers, reason=answer.status.phrase)
+        body = b"" if self._method == b"HEAD" else answer.body
+        async with asyncio.timeout(self._limits.send_s):
+            out = self._http.send(response) or b""
+            for at in range(0, len(body), _PIECE_BYTES):
+                self._writer.write(out + (self._http.send(h11.Data(body[at : at + _PIECE_BYTES])) or b""))
+                out = b""
+                await self._writer.drain()
+            self._writer.write(out + (self._http.send(h11.EndOfMessage()) or b""))
+            await self._writer.drain()
+
+
+def _told(status: HTTPStatus, reason: str) -> Answer:
+    return Answer(f"{reason}\n".encode(), status)
