@@ -85,6 +85,10 @@ check: .venv/.installed ## Check style, types, imports, generated code and C war
 	ninja -j $(JOBS) -C build/native-clang --quiet
 	@$(MAKE) --no-print-directory proto-current
 
+.PHONY: fuzz
+fuzz: .venv/.installed ## Ten minutes of frames and files that nobody should send or write
+	$(BIN)/pytest --hypothesis-profile=fuzz --hypothesis-show-statistics --timeout=1800 tests/abuse/test_fuzz.py tests/files/test_formats.py
+
 .PHONY: soak
 soak: .venv/.installed native ## Ten minutes of random faults, which must end with everything served and nothing leaked
 	@$(BIN)/python -m tests.soak --seconds 600

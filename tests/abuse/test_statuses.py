@@ -15,7 +15,7 @@ import pytest
 from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped]
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from h2.errors import ErrorCodes
-from hyperframe.frame import DataFrame, HeadersFrame
+from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFrame
 
 from tests.abuse.conftest import AGENT_UID, STRANGER_UID, under
 from tests.abuse.wire import KNOWN_SOCKET, PREFACE, Answer, Wire, message, request, with_headers
@@ -190,6 +190,24 @@ def test_trailers_after_the_request_are_taken(wire: Wire) -> None:
     trailers = HeadersFrame(1, wire.encoder.encode([("x-more", "1")]), flags=["END_HEADERS", "END_STREAM"])
     wire.send(trailers.serialize())
     assert status(wire.wait(1)) == ("200", "0")
+
+
+@pytest.mark.parametrize(
+    ("reset", "end"),
+    [
+        pytest.param(RstStreamFrame(1).serialize(), b"", id="the-call"),
+        pytest.param(b"", GoAwayFrame(0).serialize(), id="its-connection"),
+    ],
+)
+def test_a_refused_call_that_its_peer_has_ended(run_dir: Path, connect: Connect, reset: bytes, end: bytes) -> None:
+    with running(run_dir, "--example-data") as agent:
+        wire = connect(agent)
+        # In one piece: all of it is known before any of it is answered.
+        wire.send(wire.call(1, headers=with_headers(_path="/nowhere")) + reset + wire.call(3, request()) + end)
+        wire.wait(3)
+        assert wire.closed == bool(end)
+        assert status(connect(agent).ask(1)) == ("200", "0")
+    no_defect(agent)
 
 
 def test_more_streams_than_allowed(run_dir: Path, connect: Connect) -> None:
