@@ -80,6 +80,7 @@ check: .venv/.installed ## Check style, types, imports, generated code and C war
 	$(BIN)/lint-imports
 	@command -v npx >/dev/null || { echo "npx is needed to check protos/: install npm" >&2; exit 1; }
 	cd protos && npx --yes @bufbuild/buf@$(BUF) lint
+	cd protos && npx --yes @bufbuild/buf@$(BUF) breaking --against released.binpb
 	clang-format --dry-run --Werror $(C_SOURCES)
 	@[ -e build/native-clang/build.ninja ] || CC=clang meson setup build/native-clang native
 	ninja -j $(JOBS) -C build/native-clang --quiet
@@ -113,6 +114,10 @@ endef
 proto: .venv/.installed ## Generate the Python code from protos/
 	$(call generate,$(PB))
 	$(BIN)/python -m scripts.api_docs
+
+.PHONY: protos-released
+protos-released: ## With each release: keep protos/ as what later ones may not break
+	cd protos && npx --yes @bufbuild/buf@$(BUF) build --exclude-source-info -o released.binpb
 
 .PHONY: proto-current
 proto-current: .venv/.installed
