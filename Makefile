@@ -96,6 +96,7 @@ check: .venv/.installed ## Check style, types, imports, generated code and C war
 	$(BIN)/lint-imports
 	@command -v npx >/dev/null || { echo "npx is needed to check protos/: install npm" >&2; exit 1; }
 	cd protos && npx --yes @bufbuild/buf@$(BUF) lint
+	cd protos && npx --yes @bufbuild/buf@$(BUF) breaking --against released.binpb
 	$(BIN)/hadolint Dockerfile
 	clang-format --dry-run --Werror $(C_SOURCES)
 	@[ -e build/native-clang/build.ninja ] || CC=clang meson setup build/native-clang native
@@ -105,6 +106,10 @@ check: .venv/.installed ## Check style, types, imports, generated code and C war
 .PHONY: chart-check
 chart-check: .venv/.installed native chart-tools ## Lint, render, validate and run the chart, and compare what is rendered
 	$(BIN)/pytest tests/chart
+
+.PHONY: fuzz
+fuzz: .venv/.installed ## Ten minutes of frames and files that nobody should send or write
+	$(BIN)/pytest --hypothesis-profile=fuzz --hypothesis-show-statistics --timeout=1800 tests/abuse/test_fuzz.py tests/files/test_formats.py
 
 .PHONY: soak
 soak: .venv/.installed native ## Ten minutes of random faults, which must end with everything served and nothing leaked
@@ -138,6 +143,10 @@ deploy: .venv/.installed chart-tools ## Make the chart's options and schema from
 .PHONY: metrics
 metrics: .venv/.installed ## Write the table of docs/metrics.md
 	$(BIN)/python -m scripts.metrics_docs
+
+.PHONY: protos-released
+protos-released: ## With each release: keep protos/ as what later ones may not break
+	cd protos && npx --yes @bufbuild/buf@$(BUF) build --exclude-source-info -o released.binpb
 
 .PHONY: proto-current
 proto-current: .venv/.installed

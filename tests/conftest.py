@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("fuzz", max_examples=4_500, deadline=None, print_blob=True)  # `make fuzz`: ten minutes
 
 
 @pytest.fixture

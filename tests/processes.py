@@ -176,6 +176,15 @@ class AgentProcess:
         """The process id of the newest daemon."""
         return int(self.wait_logged("daemon_started")["pid"])
 
+    def rss_kib(self) -> int:
+        """Its resident memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0])
+
+    def descriptors(self) -> int:
+        """How many it has open; each connection is one."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Asks the agent to end, waits for it, and returns its exit code."""
         self.channel.close()

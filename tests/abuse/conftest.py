@@ -43,11 +43,6 @@ class Abused:
     neighbour: dict[str, Any] = field(default_factory=dict)
     seen: dict[str, Any] = field(default_factory=dict)
 
-    def rss(self) -> int:
-        """The resident memory of the agent, in KiB."""
-        status = Path(f"/proc/{self.agent.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0])
-
     @contextmanager
     def with_neighbour(self) -> Iterator[None]:
         """A neighbour, as root, asks all along."""
@@ -73,10 +68,10 @@ class Abused:
         with self.with_neighbour():
             time.sleep(CALM_S)
         self.calm = self.neighbour
-        self.rss_kib["before"] = self.rss()
+        self.rss_kib["before"] = self.agent.rss_kib()
         with self.with_neighbour():
             self.seen = self.run(name, uid)
-        self.rss_kib["after"] = self.rss()
+        self.rss_kib["after"] = self.agent.rss_kib()
         self._tell(name)
         return self.seen
 

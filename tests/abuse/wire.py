@@ -3,7 +3,7 @@
 import select
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,6 +14,7 @@ from hyperframe.frame import (
     Frame,
     GoAwayFrame,
     HeadersFrame,
+    PingFrame,
     RstStreamFrame,
     SettingsFrame,
     WindowUpdateFrame,
@@ -134,17 +135,26 @@ class Wire:
     def wait(self, stream: int, patience_s: float = 5.0) -> Answer:
         """Waits until an answer has ended, or the connection."""
         answer = self.answers.setdefault(stream, Answer())
-        end = time.monotonic() + patience_s
-        while not (answer.ended or self.closed) and time.monotonic() < end:
-            self.read(0.05)
+        self.read_until(lambda: answer.ended, patience_s)
         return answer
 
     def wait_closed(self, patience_s: float = 5.0) -> float:
         """Waits until the other end has closed; returns how long that took, in seconds."""
         began = time.monotonic()
-        while not self.closed and time.monotonic() - began < patience_s:
-            self.read(0.05)
+        self.read_until(lambda: self.closed, patience_s)
         return time.monotonic() - began
+
+    def ping(self) -> None:
+        """Waits until the other end has taken all that was sent, as its answer to a PING shows."""
+        self.frames.clear()
+        self.send(PingFrame(0, b"received").serialize())
+        self.read_until(lambda: "PingFrame" in self.frames)
+
+    def read_until(self, condition: Callable[[], bool], patience_s: float = 5.0) -> None:
+        """Reads until a condition holds, the other end has closed, or the time is over."""
+        end = time.monotonic() + patience_s
+        while not (condition() or self.closed) and time.monotonic() < end:
+            self.read(0.05)
 
     def read(self, for_s: float) -> None:
         """Reads what comes next, if it comes in time."""

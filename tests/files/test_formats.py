@@ -115,7 +115,27 @@ _JSON = st.recursive(
 )
 
 
-@given(st.binary() | _JSON.map(lambda value: json.dumps(value).encode()))
+_ADDRESS = (
+    st.sampled_from(["0000:82:00.2", "82:00.3", "AF:1f.7", "0000:82:00.8", "82:0.2", "\u0660000:82:00.2", ""])
+    | st.text()
+)
+_ENTRIES = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "pciAddress": _ADDRESS,
+            "socketpath": st.sampled_from(["/v/a", "/v/b", "v", "/\n", "/" + "x" * 107, "/\ud800"])
+            | st.text()
+            | st.none(),
+        },
+    )
+)
+_LINES = st.lists(
+    st.sampled_from([b"0000:82:00.2", b" 82:00.3 # x", b"#", b"\r", b"\xef\xbb\xbf", b"\xff"]) | st.binary()
+)
+
+
+@given(st.binary() | (_ENTRIES | _JSON).map(lambda value: json.dumps(value).encode()) | _LINES.map(b"\n".join))
 def test_any_content_is_read_or_refused(content: bytes) -> None:
     for decode in (decode_mapping, decode_device_list):
         refusal = ""

@@ -1,4 +1,4 @@
-"""The clients in use get the right answers from a real agent: grpcurl, Go new and old, Python's grpcio, the CLI."""
+"""The clients in use get the right answers from a real agent: grpcurl, Go new and old, grpcio, grpc-js, the CLI."""
 
 import json
 import os
@@ -10,9 +10,13 @@ from typing import Any, Final
 
 import grpc
 import pytest
+from google.protobuf import text_format
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from tests.interop.tap import Tap
 from tests.processes import PATIENCE_S, ROOT, AgentProcess, built, running
+from vdpa_agent.serve.pb import vdpadpdk_pb2
 from vdpa_agent.serve.pb.vdpadpdk_pb2 import GetSocketpathRequest, GetSocketpathResponse
 
 METHOD: Final = "vdpadpdk.VdpaDpdk/GetSocketpath"
@@ -20,11 +24,34 @@ KNOWN: Final = "0000:82:00.5"
 KNOWN_SOCKET: Final = "/var/run/vdpa/vhost/vdpa-3"
 UNKNOWN: Final = "0000:81:00.5"
 FIELD_SOCKET: Final = "/var/run/vdpa/vdpa.sock"
+GOOGLE_PROTOS: Final = Path(error_details_pb2.__file__).parent.parent.parent
 GO_CLIENTS: Final = ("get-socketpath", "get-socketpath-old")
 
 # The frozen contract, byte for byte. They are written out so that no change of the proto file can change them too.
 REQUEST: Final = bytes.fromhex("0a 0c 30 30 30 30 3a 38 32 3a 30 30 2e 35")
 ANSWER: Final = bytes.fromhex("0a 1a 2f 76 61 72 2f 72 75 6e 2f 76 64 70 61 2f 76 68 6f 73 74 2f 76 64 70 61 2d 33")
+FROZEN: Final = """
+name: "vdpadpdk.proto"
+package: "vdpadpdk"
+syntax: "proto3"
+message_type {
+  name: "GetSocketpathRequest"
+  field { name: "pciAddress" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+}
+message_type {
+  name: "GetSocketpathResponse"
+  field { name: "socketpath" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+}
+service {
+  name: "VdpaDpdk"
+  method {
+    name: "GetSocketpath"
+    input_type: ".vdpadpdk.GetSocketpathRequest"
+    output_type: ".vdpadpdk.GetSocketpathResponse"
+    options {}
+  }
+}
+"""
 
 
 def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
@@ -129,6 +156,12 @@ class TestGo:
 def test_the_old_go_client_sends_its_target_as_authority(tap: Tap) -> None:
     assert output(tool("get-socketpath-old"), f"-socket={tap.listen}", KNOWN) == f"{KNOWN}\t{KNOWN_SOCKET}\n"
     assert [request.headers[":authority"] for request in tap.only().requests()] == [str(tap.listen)]
+
+
+def test_the_frozen_service_has_all_that_it_had_and_no_more() -> None:
+    now = FileDescriptorProto()
+    vdpadpdk_pb2.DESCRIPTOR.CopyToProto(now)
+    assert now == text_format.Parse(FROZEN, FileDescriptorProto())
 
 
 def raw(channel: grpc.Channel) -> "grpc.UnaryUnaryMultiCallable[bytes, bytes]":
@@ -244,6 +277,22 @@ class TestGoDeviceService:
     def test_errors_with_their_details(self, agent: AgentProcess, address: str, said: str) -> None:
         refused = run(tool("get-device"), f"-socket={agent.listen}", address)
         assert (refused.returncode, refused.stderr) == (1, f"{said}\n")
+
+
+def test_grpc_js(agent: AgentProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODE_PATH", str(built("node/node_modules", "interop")))
+    script = ROOT / "tests" / "interop" / "node" / "ask.js"
+    told = json.loads(output("node", script, agent.listen, ROOT / "protos", GOOGLE_PROTOS))
+    assert told["known"] == {"socketpath": KNOWN_SOCKET}
+    assert told["unknown"] == {"socketpath": ""}
+    sockets = {device["pci_address"]: device["socket_path"] for device in told["devices"]}
+    assert (len(sockets), sockets[KNOWN]) == (16, KNOWN_SOCKET)
+    assert told["refused"] == {"code": "NOT_FOUND", "reason": "NO_SUCH_DEVICE", "domain": "vdpa-agent"}
+    first = told["watched"]["first"]
+    assert (first["initial"], first["devices"]) == (True, told["devices"])
+    assert told["watched"]["code"] == "CANCELLED"
+    assert told["after"]["ready"] is True  # the connection outlived the cancel
+    assert asked(agent) == [(KNOWN, KNOWN_SOCKET), (UNKNOWN, "")]
 
 
 class TestHealthProbe:

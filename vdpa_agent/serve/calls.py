@@ -3,7 +3,8 @@
 import asyncio
 import re
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
@@ -39,6 +40,9 @@ _TRACE: Final = (b"traceparent", b"tracestate")
 
 _BEGIN: Final[Headers] = [(b":status", b"200"), (b"content-type", b"application/grpc+proto")]
 _OK: Final[Headers] = [(b"grpc-status", b"0")]
+
+_NOT_POST: Final[Headers] = [(b":status", b"405"), (b"allow", b"POST"), (b"content-type", b"text/plain")]
+_SPEAKS_GRPC: Final = b"this socket speaks gRPC: ask it by vdpa-agent or grpcurl\n"
 
 
 class Call(grpclib.server.Stream[Any, Any]):
@@ -152,7 +156,6 @@ class Services:
         self.dispatch = _DispatchServerEvents()
         self._no_such_method = [*_BEGIN, *self.status(Status.UNIMPLEMENTED, "there is no such method here")]
         self._bad_timeout = [*_BEGIN, *self.status(Status.INTERNAL, "the grpc-timeout is malformed")]
-        self._not_post = [(b":status", b"405"), *self.status(Status.INTERNAL, "the method is not POST")]
         self._not_grpc = [
             (b":status", b"415"),
             *self.status(Status.UNKNOWN, "the content-type is not application/grpc"),
@@ -167,9 +170,9 @@ class Services:
         }
 
     def refusal(self, headers: dict[bytes, bytes]) -> Headers | None:
-        """The whole answer to a call that is none of these services'; None for others."""
+        """The whole answer to a call that is none of these services'; None for others, and for what is no call."""
         if headers[b":method"] != b"POST":
-            return self._not_post
+            return None
         if not _CONTENT_TYPE.fullmatch(headers.get(b"content-type", b"")):
             return self._not_grpc
         if headers.get(b":path") not in self.methods:
@@ -223,15 +226,27 @@ class Calls(grpclib.protocol.AbstractHandler):
         return self.services.refusal(headers)
 
     def accept(self, stream: grpclib.protocol.Stream, headers: Any, release_stream: Callable[[], None]) -> None:
-        """Starts a call that was not refused."""
+        """Starts a call that was not refused, or explains itself to who makes none."""
         named = dict(headers)
+        if named[b":method"] != b"POST":
+            self._start(stream, None, release_stream, _explain(stream, in_full=named[b":method"] != b"HEAD"))
+            return
         path = named[b":path"]
         call = Call(stream, path.decode("ascii", "replace"), self.services.methods[path], self)
         call.trace = {name.decode(): named[name].decode("latin-1") for name in _TRACE if name in named}
         timeout = named.get(b"grpc-timeout")
         timeout_s = None if timeout is None else int(timeout[:-1]) * _UNIT_S[timeout[-1:]]
+        self._start(stream, call, release_stream, self._run(call, self.services.methods[path], timeout_s))
+
+    def _start(
+        self,
+        stream: grpclib.protocol.Stream,
+        call: Call | None,
+        release_stream: Callable[[], None],
+        steps: Coroutine[Any, Any, None],
+    ) -> None:
         # The task is held here until it is done, and ended with the connection.
-        task = asyncio.get_running_loop().create_task(self._run(call, self.services.methods[path], timeout_s))
+        task = asyncio.get_running_loop().create_task(steps)
         self._account.open_calls += 1
         self._tasks[stream] = task
         # Not at the end of the coroutine: one that is cancelled before its first step never gets there.
@@ -304,15 +319,26 @@ class Calls(grpclib.protocol.AbstractHandler):
         return _OK
 
     def _done(
-        self, stream: grpclib.protocol.Stream, call: Call, release_stream: Callable[[], None], _task: Any
+        self, stream: grpclib.protocol.Stream, call: Call | None, release_stream: Callable[[], None], _task: Any
     ) -> None:
         del self._tasks[stream]
         self._account.open_calls -= 1
-        self.busy -= call.has_request
-        took_s = asyncio.get_running_loop().time() - call.began_s
-        self.services.handled.add(call.path, call.code, took_s, call.trace)
+        if call is not None:
+            self.busy -= call.has_request
+            took_s = asyncio.get_running_loop().time() - call.began_s
+            self.services.handled.add(call.path, call.code, took_s, call.trace)
         release_stream()
 
     def _refused(self, reason: Reason) -> Headers:
         self.peers.tell(self.peer, reason)
         return self.services.refused[reason]
+
+
+async def _explain(stream: grpclib.protocol.Stream, *, in_full: bool) -> None:
+    """Answers a request that is HTTP but no call, with a text if it may have one."""
+    with suppress(ProtocolError):  # nobody is there to be told
+        await stream.send_headers(_NOT_POST, end_stream=not in_full)  # type: ignore[arg-type]
+        if in_full:
+            await stream.send_data(_SPEAKS_GRPC, end_stream=True)
+        if stream.closable:
+            stream.reset_nowait()

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final, Self, cast
 
 from grpclib.config import Configuration
@@ -16,7 +15,6 @@ from h2.exceptions import (
     DenialOfServiceError,
     FrameTooLargeError,
     ProtocolError,
-    StreamClosedError,
     TooManyStreamsError,
 )
 from h2.frame_buffer import FrameBuffer
@@ -125,18 +123,18 @@ class HttpConnection(H2Protocol, asyncio.BufferedProtocol):
         self._heard_s = self._clock()
         try:
             events = self.connection.feed(bytes(self._view[:nbytes]))
+            try:
+                for event in events:
+                    self.processor.process(event)
+            except _TooMuch as error:
+                self._turn_away(error.reason)
+                return
         except ProtocolError as error:
             self._turn_away(_reason_of(error), None)  # h2 has said GOAWAY
             return
         except Exception as error:  # noqa: BLE001 - a defect ends this connection, and no other
             self._peers.tell_defect(self._peer, "HTTP/2", error)
             self._part(ErrorCodes.INTERNAL_ERROR)
-            return
-        try:
-            for event in events:
-                self.processor.process(event)
-        except _TooMuch as error:
-            self._turn_away(error.reason)
             return
         self.connection.flush()
         if self._blocked_s is not None and self._unread_bytes() > self._limits.unread_bytes:
@@ -255,9 +253,12 @@ class _Events(EventsProcessor):
         if not self.connection.is_closing():
             take = self.processors.get(event.__class__)
             if take is not None:
-                # A stream that its peer has reset can no more be answered.
-                with suppress(StreamClosedError):
+                try:
                     take(event)  # type: ignore[operator]
+                except _TooMuch:
+                    raise
+                except ProtocolError:
+                    pass  # the peer, in what came later, has ended the stream or the connection: there is no answer
 
     def process_request_received(self, event: RequestReceived) -> None:
         """Starts a call, or refuses it."""

@@ -1,0 +1,329 @@
+"""What is wrong with a call gets the status that gRPC has for it, and nothing else suffers."""
+
+import base64
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped]
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+from h2.errors import ErrorCodes
+from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFrame
+
+from tests.abuse.conftest import AGENT_UID, STRANGER_UID, under
+from tests.abuse.wire import KNOWN_SOCKET, PREFACE, Answer, Wire, message, request, with_headers
+from tests.processes import ROOT, AgentProcess, eventually, running
+
+WATCH: Final = "/vdpa_agent.v1.DeviceService/WatchDevices"
+KNOWN_ANSWER: Final = message(b"\x0a" + bytes([len(KNOWN_SOCKET)]) + KNOWN_SOCKET)
+Connect = Callable[..., Wire]
+LARGEST: Final = 64 * 1024
+GROUP: Final = 65_531
+
+
+def no_defect(agent: AgentProcess) -> None:
+    """Nothing in the log tells of a defect."""
+    assert not [line for line in agent.log.raw if "Traceback" in line or "exception" in line or "call_failed" in line]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[AgentProcess]:
+    """One agent for all the calls that hurt nobody."""
+    with tempfile.TemporaryDirectory(prefix="va-") as directory:
+        with running(Path(directory), "--example-data") as agent:
+            yield agent
+        no_defect(agent)
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Connects to an agent; the end is the test's."""
+    with ExitStack() as wires:
+        yield lambda agent, **how: wires.enter_context(closing(Wire(str(agent.listen), **how)))
+
+
+@pytest.fixture
+def wire(shared: AgentProcess) -> Iterator[Wire]:
+    """A connection that is as good after its test as it was before."""
+    wire = Wire(str(shared.listen))
+    yield wire
+    last = wire.ask(99)
+    assert (last.headers.get("grpc-status"), last.data) == ("0", KNOWN_ANSWER)
+    wire.close()
+
+
+def answer(wire: Wire, data: bytes | None, **headers: str | None) -> Answer:
+    """The answer to a call with this data."""
+    wire.send(wire.call(1, data, headers=with_headers(**headers)))
+    return wire.wait(1)
+
+
+def status(answer: Answer) -> tuple[str | None, str | None]:
+    """Of HTTP and of gRPC."""
+    return answer.headers.get(":status"), answer.headers.get("grpc-status")
+
+
+def reason(answer: Answer) -> str:
+    """The reason in its ErrorInfo."""
+    packed = answer.headers["grpc-status-details-bin"]
+    (detail,) = Status.FromString(base64.b64decode(packed + "=" * (-len(packed) % 4))).details
+    info = ErrorInfo()
+    assert detail.Unpack(info)
+    assert info.domain == "vdpa-agent"
+    return str(info.reason)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        pytest.param(message(b"\x0a\x01x", compressed=1), "12", id="compressed"),
+        pytest.param(message(b"\x0a\x05x"), "13", id="a-field-longer-than-its-message"),
+        pytest.param(message(b"\x0a\x02\xff\xfe"), "13", id="a-string-that-is-not-utf-8"),
+        pytest.param(message(b"\xff" * 11), "13", id="not-protobuf"),
+        pytest.param(message(b"\x0a\x04abcd", length=100), "13", id="truncated-message"),
+        pytest.param(b"\0\0\0", "13", id="truncated-prefix"),
+        pytest.param(b"", "13", id="empty-data"),
+        pytest.param(None, "13", id="no-data"),
+        pytest.param(message(b"", length=LARGEST + 1), "8", id="longer-than-allowed"),
+        pytest.param(message(b"", length=2**32 - 1), "8", id="much-longer-than-allowed"),
+    ],
+)
+def test_a_bad_request(wire: Wire, data: bytes | None, code: str) -> None:
+    assert status(answer(wire, data)) == ("200", code)
+
+
+def test_a_request_that_is_too_long_is_refused_before_it_came(wire: Wire) -> None:
+    wire.send(wire.call(1, message(b"", length=LARGEST + 1), end=False))
+    refused = wire.wait(1)
+    assert status(refused) == ("200", "8")
+    # The client is told to send no more of it.
+    wire.read_until(lambda: refused.reset is not None)
+    assert refused.reset == ErrorCodes.NO_ERROR
+
+
+def test_a_request_of_just_the_largest_size_is_taken(shared: AgentProcess) -> None:
+    prefix = len(b"\x0a\xfc\xff\x03")
+    assert shared.ask("x" * (LARGEST - prefix)) == ""
+    with pytest.raises(grpc.RpcError) as refused:
+        shared.ask("x" * (LARGEST - prefix + 1))
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/vdpadpdk.VdpaDpdk/Nothing", "/vdpadpdk.Nobody/GetSocketpath", "vdpadpdk.VdpaDpdk/GetSocketpath", "/", "*", "é"],
+)
+def test_an_unknown_path(wire: Wire, path: str) -> None:
+    assert status(answer(wire, request(), _path=path)) == ("200", "12")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "OPTIONS", "post"])
+def test_a_method_of_http_is_told_what_to_use(wire: Wire, method: str) -> None:
+    told = answer(wire, None, _method=method)
+    assert (told.headers[":status"], told.headers["allow"]) == ("405", "POST")
+    assert b"grpcurl" in told.data
+
+
+def test_head_gets_headers_alone(wire: Wire) -> None:
+    told = answer(wire, None, _method="HEAD")
+    assert (told.headers[":status"], told.headers["allow"], told.data) == ("405", "POST", b"")
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "", "text/html", "application/json", "application/grpc-web", "application/grpc+json"]
+)
+def test_another_content_type(wire: Wire, content_type: str | None) -> None:
+    assert answer(wire, request(), content_type=content_type).headers[":status"] == "415"
+
+
+@pytest.mark.parametrize("content_type", ["application/grpc", "application/grpc+proto", "application/grpc;charset=x"])
+def test_a_content_type_of_grpc(wire: Wire, content_type: str) -> None:
+    assert status(answer(wire, request(), content_type=content_type)) == ("200", "0")
+
+
+@pytest.mark.parametrize("timeout", ["", "1", "S", "1x", "-1S", "1.5S", "123456789S", "\u0661S"])
+def test_a_malformed_timeout(wire: Wire, timeout: str) -> None:
+    assert status(answer(wire, request(), grpc_timeout=timeout)) == ("200", "13")
+
+
+@pytest.mark.parametrize("timeout", ["99999999H", "5M", "10S", "5000m", "5000000u"])
+def test_a_good_timeout(wire: Wire, timeout: str) -> None:
+    assert status(answer(wire, request(), grpc_timeout=timeout)) == ("200", "0")
+
+
+@pytest.mark.parametrize("timeout", ["30m", "30000u", "1n", "0S"])
+def test_a_deadline_that_is_over(wire: Wire, timeout: str) -> None:
+    wire.send(wire.call(1, headers=with_headers(grpc_timeout=timeout), end=False))
+    assert status(wire.wait(1)) == ("200", "4")
+
+
+def test_a_deadline_ends_a_watch(wire: Wire) -> None:
+    watched = answer(wire, message(b""), _path=WATCH, grpc_timeout="300m")
+    assert status(watched) == ("200", "4")
+    assert watched.data.count(KNOWN_SOCKET) == 1
+
+
+def test_unknown_frames_are_ignored_amid_a_call(wire: Wire) -> None:
+    unknown = b"\0\0\x03\xbe\xff\0\0\0\x01abc"
+    headers, data = wire.call(1, end=False), DataFrame(1, request(), flags=["END_STREAM"]).serialize()
+    wire.send(unknown + headers + unknown + data + unknown)
+    assert status(wire.wait(1)) == ("200", "0")
+
+
+def test_a_request_in_single_bytes_is_taken(wire: Wire) -> None:
+    wire.send(wire.call(1, end=False))
+    for byte in request():
+        wire.send(DataFrame(1, bytes([byte])).serialize())
+    wire.send(DataFrame(1, b"", flags=["END_STREAM"]).serialize())
+    assert wire.wait(1).data == KNOWN_ANSWER
+
+
+def test_trailers_after_the_request_are_taken(wire: Wire) -> None:
+    wire.send(wire.call(1, request(), end=False))
+    trailers = HeadersFrame(1, wire.encoder.encode([("x-more", "1")]), flags=["END_HEADERS", "END_STREAM"])
+    wire.send(trailers.serialize())
+    assert status(wire.wait(1)) == ("200", "0")
+
+
+@pytest.mark.parametrize(
+    ("reset", "end"),
+    [
+        pytest.param(RstStreamFrame(1).serialize(), b"", id="the-call"),
+        pytest.param(b"", GoAwayFrame(0).serialize(), id="its-connection"),
+    ],
+)
+def test_a_refused_call_that_its_peer_has_ended(run_dir: Path, connect: Connect, reset: bytes, end: bytes) -> None:
+    with running(run_dir, "--example-data") as agent:
+        wire = connect(agent)
+        # In one piece: all of it is known before any of it is answered.
+        wire.send(wire.call(1, headers=with_headers(_path="/nowhere")) + reset + wire.call(3, request()) + end)
+        wire.wait(3)
+        assert wire.closed == bool(end)
+        assert status(connect(agent).ask(1)) == ("200", "0")
+    no_defect(agent)
+
+
+def test_more_streams_than_allowed(run_dir: Path, connect: Connect) -> None:
+    with running(run_dir, "--example-data", "--max-streams=3") as agent:
+        wire = connect(agent)
+        wire.send(b"".join(wire.call(stream, end=False) for stream in (1, 3, 5)))
+        assert wire.ask(7).reset == ErrorCodes.REFUSED_STREAM
+        wire.send(DataFrame(1, request(), flags=["END_STREAM"]).serialize())
+        assert status(wire.wait(1)) == ("200", "0")
+        assert status(wire.ask(9)) == ("200", "0")
+    no_defect(agent)
+
+
+def test_more_calls_a_second_than_allowed(run_dir: Path, connect: Connect) -> None:
+    with running(run_dir, "--example-data", "--max-calls-per-second=5") as agent:
+        wire = connect(agent)
+        streams = range(1, 61, 2)
+        wire.send(b"".join(wire.call(stream, request()) for stream in streams))
+        answers = [wire.wait(stream) for stream in streams]
+        assert {status(answer) for answer in answers} == {("200", "0"), ("200", "8")}
+        assert [status(answer)[1] for answer in answers[:10]] == ["0"] * 10
+        assert {reason(answer) for answer in answers if status(answer)[1] == "8"} == {"CALL_RATE"}
+        # A token comes back every 200 ms.
+        again = iter(range(61, 1_000, 2))
+        eventually("taken again", lambda: status(wire.ask(next(again))) == ("200", "0"))
+    no_defect(agent)
+
+
+def test_more_open_calls_than_allowed(run_dir: Path, connect: Connect) -> None:
+    with running(run_dir, "--example-data", "--max-open-calls-per-uid=2") as agent:
+        wire, other = connect(agent), connect(agent)
+        wire.send(wire.call(1, end=False) + wire.call(3, end=False))
+        wire.send(wire.call(5, request()))
+        refused = wire.wait(5)
+        assert (status(refused), reason(refused)) == (("200", "8"), "OPEN_CALLS")
+        assert status(other.ask(1)) == ("200", "8")
+        wire.close()
+        again = iter(range(3, 1_000, 2))
+        eventually("taken again", lambda: status(other.ask(next(again))) == ("200", "0"))
+    no_defect(agent)
+
+
+def test_who_does_not_greet_in_time_is_closed(run_dir: Path, connect: Connect) -> None:
+    with running(run_dir, "--example-data", "--preface-timeout=0.2") as agent:
+        silent, half = connect(agent, greet=False), connect(agent, greet=False)
+        half.send(PREFACE[:10])
+        greeted = connect(agent)
+        assert status(greeted.ask(1)) == ("200", "0")
+        for wire in (silent, half):
+            wire.wait_closed()
+            assert (wire.closed, wire.goaway) == (True, ErrorCodes.SETTINGS_TIMEOUT)
+        assert status(greeted.ask(3)) == ("200", "0")
+    no_defect(agent)
+
+
+def test_who_is_idle_is_closed_and_who_waits_for_an_answer_is_not(run_dir: Path, connect: Connect) -> None:
+    with running(run_dir, "--example-data", "--idle-timeout=0.5") as agent:
+        watching, idle, unfinished = (connect(agent) for _ in range(3))
+        watching.send(watching.call(1, message(b""), headers=with_headers(_path=WATCH)))
+        watching.read_until(lambda: KNOWN_SOCKET in watching.wait(1, 0).data)
+        idle.ask(1)
+        unfinished.send(unfinished.call(1, end=False))
+        for wire in (idle, unfinished):
+            wire.wait_closed()
+            assert (wire.closed, wire.goaway) == (True, ErrorCodes.NO_ERROR)
+        watching.read(0)
+        assert not watching.closed
+        assert status(watching.ask(3)) == ("200", "0")
+    no_defect(agent)
+
+
+def status_as(listen: Path, *setpriv: str) -> str:
+    """The status that a call of another user gets."""
+    program = "import sys; from tests.abuse.wire import Wire; print(Wire(sys.argv[1]).ask(1).headers['grpc-status'])"
+    return subprocess.run(
+        ["setpriv", *setpriv, "--inh-caps=-all", sys.executable, "-c", program, str(listen)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    ).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("groups", "code"),
+    [
+        (("--clear-groups",), "7"),
+        ((f"--groups={GROUP - 1},{GROUP}",), "0"),
+        ((f"--groups={GROUP - 1},{GROUP + 1}",), "7"),
+    ],
+    ids=["none", "member", "others"],
+)
+def test_a_supplementary_group_may_call(run_dir: Path, groups: tuple[str, ...], code: str) -> None:
+    os.chown(run_dir, AGENT_UID, AGENT_UID)
+    run_dir.chmod(0o755)
+    options = ("--example-data", "--listen-mode=0666", f"--allow-gid={GROUP}")
+    with running(run_dir, *options, under=under(AGENT_UID)) as agent:
+        who = (f"--reuid={STRANGER_UID}", f"--regid={STRANGER_UID}", *groups)
+        assert status_as(agent.listen, *who) == code
+        assert status_as(agent.listen, f"--reuid={STRANGER_UID}", f"--regid={GROUP}", "--clear-groups") == "0"
+    no_defect(agent)
+
+
+def test_a_stop_says_so_to_everybody_and_answers_who_waits(run_dir: Path, connect: Connect) -> None:
+    with running(run_dir, "--daemon=none", "--hold-timeout=60") as agent:
+        idle = [connect(agent) for _ in range(20)]
+        waiting = connect(agent)
+        for stream in range(1, 21, 2):
+            waiting.send(waiting.call(stream, request()))
+        for wire in (*idle, waiting):
+            wire.ping()
+        assert not any(answer.ended for answer in waiting.answers.values())
+        assert agent.stop() == 0
+        for wire in (*idle, waiting):
+            wire.wait_closed()
+            assert (wire.closed, wire.goaway) == (True, ErrorCodes.NO_ERROR)
+        answers: list[Any] = [waiting.answers[stream] for stream in range(1, 21, 2)]
+        assert {(status(answer), answer.data) for answer in answers} == {(("200", "0"), message(b""))}
+    no_defect(agent)
