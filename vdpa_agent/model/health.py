@@ -4,10 +4,10 @@ from collections.abc import Mapping as ReadOnly
 from dataclasses import dataclass
 from enum import Enum
 
-from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus
+from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, DeviceState
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
-from vdpa_agent.model.pci import DeviceList
+from vdpa_agent.model.pci import DeviceList, PciAddress
 
 
 class Role(Enum):
@@ -59,15 +59,30 @@ def assess(
     return Health(live=True, ready=not reasons, reasons=tuple(reasons))
 
 
+def no_mapping(mapping: Loaded[Mapping]) -> str:
+    """Why there is no mapping, in the words that everybody uses for it."""
+    return f"no mapping is loaded: {mapping.problem or 'nothing was read yet'}"
+
+
+def no_device_list(wanted: Loaded[DeviceList]) -> str:
+    """Why there is no device list, likewise."""
+    return f"no device list is loaded: {wanted.problem or 'nothing was read yet'}"
+
+
+def not_served(address: PciAddress, state: DeviceState, reason: str) -> str:
+    """Why a device is not served, likewise."""
+    return f"{address} is {state}{': ' + reason if reason else ''}"
+
+
 def _serving(mapping: Loaded[Mapping], dead: ReadOnly[str, str]) -> list[str]:
     if mapping.value is None:
-        return [f"no mapping is loaded: {mapping.problem or 'nothing was read yet'}"]
+        return [no_mapping(mapping)]
     return list(dead.values())
 
 
 def _managing(wanted: Loaded[DeviceList], daemon: DaemonStatus) -> list[str]:
     if wanted.value is None:
-        return [f"no device list is loaded: {wanted.problem or 'nothing was read yet'}"]
+        return [no_device_list(wanted)]
     if not wanted.value:
         return []
     if daemon.state is not DaemonState.RUNNING:
@@ -82,5 +97,5 @@ def _managing(wanted: Loaded[DeviceList], daemon: DaemonStatus) -> list[str]:
         if device is None:
             reasons.append(f"{address} is not asked for yet")
         elif device.state not in SERVED:
-            reasons.append(f"{address} is {device.state}{': ' + device.reason if device.reason else ''}")
+            reasons.append(not_served(address, device.state, device.reason))
     return reasons
