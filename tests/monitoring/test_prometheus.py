@@ -115,8 +115,9 @@ def prometheus(directory: Path, target: str) -> Iterator[str]:
             cwd=directory,
         )
     try:
-        port = eventually("Prometheus", lambda: listening_port(process.pid))
-        yield f"127.0.0.1:{port}"
+        address = f"127.0.0.1:{eventually('a port', lambda: listening_port(process.pid))}"
+        eventually("Prometheus", lambda: get_page(address, "/-/ready")[0] == 200)
+        yield address
     finally:
         process.kill()
         process.wait()
