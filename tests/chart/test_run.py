@@ -15,7 +15,7 @@ def test_the_rendered_pods_do_what_they_are_for(run_dir: Path) -> None:
     # Below another run directory, where the kubelet would mount the device list elsewhere.
     pci_list = run_dir / "pciList.dat"
     vdpad = built("native/vdpad/vdpad", "native")
-    arguments = f"--set=runDirectory={run_dir},config.pciList={pci_list},config.vdpad={vdpad}"
+    arguments = f"--set=runDirectory={run_dir},config.pciList={pci_list},config.vdpad={vdpad},config.httpListen=null"
     things = objects(arguments, case="simulated.yaml")
     (config_map,) = of_kind("ConfigMap", things)
     pci_list.write_text(config_map["data"]["pciList.dat"])
