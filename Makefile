@@ -84,7 +84,7 @@ image: ## Build the container images by buildah, with their SBOMs (as root)
 	@scripts/image $(IMAGE_OPTIONS)
 
 .PHONY: image-test
-image-test: .venv/.installed image interop ## Run the images by podman, locked down, from a list of VFs to packets (as root)
+image-test: .venv/.installed image interop chart-tools ## Run the images by podman, locked down, from a list of VFs to packets (as root)
 	$(BIN)/pytest tests/image
 
 .PHONY: check
