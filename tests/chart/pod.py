@@ -15,7 +15,8 @@ def pod_of(daemon_set: dict[str, Any], *, image: str, node: Path) -> dict[str, A
 def playable(pod: dict[str, Any], image: str, node: Path) -> dict[str, Any]:
     """The pod with another image, the directories of its node below `node`.
 
-    What only an API server or a scheduler gives is left out: the service account, the priority, the choice of a node.
+    What others than a container runtime do is left out: the service account, the priority, the choice of a node, probes
+    with their port.
     """
     pod = copy.deepcopy(pod)
     spec = pod["spec"]
@@ -30,6 +31,8 @@ def playable(pod: dict[str, Any], image: str, node: Path) -> dict[str, Any]:
     for container in (*spec.get("initContainers", ()), *spec["containers"]):
         container["image"] = image
         container["imagePullPolicy"] = "Never"
+        for name in ("livenessProbe", "readinessProbe", "ports"):
+            container.pop(name, None)
     for volume in spec["volumes"]:
         if "hostPath" in volume:
             volume["hostPath"]["path"] = f"{node}{volume['hostPath']['path']}"

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from tests.chart.pod import playable, pod_of
 from tests.chart.render import objects, of_kind
 from tests.image.containers import AGENT, RUN_DIRECTORY, USER, Container, ask, counts, front_end, podman
-from tests.processes import eventually
+from tests.processes import PATIENCE_S, eventually
 
 TWO = ("0000:82:00.2", "0000:82:00.3")
 
@@ -30,7 +31,7 @@ def played(directory: Path, *manifests: dict[str, Any]) -> Iterator[Container]:
         podman("kube", "play", "--network=none", str(path))
         yield Container(f"{pod['metadata']['name']}-{container['name']}")
     finally:
-        podman("kube", "down", str(path))
+        podman("pod", "rm", "--force", "--time=0", "--ignore", pod["metadata"]["name"])
 
 
 def status(pid: int) -> dict[str, str]:
@@ -42,11 +43,16 @@ def run_directory(node: Path) -> Path:
     return Path(f"{node}{RUN_DIRECTORY}")
 
 
-def simulated(node: Path, *arguments: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What is rendered for simulated VFs, and the agent's pod of it."""
-    things = objects(*arguments, case="simulated.yaml")
-    (daemon_set,) = of_kind("DaemonSet", things)
-    return things, pod_of(daemon_set, image=AGENT, node=node)
+def probed(agent: Container, container: dict[str, Any]) -> list[str]:
+    """The status codes of the probes of a rendered container, asked as a kubelet does, from the network of the pod."""
+    (port,) = (port["containerPort"] for port in container["ports"] if port["name"] == "http")
+    codes = []
+    for name in ("livenessProbe", "readinessProbe"):
+        url = f"http://127.0.0.1:{port}{container[name]['httpGet']['path']}"
+        curl = ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}", "--max-time", "10", url]
+        asked = ["nsenter", f"--net=/proc/{agent.pid()}/ns/net", *curl]
+        codes.append(subprocess.run(asked, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout)
+    return codes
 
 
 @pytest.mark.parametrize(
@@ -59,13 +65,17 @@ def test_the_rendered_pod_serves_packets_to_another_container(run_dir: Path, use
     if user != 0:
         run.mkdir(parents=True)
         os.chown(run, user, user)
-    things, pod = simulated(run_dir, arguments)
+    things = objects(arguments, case="simulated.yaml")
+    (daemon_set,) = of_kind("DaemonSet", things)
+    pod = pod_of(daemon_set, image=AGENT, node=run_dir)
     with played(run_dir, *of_kind("ConfigMap", things), pod) as agent:
         eventually("its gRPC socket", (run / "vdpa.sock").is_socket)
         sockets = [ask(run, address) for address in TWO]
         assert sockets == [f"{RUN_DIRECTORY}/vhost/vdpa-{number}" for number in range(2)]
         assert ask(run, "0000:87:00.5") == ""
         assert (run / "vhost" / "vdpa-0").stat().st_gid == USER
+
+        assert probed(agent, daemon_set["spec"]["template"]["spec"]["containers"][0]) == ["200", "200"]
 
         process = status(agent.pid())
         assert process["Uid"].split() == [str(user)] * 4
