@@ -120,6 +120,25 @@ def test_after_a_kill_the_next_start_is_right(agent: Container, shared: Path) ->
         assert counts(front)["received"] == 10000
 
 
+def test_a_front_end_that_opened_the_socket_outlives_the_agents_container(shared: Path) -> None:
+    write_list(shared / "pciList.dat", FOUR[:1])
+    run = ("run", "--simulate", "--vhost-mode=client", "--log-format=json")
+    with (
+        container(AGENT, shared, *run) as agent,
+        front_end(shared, socket(0), "--server", "--rate=20000", "--interval=0.1", "--queues=2") as front,
+    ):
+        eventually("packets", lambda: any(line["received"] > 0 for line in front.named("interval")))
+        podman("kill", agent.name)
+        eventually("the end", lambda: not agent.state()["Running"])
+        before = front.named("interval")[-1]["received"]
+        podman("start", agent.name)
+        eventually("packets again", lambda: front.named("interval")[-1]["received"] > before + 10000)
+        podman("stop", front.name)
+        passed = counts(front)
+    assert passed["sent"] == passed["received"]
+    assert (passed["lost"], passed["corrupt"], passed["outages"]) == (0, 0, 1)
+
+
 def test_a_second_agent_on_the_same_directory_gives_way(agent: Container, shared: Path) -> None:
     assert ask(shared, FOUR[0]) == socket(0)
     with container(AGENT, shared, "run", "--simulate", "--log-format=json") as second:
