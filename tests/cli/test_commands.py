@@ -111,6 +111,8 @@ def test_help_imports_nothing_heavy_and_a_client_command_only_what_it_needs() ->
         (["get", "82:00.2", "--address=relative"], 2, "--address relative is relative"),
         (["status", "--address=/nowhere/s"], 5, "no agent answers at /nowhere/s"),
         (["get", "82:00.2", "--address=/nowhere/s"], 5, "no agent answers at /nowhere/s: no such file or directory"),
+        (["doctor", "ens1f0"], 2, "'ens1f0' is not a PCI address"),
+        (["doctor", "--sysfs=relative"], 2, "--sysfs relative is relative"),
         (["run", "--socket-dir=/" + "x" * 100], 2, "is too long: a socket in it would exceed the 107 bytes"),
         (["run", "--socket-list=/a", "--pci-list=/a"], 2, "--socket-list and --pci-list are both /a"),
         (["run", "--listen=/" + "x" * 110], 2, "is longer than 103 bytes"),
@@ -133,7 +135,7 @@ def test_an_agent_that_hangs_is_not_waited_for(run_dir: Path) -> None:
 
 
 def test_help_and_version() -> None:
-    for arguments in (["--help"], ["run", "--help"], ["get", "--help"], ["watch", "--help"]):
+    for arguments in (["--help"], ["run", "--help"], ["get", "--help"], ["watch", "--help"], ["doctor", "--help"]):
         result = _command(*arguments)
         assert result.returncode == 0
         assert "exit codes:" in result.stdout

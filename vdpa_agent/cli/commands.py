@@ -178,6 +178,14 @@ def health(options: argparse.Namespace) -> int:
     return 0
 
 
+def doctor(options: argparse.Namespace) -> int:
+    """Tell what is right and wrong on this node, and what mends it. Exits with 1 unless a VF could be served."""
+    check_socket_path("--address", options.address)
+    from vdpa_agent.cli.doctor import doctor as diagnose  # noqa: PLC0415
+
+    return diagnose(options)
+
+
 def completion(options: argparse.Namespace) -> int:
     """Print the completion script of a shell."""
     import shtab  # noqa: PLC0415

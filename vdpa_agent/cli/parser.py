@@ -255,6 +255,10 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         "service", nargs="?", default="", metavar="SERVICE", help="a gRPC service; without it the agent as a whole"
     )
     _add_client(health, environment, commands.health, ("table", "json"))
+    doctor = added.add_parser(
+        "doctor", help="tell what is right and wrong on this node", description=commands.doctor.__doc__
+    )
+    _add_doctor(doctor, environment)
     completion = added.add_parser(
         "completion", help="print a shell's completion script", description=commands.completion.__doc__
     )
@@ -278,6 +282,28 @@ def _add_client(
         "--timeout", kind=seconds, default=10.0, metavar="SECONDS", help_text="how long to wait for an answer"
     )
     parser.add_argument("-o", "--output", choices=outputs, default="table", help="the form of the output")
+
+
+def _add_doctor(parser: _Parser, environment: Mapping[str, str]) -> None:
+    """The options that say where to look; without a default, since a running agent knows better."""
+    parser.add_argument(
+        "addresses", nargs="*", metavar="ADDRESS", help="a PCI address such as 0000:82:00.2; none: those of the lists"
+    )
+    _add_client(parser, environment, commands.doctor, ("table", "json"))
+    option = parser.option
+    option("--pci-list", kind=Path, default=None, metavar="PATH", help_text="the device list")
+    option("--socket-list", kind=Path, default=None, metavar="PATH", help_text="the mapping file")
+    option("--vdpad", kind=str, default=None, metavar="PROGRAM", help_text="the daemon, a path or a name on the PATH")
+    option("--socket-dir", kind=Path, default=None, metavar="DIRECTORY", help_text="where the sockets are made")
+    option("--sysfs", kind=Path, default=None, metavar="DIRECTORY", help_text="where sysfs, or a copy of it, is")
+    option(
+        "--memory",
+        kind=Memory,
+        default=None,
+        metavar="auto|hugepages|none",
+        help_text="what the daemon takes its memory from",
+    )
+    parser.flag("--simulate", "judge no hardware: every listed address is to be a software device")
 
 
 def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:

@@ -85,10 +85,7 @@ def spawn(argv: Sequence[str], *, output: int, control: int) -> Child:
         DaemonUnusable: there is no such program, or it cannot be executed.
         DaemonLost: the machine lacks something now: memory, processes, descriptors.
     """
-    program = shutil.which(argv[0])
-    if program is None:
-        message = f"{argv[0]} is not an executable program; install vdpad or name it with --vdpad"
-        raise DaemonUnusable(message)
+    program = find_program(argv[0])
     mark = f"{mark_prefix()}{time.monotonic_ns()}"
     name, _, value = mark.partition("=")
     environment = {**os.environ, name: value}  # noqa: TID251 - handed on, not read
@@ -113,6 +110,19 @@ def spawn(argv: Sequence[str], *, output: int, control: int) -> Child:
         message = f"{program} cannot be started now: {os.strerror(error.errno or 0).lower()}"
         raise DaemonLost(message) from error
     return Child(process, mark.encode())
+
+
+def find_program(name: str) -> str:
+    """The path of a program.
+
+    Raises:
+        DaemonUnusable: there is no such program.
+    """
+    program = shutil.which(name)
+    if program is None:
+        message = f"{name} is not an executable program; install vdpad or name it with --vdpad"
+        raise DaemonUnusable(message)
+    return program
 
 
 def mark_prefix() -> str:

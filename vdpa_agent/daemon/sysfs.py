@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from vdpa_agent.errors import AddressError
+from vdpa_agent.model.diagnosis import HugepageFacts
 from vdpa_agent.model.pci import PciAddress, parse_pci_address
 from vdpa_agent.model.preflight import NumaFacts, PciFacts
 
@@ -22,6 +23,7 @@ _NUMBER: Final = re.compile(r"0x[0-9a-f]{1,8}|-?[0-9]{1,10}", re.ASCII)
 _DRIVER: Final = re.compile(r"[!-~]{1,32}", re.ASCII)
 _GROUP: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
 _NODE: Final = re.compile(r"node([0-9]{1,9})", re.ASCII)
+_HUGEPAGES: Final = re.compile(r"hugepages-([0-9]{1,9})kB", re.ASCII)
 _RANGE: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", re.ASCII)
 
 _FAKE_GROUP: Final = "vfio-noiommu"
@@ -76,6 +78,26 @@ def read_numa(cpus: Iterable[int], sysfs: Path) -> NumaFacts:
         cpu_nodes=frozenset(node for node, path in nodes.items() if _has_cpu(path, allowed)),
         hugepage_nodes=frozenset(node for node, path in nodes.items() if _has_hugepages(path)),
     )
+
+
+def read_hugepages(sysfs: Path) -> tuple[HugepageFacts, ...]:
+    """Returns what there is of each size of hugepages, the smallest first; nothing is raised."""
+    try:
+        entries = _entries(sysfs / "kernel" / "mm" / "hugepages")
+    except (OSError, ValueError):
+        return ()
+    sizes = {int(match[1]): path for path in entries if (match := _HUGEPAGES.fullmatch(path.name))}
+    return tuple(
+        HugepageFacts(
+            size_kib=size, total=_number(path / "nr_hugepages") or 0, free=_number(path / "free_hugepages") or 0
+        )
+        for size, path in sorted(sizes.items())
+    )
+
+
+def read_enforcing(sysfs: Path) -> bool:
+    """Returns whether SELinux is there and forbids what its policy does not allow."""
+    return _text(sysfs / "fs" / "selinux" / "enforce") == "1"
 
 
 class _Directory:

@@ -51,6 +51,25 @@ def decode_mapping(content: bytes) -> Mapping:
     return Mapping(MappingProxyType(sockets))
 
 
+def decode_mapping_file(content: bytes) -> Mapping:
+    """Reads what stands where a mapping should, and tells what it is instead.
+
+    Raises:
+        FileRefused: it is no mapping, or anything is wrong with it.
+    """
+    form = form_of(content)
+    if form is Form.NOTHING:
+        message = "it is empty; a mapping of nothing is []"
+        raise FileRefused(message)
+    if form is Form.LINES:
+        message = (
+            "it is not JSON; a list of PCI addresses belongs into --pci-list, and needs a daemon to manage"
+            " (--daemon auto or vdpad)"
+        )
+        raise FileRefused(message)
+    return decode_mapping(content)
+
+
 def decode_device_list(content: bytes) -> tuple[tuple[PciAddress, ...], int]:
     """Reads a device list: one PCI address a line, blank lines and `#` comments allowed.
 

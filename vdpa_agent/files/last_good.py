@@ -13,7 +13,7 @@ import structlog
 
 from vdpa_agent.errors import FileRefused
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.loaded import Loaded, Readings
+from vdpa_agent.model.loaded import ABSENT, Loaded, Readings
 from vdpa_agent.model.mapping import FILE_MAX_BYTES
 
 T = TypeVar("T", bound=Sized)
@@ -159,4 +159,4 @@ class LastGood(Generic[T]):
             kept = before.value is not None and self._keeps_when_absent
             self.readings.absent += 1
             log.info("file_absent", file=str(self._path), last_good_kept=kept)
-            self._published.set(Loaded(before.value if kept else None, "the file is not there"))
+            self._published.set(Loaded(before.value if kept else None, ABSENT))

@@ -12,7 +12,7 @@ import structlog
 from vdpa_agent.config import FilesConfig
 from vdpa_agent.errors import FileRefused
 from vdpa_agent.files.follow import follow
-from vdpa_agent.files.formats import Form, decode_device_list, decode_mapping, form_of
+from vdpa_agent.files.formats import Form, decode_device_list, decode_mapping_file, form_of
 from vdpa_agent.files.last_good import Content, LastGood, read
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.loaded import Loaded, Readings
@@ -46,7 +46,7 @@ class Lists:
         self._device_list = LastGood(
             config.pci_list, self.devices, self._decode_devices, drops=_drops_devices, keeps_when_absent=True
         )
-        self._mapping_file = LastGood(config.socket_list, self.mapping, _decode_mapping)
+        self._mapping_file = LastGood(config.socket_list, self.mapping, decode_mapping_file)
         self._mapping_is_ours = mapping_is_ours
         self._request_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -166,20 +166,6 @@ class Lists:
         if duplicates:
             log.info("duplicates_merged", file=str(self._config.pci_list), duplicates=duplicates)
         return addresses
-
-
-def _decode_mapping(content: bytes) -> Mapping:
-    form = form_of(content)
-    if form is Form.NOTHING:
-        message = "it is empty; a mapping of nothing is []"
-        raise FileRefused(message)
-    if form is Form.LINES:
-        message = (
-            "it is not JSON; a list of PCI addresses belongs into --pci-list, and needs a daemon to manage"
-            " (--daemon auto or vdpad)"
-        )
-        raise FileRefused(message)
-    return decode_mapping(content)
 
 
 def _refuse_unreadable(path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping as ReadOnly
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, Device
+from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, Device, DeviceState
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
@@ -80,9 +80,24 @@ def assess(
     return Health(live=True, checks=tuple(_managing(wanted, daemon) if daemon.managed else _serving(mapping, dead)))
 
 
+def no_mapping(mapping: Loaded[Mapping]) -> str:
+    """Why there is no mapping, in the words that everybody uses for it."""
+    return f"no mapping is loaded: {mapping.problem or 'nothing was read yet'}"
+
+
+def no_device_list(wanted: Loaded[DeviceList]) -> str:
+    """Why there is no device list, likewise."""
+    return f"no device list is loaded: {wanted.problem or 'nothing was read yet'}"
+
+
+def not_served(address: PciAddress, state: DeviceState, reason: str) -> str:
+    """Why a device is not served, likewise."""
+    return f"{address} is {state}{': ' + reason if reason else ''}"
+
+
 def _serving(mapping: Loaded[Mapping], dead: ReadOnly[str, str]) -> Iterator[Check]:
     if mapping.value is None:
-        yield Check("mapping", f"no mapping is loaded: {mapping.problem or 'nothing was read yet'}")
+        yield Check("mapping", no_mapping(mapping))
         return
     yield Check("mapping")
     for path, reason in dead.items():
@@ -91,7 +106,7 @@ def _serving(mapping: Loaded[Mapping], dead: ReadOnly[str, str]) -> Iterator[Che
 
 def _managing(wanted: Loaded[DeviceList], daemon: DaemonStatus) -> Iterator[Check]:
     if wanted.value is None:
-        yield Check("device list", f"no device list is loaded: {wanted.problem or 'nothing was read yet'}")
+        yield Check("device list", no_device_list(wanted))
         return
     yield Check("device list")
     if not wanted.value:
@@ -117,4 +132,4 @@ def _device(address: PciAddress, device: Device | None) -> str:
         return f"{address} is not asked for yet"
     if device.state in SERVED:
         return ""
-    return f"{address} is {device.state}{': ' + device.reason if device.reason else ''}"
+    return not_served(address, device.state, device.reason)

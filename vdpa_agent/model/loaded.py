@@ -1,9 +1,12 @@
 """Loaded: what is known of a file that is followed."""
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
+
+ABSENT: Final = "the file is not there"
+"""The problem of a file that does not exist."""
 
 
 @dataclass(frozen=True, slots=True)

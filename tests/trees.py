@@ -1,0 +1,71 @@
+"""Trees of files such as the kernel shows in sysfs."""
+
+from pathlib import Path
+from typing import Final
+
+from vdpa_agent.model.pci import PciAddress
+
+PF: Final = PciAddress("0000:82:00.0")
+VF: Final = PciAddress("0000:82:00.2")
+
+
+class Tree:
+    """A sysfs with PCI devices: links into /devices, as the kernel's."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "bus/pci/devices").mkdir(parents=True)
+        self.parameter("N")
+
+    def parameter(self, text: str) -> None:
+        path = self.root / "module/vfio/parameters/enable_unsafe_noiommu_mode"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+
+    def device(
+        self,
+        address: PciAddress,
+        ids: str,
+        *,
+        subsystem: str = "8086",
+        driver: str = "",
+        group: int | None = None,
+        pf: PciAddress | None = None,
+        node: int = 1,
+    ) -> Path:
+        """Adds a device; `ids` is as lspci -n shows it."""
+        vendor, device = ids.split(":")
+        path = self.root / "devices/pci0000:80" / address
+        path.mkdir(parents=True)
+        (self.root / "bus/pci/devices" / address).symlink_to(f"../../../devices/pci0000:80/{address}")
+        files = {"vendor": f"0x{vendor}", "device": f"0x{device}", "subsystem_vendor": f"0x{subsystem}"}
+        for name, text in {**files, "class": "0x020000", "numa_node": str(node)}.items():
+            (path / name).write_text(f"{text}\n")
+        if driver:
+            (self.root / "bus/pci/drivers" / driver).mkdir(parents=True, exist_ok=True)
+            (path / "driver").symlink_to(f"../../../bus/pci/drivers/{driver}")
+        if group is not None:
+            (self.root / "kernel/iommu_groups" / str(group)).mkdir(parents=True, exist_ok=True)
+            (path / "iommu_group").symlink_to(f"../../../kernel/iommu_groups/{group}")
+        if pf is not None:
+            (path / "physfn").symlink_to(f"../{pf}")
+        return path
+
+    def hugepages(self, size_kib: int, total: int, free: int) -> None:
+        path = self.root / f"kernel/mm/hugepages/hugepages-{size_kib}kB"
+        path.mkdir(parents=True)
+        (path / "nr_hugepages").write_text(f"{total}\n")
+        (path / "free_hugepages").write_text(f"{free}\n")
+
+    def selinux(self, enforce: str) -> None:
+        path = self.root / "fs/selinux/enforce"
+        path.parent.mkdir(parents=True)
+        path.write_text(enforce)
+
+    def cpus(self, node: int, cpus: str, *, hugepages: int = 0) -> None:
+        path = self.root / f"devices/system/node/node{node}"
+        sizes = {"hugepages-2048kB": hugepages, "hugepages-1048576kB": 0}
+        for size, pages in sizes.items():
+            (path / "hugepages" / size).mkdir(parents=True)
+            (path / "hugepages" / size / "nr_hugepages").write_text(f"{pages}\n")
+        (path / "cpulist").write_text(f"{cpus}\n")

@@ -1,0 +1,326 @@
+"""Reads of this node what a diagnosis goes by, with a running agent's help or without."""
+
+import asyncio
+import grp
+import os
+import pwd
+import re
+import resource
+import shlex
+import stat
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, TypeVar
+
+from vdpa_agent.cli import client
+from vdpa_agent.config import AgentConfig, DaemonConfig, DaemonMode, VhostMode
+from vdpa_agent.daemon.child import find_program
+from vdpa_agent.daemon.sockets import dead_sockets
+from vdpa_agent.daemon.sysfs import read_enforcing, read_facts, read_hugepages, read_numa
+from vdpa_agent.errors import DaemonUnusable, FileRefused, NotReachable
+from vdpa_agent.files.formats import Form, decode_device_list, decode_mapping_file, form_of
+from vdpa_agent.files.last_good import Content, Unreadable, read
+from vdpa_agent.model.daemon import DeviceState
+from vdpa_agent.model.diagnosis import (
+    AgentFacts,
+    DeviceFacts,
+    DirectoryFacts,
+    LimitFacts,
+    Node,
+    ProgramFacts,
+    SocketFacts,
+)
+from vdpa_agent.model.health import Role
+from vdpa_agent.model.loaded import ABSENT, Loaded
+from vdpa_agent.model.mapping import Mapping as SocketMapping
+from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.serve.pb import device_service_pb2 as pb
+
+_VERSION_S: Final = 5.0
+"""How long a program may take to say its version."""
+
+_LABEL: Final = "security.selinux"
+_CAPABILITIES: Final = re.compile(rb"^CapEff:\s*([0-9a-f]{1,16})$", re.MULTILINE)
+_IPC_LOCK: Final = 14
+"""CAP_IPC_LOCK, which stands above the limit of locked memory (linux/capability.h)."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a running agent told; without one, why there is none.
+
+    Attributes:
+        status: how it fares; None: no agent answers.
+        devices: its devices.
+        silence: why none answers.
+        hangs: whether one is there and does not answer in time.
+    """
+
+    status: pb.GetStatusResponse | None = None
+    devices: tuple[pb.Device, ...] = ()
+    silence: str = ""
+    hangs: bool = False
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Its settings by the name of their option; none without an agent."""
+        return dict(self.status.settings) if self.status else {}
+
+
+def ask_agent(path: Path, *, timeout_s: float) -> Told:
+    """Asks the agent at a socket for all that it knows; that there is none is an answer too."""
+
+    async def ask() -> Told:
+        status = await client.ask_status(path, timeout_s=timeout_s)
+        return Told(status, tuple(await client.ask_devices(path, timeout_s=timeout_s)))
+
+    try:
+        return asyncio.run(ask())
+    except NotReachable as error:
+        return Told(silence=str(error), hangs=isinstance(error.__cause__, TimeoutError))
+
+
+def look_around(config: AgentConfig, told: Told, only: DeviceList) -> Node:
+    """Returns what there is.
+
+    Args:
+        config: the settings that a running agent has, or that one would be started with.
+        told: what the running agent told.
+        only: the devices to look at; none: those of the lists.
+    """
+    wanted, mapping = _lists(config, told)
+    role = _role(config, told, wanted, mapping)
+    managed = role is not Role.SERVING
+    daemon_pid = told.status.daemon.pid or None if told.status else None
+    vdpad = managed and config.daemon.mode is not DaemonMode.COMMAND
+    hardware = vdpad and not config.daemon.simulate
+    directories = {config.files.pci_list.parent, config.files.socket_list.parent, config.serve.listen.parent}
+    if managed:
+        directories.add(config.daemon.socket_dir)
+    return Node(
+        agent=_agent(told),
+        silence=told.silence,
+        hangs=told.hangs,
+        socket=str(config.serve.listen),
+        role=role,
+        pci_list=str(config.files.pci_list),
+        socket_list=str(config.files.socket_list),
+        wanted=wanted,
+        mapping=mapping,
+        program=_program(config) if managed else None,
+        directories=tuple(_directory(path) for path in sorted(directories)),
+        devices=_devices(config, told, only or _addresses(role, wanted, mapping), mapping, vdpad=vdpad),
+        hardware=hardware,
+        numa=read_numa(os.sched_getaffinity(0), config.daemon.sysfs),
+        memory=config.daemon.memory,
+        hugepages=read_hugepages(config.daemon.sysfs),
+        limits=_limits(daemon_pid),
+        enforcing=read_enforcing(config.daemon.sysfs),
+        label=_label(config.daemon.socket_dir),
+        socket_dir=str(config.daemon.socket_dir),
+        user=_user(os.geteuid()),
+    )
+
+
+def _agent(told: Told) -> AgentFacts | None:
+    if told.status is None:
+        return None
+    status = told.status
+    return AgentFacts(
+        version=status.version, reasons=tuple(status.not_ready_reasons), daemon_pid=status.daemon.pid or None
+    )
+
+
+def _lists(config: AgentConfig, told: Told) -> tuple[Loaded[DeviceList], Loaded[SocketMapping]]:
+    """The two lists; a running agent's word for them counts, as it may see other files and keeps the last good ones."""
+    if told.status is not None:
+        role, problems = told.status.role, (told.status.device_list_problem, told.status.mapping_problem)
+        sockets = {PciAddress(device.pci_address): device.socket_path for device in told.devices}
+        return (
+            Loaded(tuple(sockets) if role == pb.ROLE_MANAGING else None, problems[0]),
+            Loaded(SocketMapping(MappingProxyType(sockets)) if role == pb.ROLE_SERVING else None, problems[1]),
+        )
+    pci_list, socket_list = read(config.files.pci_list), read(config.files.socket_list)
+    if isinstance(socket_list, bytes) and form_of(socket_list) is Form.LINES:
+        # An agent would take it as the device list.
+        pci_list, socket_list = socket_list, None
+    return _loaded(pci_list, lambda content: decode_device_list(content)[0]), _loaded(socket_list, decode_mapping_file)
+
+
+def _loaded(content: Content, decode: Callable[[bytes], T]) -> Loaded[T]:
+    if content is None:
+        return Loaded(None, ABSENT)
+    if isinstance(content, Unreadable):
+        return Loaded(None, content.reason)
+    try:
+        return Loaded(decode(content))
+    except FileRefused as error:
+        return Loaded(None, str(error))
+
+
+def _role(config: AgentConfig, told: Told, wanted: Loaded[DeviceList], mapping: Loaded[SocketMapping]) -> Role:
+    """Who owns the sockets, or would if an agent were started."""
+    if config.daemon.mode is DaemonMode.NONE:
+        return Role.SERVING
+    if told.status is not None:
+        return Role[pb.Role.Name(told.status.role).removeprefix("ROLE_")]
+    if wanted.value is not None:
+        return Role.MANAGING
+    return Role.WAITING if mapping.value is None else Role.SERVING
+
+
+def _program(config: AgentConfig) -> ProgramFacts:
+    daemon = config.daemon
+    name = shlex.split(daemon.command)[0] if daemon.command else daemon.program
+    try:
+        path = find_program(name)
+        # Only vdpad is known to answer this and end.
+        version = "" if daemon.command else _version(path)
+    except DaemonUnusable as error:
+        return ProgramFacts(name=name, problem=str(error))
+    return ProgramFacts(name=path, version=version)
+
+
+def _version(path: str) -> str:
+    """The first line that a program says to --version.
+
+    Raises:
+        DaemonUnusable: it does not run here.
+    """
+    try:
+        ran = subprocess.run(
+            [path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_VERSION_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said = os.strerror(error.errno or 0).lower() if isinstance(error, OSError) else f"silent for {_VERSION_S:g} s"
+    else:
+        if ran.returncode == 0:
+            return ran.stdout.decode(errors="replace").partition("\n")[0]
+        said = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2] or f"exit code {ran.returncode}"
+    message = f"{path} --version fails: {said}"
+    raise DaemonUnusable(message)
+
+
+def _directory(path: Path) -> DirectoryFacts:
+    ancestor = next(above for above in (path, *path.parents) if os.path.exists(above))  # noqa: PTH110 - Path.exists() may raise
+    status = ancestor.stat()
+    return DirectoryFacts(
+        path=str(path),
+        ancestor=str(ancestor),
+        mode=stat.S_IMODE(status.st_mode),
+        owner=_owner(status),
+        writable=os.access(ancestor, os.W_OK | os.X_OK),
+    )
+
+
+def _addresses(role: Role, wanted: Loaded[DeviceList], mapping: Loaded[SocketMapping]) -> DeviceList:
+    if role is Role.MANAGING:
+        return wanted.value or ()
+    return tuple(address for address, _ in mapping.value or ())
+
+
+def _devices(
+    config: AgentConfig, told: Told, addresses: DeviceList, mapping: Loaded[SocketMapping], *, vdpad: bool
+) -> tuple[DeviceFacts, ...]:
+    """What there is of each device; the kernel's table is read once for all sockets."""
+    known = {PciAddress(device.pci_address): device for device in told.devices}
+    sockets = {address: device.socket_path for address, device in known.items()} | dict(mapping.value or ())
+    dead = dead_sockets(socket for address, socket in sockets.items() if address in addresses and socket)
+    devices = []
+    for address in addresses:
+        device, path = known.get(address), sockets.get(address)
+        devices.append(
+            DeviceFacts(
+                address=address,
+                pci=read_facts(address, config.daemon.sysfs) if vdpad and not config.daemon.simulate else None,
+                socket=_socket(path, dead.get(path, ""), config.daemon, vdpad=vdpad) if path else None,
+                state=_state(device) if device else None,
+                reason=device.reason if device else "",
+            )
+        )
+    return tuple(devices)
+
+
+def _state(device: pb.Device) -> DeviceState:
+    return DeviceState[pb.DeviceState.Name(device.state).removeprefix("DEVICE_STATE_")]
+
+
+def _socket(path: str, dead: str, daemon: DaemonConfig, *, vdpad: bool) -> SocketFacts:
+    """A socket file beside what it should be, if vdpad opens it."""
+    try:
+        status = Path(path).lstat()
+    except OSError:
+        return SocketFacts(path=path, dead=dead)
+    if not vdpad or daemon.vhost_mode is VhostMode.CLIENT:
+        return SocketFacts(path=path, dead=dead, mode=stat.S_IMODE(status.st_mode), owner=_owner(status))
+    owner = _id(daemon.socket_owner, lambda name: pwd.getpwnam(name).pw_uid, status.st_uid)
+    group = _id(daemon.socket_group, lambda name: grp.getgrnam(name).gr_gid, status.st_gid)
+    return SocketFacts(
+        path=path,
+        dead=dead,
+        mode=stat.S_IMODE(status.st_mode),
+        owner=_owner(status),
+        wanted_mode=daemon.socket_mode,
+        wanted_owner=f"{_user(owner)}:{_group(group)}",
+    )
+
+
+def _id(name: str | None, look_up: Callable[[str], int], present: int) -> int:
+    """The number of a user or group; that of now where none is asked for, or nobody here knows it."""
+    if name is None or name.isdecimal():
+        return int(name or present)
+    try:
+        return look_up(name)
+    except KeyError:
+        return present
+
+
+def _owner(status: os.stat_result) -> str:
+    return f"{_user(status.st_uid)}:{_group(status.st_gid)}"
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _limits(pid: int | None) -> LimitFacts:
+    """The limits of the daemon, or of this process where there is none or it may not be looked at."""
+    try:
+        return _limits_of(pid)
+    except OSError:
+        return _limits_of(None)
+
+
+def _limits_of(pid: int | None) -> LimitFacts:
+    # vdpad raises its own limit of open files as far as it may.
+    _, open_files = resource.prlimit(pid or 0, resource.RLIMIT_NOFILE)
+    locked_bytes, _ = resource.prlimit(pid or 0, resource.RLIMIT_MEMLOCK)
+    match = _CAPABILITIES.search(Path(f"/proc/{pid or 'self'}/status").read_bytes())
+    unlimited = locked_bytes == resource.RLIM_INFINITY or (match and int(match[1], 16) >> _IPC_LOCK & 1)
+    return LimitFacts(
+        pid=pid,
+        open_files=None if open_files == resource.RLIM_INFINITY else open_files,
+        locked_bytes=None if unlimited else locked_bytes,
+    )
+
+
+def _label(path: Path) -> str:
+    try:
+        return os.getxattr(path, _LABEL).rstrip(b"\0").decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,443 @@
+"""Diagnosis: everything that is right and wrong on a node, and whether it could serve a VF."""
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Final
+
+from vdpa_agent.model.daemon import SERVED, DeviceState
+from vdpa_agent.model.health import Role, no_device_list, no_mapping, not_served
+from vdpa_agent.model.loaded import ABSENT, Loaded
+from vdpa_agent.model.mapping import Mapping
+from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.model.preflight import Finding, NumaFacts, PciFacts, Severity, assess
+
+_OPEN_FILES_BASE: Final = 64
+_OPEN_FILES_PER_DEVICE: Final = 16
+"""A device takes a socket, and its front end a connection and two descriptors for each of a few queues."""
+
+_OTHERS_MAY_WRITE: Final = 0o002
+_STICKY: Final = 0o1000
+_SHARED_TYPES: Final = frozenset({"container_file_t", "svirt_sandbox_file_t"})
+"""The SELinux types of files that a container may use: today's name, and the one before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentFacts:
+    """What a running agent told.
+
+    Attributes:
+        version: its version.
+        reasons: why it is not ready, in its own words.
+        daemon_pid: its daemon's process; None: none runs.
+    """
+
+    version: str
+    reasons: tuple[str, ...] = ()
+    daemon_pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramFacts:
+    """The daemon's program.
+
+    Attributes:
+        name: what was found, or looked for.
+        version: what it says of itself.
+        problem: why it cannot be run; empty if it can.
+    """
+
+    name: str
+    version: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectoryFacts:
+    """A directory that the agent and its daemon write to.
+
+    Attributes:
+        path: the directory.
+        ancestor: the nearest one above it that there is; the same as `path` if there is that.
+        mode: the permission bits of the ancestor.
+        owner: the owner and group of the ancestor, as `root:root`.
+        writable: whether this user may write to the ancestor.
+    """
+
+    path: str
+    ancestor: str
+    mode: int
+    owner: str
+    writable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketFacts:
+    """The socket file of a device, and what it should be.
+
+    Attributes:
+        path: the file.
+        dead: why nobody can connect to it; empty if somebody listens.
+        mode: its permission bits; None: there is no such file.
+        owner: its owner and group, as `root:root`.
+        wanted_mode: what its permission bits should be; None: whatever they are.
+        wanted_owner: what its owner and group should be.
+    """
+
+    path: str
+    dead: str = ""
+    mode: int | None = None
+    owner: str = ""
+    wanted_mode: int | None = None
+    wanted_owner: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """One device of the node.
+
+    Attributes:
+        address: its address.
+        pci: what sysfs says of it; None where that does not matter.
+        socket: its socket; None where there is none.
+        state: what a running agent says of it; None: no agent runs.
+        reason: why it is in that state, in the agent's words.
+    """
+
+    address: PciAddress
+    pci: PciFacts | None = None
+    socket: SocketFacts | None = None
+    state: DeviceState | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HugepageFacts:
+    """The hugepages of one size: how many there are, and how many of them are free."""
+
+    size_kib: int
+    total: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitFacts:
+    """What a process may take.
+
+    Attributes:
+        pid: the process; None: the one that looks, whose limits an agent started beside it would inherit.
+        open_files: how many descriptors it may have open; None: as many as it likes.
+        locked_bytes: how much memory it may lock, in bytes; None: as much as it likes.
+    """
+
+    pid: int | None
+    open_files: int | None
+    locked_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """All that is known of a node.
+
+    Attributes:
+        agent: what the agent told; None: no agent answers.
+        silence: why no agent answers.
+        hangs: whether there is an agent that does not answer.
+        socket: the agent's socket.
+        role: who owns the vhost-user sockets.
+        pci_list: the path of the device list.
+        socket_list: the path of the mapping.
+        wanted: the device list.
+        mapping: the mapping.
+        program: the daemon's program; None where somebody else's daemon runs.
+        directories: where the agent and its daemon write.
+        devices: the devices that are judged.
+        hardware: whether they are to be real devices that vdpad drives.
+        numa: what there is on which NUMA node.
+        memory: what the daemon takes its memory from: auto, hugepages or none.
+        hugepages: of each size, what there is.
+        limits: of the daemon.
+        enforcing: whether SELinux forbids what its policy does not allow.
+        label: the SELinux label of the directory of the vhost-user sockets; empty where there is none.
+        socket_dir: that directory.
+        user: the user who looks.
+    """
+
+    agent: AgentFacts | None
+    silence: str = ""
+    hangs: bool = False
+    socket: str
+    role: Role
+    pci_list: str
+    socket_list: str
+    wanted: Loaded[DeviceList]
+    mapping: Loaded[Mapping]
+    program: ProgramFacts | None
+    directories: tuple[DirectoryFacts, ...]
+    devices: tuple[DeviceFacts, ...]
+    hardware: bool
+    numa: NumaFacts
+    memory: str
+    hugepages: tuple[HugepageFacts, ...]
+    limits: LimitFacts
+    enforcing: bool
+    label: str
+    socket_dir: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        subject: what was looked at, such as `memory`, or the address of a device.
+        told: what was found.
+        severity: what that means for a device; None: it is as it should be.
+        remedy: what to do about it, where possible the command to type.
+    """
+
+    subject: str
+    told: str
+    severity: Severity | None = None
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Everything that was looked at, and what follows.
+
+    Attributes:
+        checks: what concerns all devices first, then each device.
+        devices: how many devices were judged.
+        could_be_served: how many of them could be served, or are.
+    """
+
+    checks: tuple[Check, ...]
+    devices: int
+    could_be_served: int
+
+
+def diagnose(node: Node) -> Diagnosis:
+    """Judges a node."""
+    node_itself = [
+        *_lists(node),
+        *_daemon(node),
+        *_directories(node),
+        *_memory(node),
+        *_limits(node),
+        *_selinux(node),
+    ]
+    each = {device.address: list(_device(node, device)) for device in node.devices}
+    general = [*_agent(node, {check.told for check in node_itself}), *node_itself]
+    blocked = _blocks(general)
+    could_be_served = 0 if blocked else sum(not _blocks(checks) for checks in each.values())
+    return Diagnosis((*general, *(check for checks in each.values() for check in checks)), len(each), could_be_served)
+
+
+def _blocks(checks: Iterable[Check]) -> bool:
+    return any(check.severity is Severity.BLOCKS for check in checks)
+
+
+def _agent(node: Node, told: AbstractSet[str]) -> Iterator[Check]:
+    if node.agent is not None:
+        yield Check("agent", f"version {node.agent.version} answers at {node.socket} and is {node.role.value}")
+        # What is told with its cause need not be told twice.
+        told = {*told, *(device.reason for device in node.devices)}
+        told |= {not_served(device.address, device.state, device.reason) for device in node.devices if device.state}
+        for reason in node.agent.reasons:
+            if reason not in told:
+                yield Check("agent", reason, Severity.BLOCKS, "look the agent's log up in docs/troubleshooting.md")
+    elif node.hangs:
+        yield Check("agent", node.silence, Severity.BLOCKS, "start it again")
+    else:
+        yield Check("agent", node.silence, Severity.DOUBT, "vdpa-agent run")
+
+
+def _lists(node: Node) -> Iterator[Check]:
+    if node.role is not Role.SERVING:
+        yield from _device_list(node)
+    if node.role is not Role.MANAGING:
+        yield from _mapping(node)
+
+
+def _device_list(node: Node) -> Iterator[Check]:
+    wanted, path = node.wanted, node.pci_list
+    every_vf = f"ls -d /sys/bus/pci/devices/*/physfn | cut -d/ -f6 > {path}  # all VFs of this machine"
+    correct = every_vf if wanted.problem == ABSENT else f"correct {path}"
+    if wanted.value is None:
+        # Somebody may ask for devices that no list names yet.
+        severity = Severity.DOUBT if node.devices else Severity.BLOCKS
+        yield Check("device list", no_device_list(wanted), severity, correct)
+        return
+    if wanted.value:
+        yield Check("device list", f"{path} names {len(wanted.value)} devices")
+    else:
+        severity = Severity.DOUBT if node.devices else Severity.BLOCKS
+        yield Check("device list", f"{path} names no device", severity, every_vf)
+    if wanted.problem:
+        yield Check("device list", f"its last good content counts: {wanted.problem}", Severity.DOUBT, correct)
+
+
+def _mapping(node: Node) -> Iterator[Check]:
+    mapping, path = node.mapping, node.socket_list
+    correct = f"start the daemon that writes {path}" if mapping.problem == ABSENT else f"correct {path}"
+    if mapping.value is not None:
+        yield Check("mapping", f"{path}, which somebody else writes, has {len(mapping.value)} entries")
+        if mapping.problem:
+            yield Check("mapping", f"its last good content counts: {mapping.problem}", Severity.DOUBT, correct)
+    elif node.role is Role.SERVING or mapping.problem != ABSENT:
+        yield Check("mapping", no_mapping(mapping), Severity.BLOCKS, correct)
+
+
+def _daemon(node: Node) -> Iterator[Check]:
+    program = node.program
+    if program is None:
+        return
+    runs = node.agent.daemon_pid if node.agent else None
+    if runs is not None:
+        yield Check("daemon", f"process {runs} runs")
+    elif program.problem:
+        yield Check("daemon", program.problem, Severity.BLOCKS, "vdpa-agent run --vdpad=/path/to/vdpad")
+    else:
+        yield Check("daemon", f"{program.name}{', ' if program.version else ''}{program.version}")
+
+
+def _directories(node: Node) -> Iterator[Check]:
+    for directory in node.directories:
+        mode = f"mode {directory.mode:04o} of {directory.owner}"
+        there = directory.ancestor == directory.path
+        # A running agent shows by itself that it may write, whoever asks here.
+        if node.agent is None and not directory.writable:
+            wrong = f"{node.user} may not write to {directory.ancestor}, {mode}"
+            remedy = f"chown {node.user}" if there else f"install -d -o {node.user}"
+            yield Check("directory", wrong, Severity.BLOCKS, f"{remedy} {directory.path}  # as root")
+        elif directory.mode & _OTHERS_MAY_WRITE and there:
+            wrong = f"any user may write to {directory.path}, {mode}"
+            yield Check("directory", wrong, Severity.DOUBT, f"chmod o-w {directory.path}")
+        else:
+            yield Check("directory", f"{directory.path}, {mode}" if there else f"{directory.path} will be made")
+
+
+def _memory(node: Node) -> Iterator[Check]:
+    if node.program is None:
+        return
+    sizes = [f"{size.free} of {size.total} free, {size.size_kib} KiB each" for size in node.hugepages if size.total]
+    pages = "; ".join(sizes)
+    free = any(size.free for size in node.hugepages)
+    runs = node.agent is not None and node.agent.daemon_pid is not None
+    if node.memory == "none":
+        yield Check("memory", "ordinary, as --memory none wants it")
+    elif free or (pages and runs):
+        yield Check("memory", f"hugepages: {pages}")
+    elif node.memory == "auto":
+        yield Check("memory", f"ordinary: {'no hugepage is free: ' + pages if pages else 'there are no hugepages'}")
+    else:
+        wrong = f"--memory hugepages, but {'none is free: ' + pages if pages else 'there are none'}"
+        total = max((size.total for size in node.hugepages), default=0)
+        remedy = f"echo {total + 64} > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages  # or --memory none"
+        yield Check("memory", wrong, Severity.BLOCKS, remedy)
+
+
+def _limits(node: Node) -> Iterator[Check]:
+    if node.program is None:
+        return
+    limits = node.limits
+    whose = "the daemon" if limits.pid else "a daemon started here"
+    needed = _OPEN_FILES_BASE + _OPEN_FILES_PER_DEVICE * len(node.devices)
+    if limits.open_files is not None and limits.open_files < needed:
+        wrong = f"{whose} may have {limits.open_files} files open, fewer than {needed} for {len(node.devices)} devices"
+        remedy = f"prlimit --pid {limits.pid} --nofile={needed}" if limits.pid else f"ulimit -n {needed}"
+        yield Check("open files", wrong, Severity.DOUBT, remedy)
+    else:
+        yield Check("open files", f"{whose} may have {limits.open_files or 'any number of'} files open")
+    if not node.hardware:
+        return
+    if limits.locked_bytes is None:
+        yield Check("locked memory", f"{whose} may lock any")
+    else:
+        # VFIO and mlx5 lock a front end's memory while a device may reach it (the kernel's account_locked_vm()).
+        wrong = f"{whose} may lock {limits.locked_bytes // 1024} KiB of memory, and no front end may have more"
+        remedy = f"prlimit --pid {limits.pid} --memlock=unlimited" if limits.pid else "ulimit -l unlimited"
+        yield Check("locked memory", wrong, Severity.DOUBT, f"{remedy}  # for a systemd unit LimitMEMLOCK=infinity")
+
+
+def _selinux(node: Node) -> Iterator[Check]:
+    if not node.enforcing:
+        yield Check("selinux", "not enforced")
+        return
+    parts = node.label.split(":")
+    kind = parts[2] if len(parts) > 2 else ""  # noqa: PLR2004 - user:role:type:level
+    if kind in _SHARED_TYPES:
+        yield Check("selinux", f"enforced, {node.socket_dir} is {kind}")
+    else:
+        wrong = f"enforced, and {node.socket_dir} is {kind or 'without a label'}: pods may be kept from its sockets"
+        yield Check("selinux", wrong, Severity.DOUBT, f"chcon -R -t container_file_t {node.socket_dir}")
+
+
+def _device(node: Node, device: DeviceFacts) -> Iterator[Check]:
+    served = device.state in SERVED
+    unlisted = _unlisted(node, device)
+    if unlisted is not None:
+        yield unlisted
+    findings: tuple[Finding, ...] = ()
+    if device.pci is not None:
+        takes_hugepages = node.memory == "hugepages" or (node.memory == "auto" and bool(node.numa.hugepage_nodes))
+        findings = assess(device.pci, node.numa, hugepages=takes_hugepages).findings
+    if device.state is not None and not served and device.reason not in {str(finding) for finding in findings}:
+        wrong = not_served(device.address, device.state, device.reason)
+        yield Check(device.address, wrong, Severity.BLOCKS, "it is tried again; the agent's log may tell more")
+    for finding in findings:
+        # What is served in spite of all is not blocked.
+        severity = Severity.DOUBT if served else finding.severity
+        yield Check(device.address, finding.reason, severity, finding.remedy)
+    wrong_socket = list(_socket(node, device))
+    yield from wrong_socket
+    if (device.state is None or served) and not findings and not wrong_socket and not unlisted:
+        yield Check(device.address, _right(device))
+
+
+def _unlisted(node: Node, device: DeviceFacts) -> Check | None:
+    """What to do about a device that somebody asks for and nobody else knows."""
+    address = device.address
+    if node.role is Role.SERVING:
+        if device.address in (node.mapping.value or Mapping()).sockets:
+            return None
+        start = f"have the daemon that writes {node.socket_list} serve it"
+        return Check(address, f"{address} is not in {node.socket_list}", Severity.BLOCKS, start)
+    if address in (node.wanted.value or ()):
+        return None
+    add = f"echo {address} >> {node.pci_list}"
+    return Check(address, f"{address} is not in {node.pci_list}", Severity.DOUBT, add)
+
+
+def _socket(node: Node, device: DeviceFacts) -> Iterator[Check]:
+    socket = device.socket
+    if socket is None:
+        return
+    if socket.dead:
+        if device.state is None:
+            start = f"start the daemon that writes {node.socket_list}"
+            yield Check(device.address, socket.dead, Severity.BLOCKS, start)
+        return
+    if None not in {socket.mode, socket.wanted_mode} and socket.mode != socket.wanted_mode:
+        wrong = f"{socket.path} has mode {socket.mode:04o}, not {socket.wanted_mode:04o}"
+        yield Check(device.address, wrong, Severity.DOUBT, f"chmod {socket.wanted_mode:04o} {socket.path}")
+    if socket.owner and socket.wanted_owner and socket.owner != socket.wanted_owner:
+        wrong = f"{socket.path} is owned by {socket.owner}, not by {socket.wanted_owner}"
+        yield Check(device.address, wrong, Severity.DOUBT, f"chown {socket.wanted_owner} {socket.path}")
+
+
+def _right(device: DeviceFacts) -> str:
+    """What a device is that nothing is wrong with."""
+    told = [device.state.value] if device.state else []
+    pci, socket = device.pci, device.socket
+    if pci is not None and pci.exists:
+        told += [f"VF of {pci.pf}"] if pci.pf else []
+        told += [f"driver {pci.driver}"] if pci.driver else []
+        told += [f"IOMMU group {pci.iommu_group}"] if pci.iommu_group is not None else []
+        told += [f"NUMA node {pci.numa_node}"] if pci.numa_node is not None else []
+    if socket is not None:
+        mode = f" (mode {socket.mode:04o} of {socket.owner})" if socket.mode is not None else ""
+        told.append(f"socket {socket.path}{mode}")
+    return ", ".join(told) or "on the list"
