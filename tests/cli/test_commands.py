@@ -101,7 +101,8 @@ def test_help_imports_nothing_heavy_and_a_client_command_only_what_it_needs() ->
 
     heavy = {"asyncio", "grpclib", "google", "structlog", "watchfiles", "json", "shtab"}
     assert not imported("--help") & (heavy - {"json"})
-    assert not imported("get", "82:00.2", "--address=/nowhere/s") & {"structlog", "watchfiles", "shtab"}
+    for command in (["get", "82:00.2"], ["top", "--once"]):
+        assert not imported(*command, "--address=/nowhere/s") & {"structlog", "watchfiles", "shtab", "curses"}
 
 
 @pytest.mark.parametrize(
@@ -135,8 +136,8 @@ def test_an_agent_that_hangs_is_not_waited_for(run_dir: Path) -> None:
 
 
 def test_help_and_version() -> None:
-    for arguments in (["--help"], ["run", "--help"], ["get", "--help"], ["watch", "--help"], ["doctor", "--help"]):
-        result = _command(*arguments)
+    for command in ((), ("run",), ("get",), ("watch",), ("top",), ("doctor",)):
+        result = _command(*command, "--help")
         assert result.returncode == 0
         assert "exit codes:" in result.stdout
     assert _command("--version").stdout == "vdpa-agent 0.1.0\n"

@@ -57,14 +57,15 @@ async def ask_device(path: Path, address: PciAddress, *, timeout_s: float) -> pb
         return reply.device
 
 
-async def ask_devices(path: Path, *, timeout_s: float) -> list[pb.Device]:
-    """Asks for all devices.
+async def ask_devices(path: Path, *, timeout_s: float, statistics: bool = False) -> list[pb.Device]:
+    """Asks for all devices, if wanted with their statistics.
 
     Raises:
         NotReachable: no agent answers there in time.
     """
     async with _connected(path, timeout_s) as channel:
-        reply = await DeviceServiceStub(channel).ListDevices(pb.ListDevicesRequest(), timeout=timeout_s)
+        request = pb.ListDevicesRequest(include_statistics=statistics)
+        reply = await DeviceServiceStub(channel).ListDevices(request, timeout=timeout_s)
         return list(reply.devices)
 
 
@@ -106,6 +107,14 @@ def as_dict(message: Message) -> dict[str, object]:
     from google.protobuf.json_format import MessageToDict  # noqa: PLC0415
 
     return dict(MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+
+
+def word(enum: str, value: int) -> str:
+    """A value of an enum in one word, such as `ready`; the number of one that a newer agent has and we do not know."""
+    kind = getattr(pb, enum)
+    if value not in kind.values():
+        return str(value)
+    return str(kind.Name(value)).removeprefix(str(kind.Name(0)).removesuffix("UNSPECIFIED")).lower()
 
 
 @asynccontextmanager

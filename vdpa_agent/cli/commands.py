@@ -138,7 +138,7 @@ def watch(options: argparse.Namespace) -> int:
 def status(options: argparse.Namespace) -> int:
     """Show what the agent does, how its daemon fares, and why it is not ready."""
     told = _run(options, lambda client, where: client.ask_status(where, timeout_s=options.timeout))
-    from vdpa_agent.cli.client import as_dict  # noqa: PLC0415
+    from vdpa_agent.cli.client import as_dict, word  # noqa: PLC0415
 
     if options.output == "json":
         print_json(as_dict(told))
@@ -147,10 +147,10 @@ def status(options: argparse.Namespace) -> int:
     rows = [
         ("version", told.version),
         ("uptime", f"{told.uptime.ToTimedelta().total_seconds():.0f} s"),
-        ("role", _word(pb_name("Role", told.role))),
+        ("role", word("Role", told.role)),
         ("ready", "yes" if told.ready else "no"),
         *(("reason", reason) for reason in told.not_ready_reasons),
-        ("daemon", _word(pb_name("DaemonState", daemon.state)) + (f", process {daemon.pid}" if daemon.pid else "")),
+        ("daemon", word("DaemonState", daemon.state) + (f", process {daemon.pid}" if daemon.pid else "")),
         ("restarts", f"{daemon.restarts}{', in a crash loop' if daemon.crash_loop else ''}"),
         *((("last exit", daemon.last_exit),) if daemon.last_exit else ()),
         *((("unhealthy", daemon.unhealthy),) if daemon.unhealthy else ()),
@@ -176,6 +176,14 @@ def health(options: argparse.Namespace) -> int:
         message = f"{options.service or 'the agent'} is not ready; see vdpa-agent status"
         raise NotReady(message)
     return 0
+
+
+def top(options: argparse.Namespace) -> int:
+    """Show the VFs with their front ends and packet rates, as they change, until q or Ctrl-C."""
+    check_socket_path("--address", options.address)
+    from vdpa_agent.cli.top import top as show  # noqa: PLC0415
+
+    return show(options)
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -231,22 +239,11 @@ _WIDE_HEAD: Final = ("DRIVER", "QUEUE PAIRS", "NUMA", "REASON")
 
 
 def _columns(device: "pb.Device") -> tuple[str, str, str]:
-    return device.pci_address, _word(pb_name("DeviceState", device.state)), device.socket_path
+    from vdpa_agent.cli.client import word  # noqa: PLC0415
+
+    return device.pci_address, word("DeviceState", device.state), device.socket_path
 
 
 def _wide_columns(device: "pb.Device") -> tuple[str, str, str, str]:
     numa = str(device.numa_node) if device.HasField("numa_node") else ""
     return device.driver, str(device.queue_pairs or ""), numa, device.reason
-
-
-def pb_name(enum: str, value: int) -> str:
-    """The name of an enum's value, also of one that a newer agent has and we do not know."""
-    from vdpa_agent.serve.pb import device_service_pb2  # noqa: PLC0415
-
-    kind = getattr(device_service_pb2, enum)
-    return str(kind.Name(value)) if value in kind.values() else str(value)
-
-
-def _word(name: str) -> str:
-    """`DEVICE_STATE_READY` as people write it: ready."""
-    return name.removeprefix("DEVICE_STATE_").removeprefix("DAEMON_STATE_").removeprefix("ROLE_").lower()

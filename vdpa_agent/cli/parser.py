@@ -255,6 +255,11 @@ def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         "service", nargs="?", default="", metavar="SERVICE", help="a gRPC service; without it the agent as a whole"
     )
     _add_client(health, environment, commands.health, ("table", "json"))
+    top = added.add_parser("top", help="show the VFs and their packet rates live", description=commands.top.__doc__)
+    top.read_from(environment)
+    _add_address(top, commands.top)
+    top.option("--interval", kind=seconds, default=1.0, metavar="SECONDS", help_text="how often packets are counted")
+    top.flag("--once", "count for one interval, print one table and end")
     doctor = added.add_parser(
         "doctor", help="tell what is right and wrong on this node", description=commands.doctor.__doc__
     )
@@ -274,6 +279,11 @@ def _add_client(
     outputs: tuple[str, ...],
 ) -> None:
     parser.read_from(environment)
+    _add_address(parser, command)
+    parser.add_argument("-o", "--output", choices=outputs, default="table", help="the form of the output")
+
+
+def _add_address(parser: _Parser, command: Callable[[argparse.Namespace], int]) -> None:
     parser.set_defaults(command=command)
     parser.option(
         "--address", kind=listen_path, default=DEFAULT_LISTEN, metavar="SOCKET", help_text="the agent's socket"
@@ -281,7 +291,6 @@ def _add_client(
     parser.option(
         "--timeout", kind=seconds, default=10.0, metavar="SECONDS", help_text="how long to wait for an answer"
     )
-    parser.add_argument("-o", "--output", choices=outputs, default="table", help="the form of the output")
 
 
 def _add_doctor(parser: _Parser, environment: Mapping[str, str]) -> None:
