@@ -10,7 +10,7 @@ BIN := .venv/bin
 NATIVE := build/native
 SANITIZED := build/native-sanitized
 PB := vdpa_agent/serve/pb
-C_SOURCES = $(shell find native -name '*.[ch]')
+C_SOURCES = $(shell find native bench -name '*.[ch]')
 
 .PHONY: help
 help: ## Show what there is to make
@@ -30,6 +30,10 @@ system: ## Install the Debian or Ubuntu packages that are missing
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+.venv/.bench: requirements/bench.txt .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@
+
 $(NATIVE)/build.ninja: | system
 	meson setup --buildtype=release $(NATIVE) native
 
@@ -44,8 +48,12 @@ native: $(NATIVE)/build.ninja ## Build vdpad, its software devices and the count
 native-sanitized: $(SANITIZED)/build.ninja ## Build the same under ASan and UBSan
 	@ninja -j $(JOBS) -C $(SANITIZED) --quiet
 
+build/echo: bench/echo.c
+	@mkdir -p build
+	$(CC) -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -o $@ $<
+
 .PHONY: interop
-interop: .venv/.installed ## Build the foreign gRPC clients that the tests use (needs Go)
+interop: .venv/.installed ## Build the foreign gRPC clients that the tests and the benchmark use (needs Go)
 	@tests/interop/build
 
 .PHONY: chart-tools
@@ -73,7 +81,7 @@ run: .venv/.installed native ## Run the agent on simulated VFs below build/run u
 # ---- proof -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: .venv/.installed native native-sanitized interop chart-tools prometheus ## Run all tests
+test: .venv/.installed native native-sanitized interop build/echo chart-tools prometheus ## Run all tests
 	@scripts/install-packages test
 	meson test -C $(NATIVE) --print-errorlogs
 	meson test -C $(SANITIZED) --print-errorlogs
@@ -119,6 +127,11 @@ soak: .venv/.installed native ## Ten minutes of random faults, which must end wi
 figures: .venv/.installed native ## Measure latencies, recovery, memory and idle cost
 	@$(BIN)/python -m bench.figures
 
+.PHONY: bench
+bench: .venv/.bench native interop build/echo ## Measure the agent beside its peers, and write docs/benchmark.md
+	@$(BIN)/python -m bench.compare
+	@$(BIN)/python -m bench.report build/bench.json docs/benchmark.md
+
 # ---- generated -------------------------------------------------------------------------------------------------------
 
 PROTOS := vdpadpdk.proto vdpa_agent/v1/device_service.proto
@@ -159,6 +172,7 @@ lock: .venv/.installed ## Lock the newest allowed versions of all dependencies, 
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade pyproject.toml -o requirements/runtime.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade pyproject.toml --extra tracing --group dev -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header --no-emit-index-url --upgrade --group image -o requirements/image.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --upgrade --group bench -c requirements/dev.txt -o requirements/bench.txt
 
 .PHONY: format
 format: .venv/.installed ## Format Python and C
