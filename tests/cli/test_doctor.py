@@ -273,6 +273,20 @@ def test_an_agent_that_hangs(node: Node) -> None:
     assert "did not answer within 0.3 s" in found.of("agent", "blocks")[0]
 
 
+def test_an_agent_that_is_not_for_this_user(node: Node) -> None:
+    node.vf()
+    vdpad = built("native/vdpad/vdpad", "native")
+    arguments = ("--simulate", "--memory=none", f"--vdpad={vdpad}", "--listen-mode=0666")
+    with running(node.directory, *arguments) as agent:
+        agent.wait_answer(VF, str(node.directory / "vhost" / "vdpa-0"))
+        for refused in ("refused: PERMISSION_DENIED: this user may not call", "permission denied"):
+            found = node.doctor(under=NOBODY)
+            assert refused in found.of("agent", "doubt")[0]
+            assert "=> sudo vdpa-agent doctor" in found.of("agent", "doubt")[0]
+            assert found.of("directory", "blocks") == []
+            agent.listen.chmod(0o600)
+
+
 def _beside(agent: AgentProcess, *arguments: str) -> Findings:
     """What doctor says when it is told nothing but where the agent is."""
     command = [sys.executable, "-m", "vdpa_agent", "doctor", f"--address={agent.listen}", *arguments]

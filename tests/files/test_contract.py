@@ -55,7 +55,7 @@ _ENTRIES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(_ENTRIES, st.integers(0, 400), st.binary(max_size=3), st.booleans())
 def test_any_damage_to_a_mapping(entries: Sequence[object], place: int, damage: bytes, escaped: bool) -> None:  # noqa: FBT001
     content = bytearray(json.dumps(entries, ensure_ascii=escaped).encode("utf-8", "surrogatepass"))

@@ -15,6 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeVar
 
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
 from vdpa_agent.cli import client
 from vdpa_agent.config import AgentConfig, DaemonConfig, DaemonMode, VhostMode
 from vdpa_agent.daemon.child import find_program
@@ -30,6 +33,7 @@ from vdpa_agent.model.diagnosis import (
     DirectoryFacts,
     LimitFacts,
     Node,
+    Presence,
     ProgramFacts,
     SocketFacts,
 )
@@ -57,14 +61,14 @@ class Told:
     Attributes:
         status: how it fares; None: no agent answers.
         devices: its devices.
+        presence: whether there is one all the same.
         silence: why none answers.
-        hangs: whether one is there and does not answer in time.
     """
 
     status: pb.GetStatusResponse | None = None
     devices: tuple[pb.Device, ...] = ()
+    presence: Presence = Presence.ANSWERS
     silence: str = ""
-    hangs: bool = False
 
     @property
     def settings(self) -> Mapping[str, str]:
@@ -82,7 +86,16 @@ def ask_agent(path: Path, *, timeout_s: float) -> Told:
     try:
         return asyncio.run(ask())
     except NotReachable as error:
-        return Told(silence=str(error), hangs=isinstance(error.__cause__, TimeoutError))
+        return Told(presence=_presence(error.__cause__), silence=str(error))
+
+
+def _presence(cause: BaseException | None) -> Presence:
+    """What the failure of a call says of the agent."""
+    if isinstance(cause, PermissionError) or (
+        isinstance(cause, GRPCError) and cause.status is Status.PERMISSION_DENIED
+    ):
+        return Presence.REFUSES
+    return Presence.FAILS if isinstance(cause, TimeoutError | GRPCError) else Presence.ABSENT
 
 
 def look_around(config: AgentConfig, told: Told, only: DeviceList) -> Node:
@@ -103,9 +116,9 @@ def look_around(config: AgentConfig, told: Told, only: DeviceList) -> Node:
     if managed:
         directories.add(config.daemon.socket_dir)
     return Node(
+        presence=told.presence,
         agent=_agent(told),
         silence=told.silence,
-        hangs=told.hangs,
         socket=str(config.serve.listen),
         role=role,
         pci_list=str(config.files.pci_list),

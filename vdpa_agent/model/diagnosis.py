@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from vdpa_agent.model.daemon import SERVED, DeviceState
@@ -20,6 +21,17 @@ _OTHERS_MAY_WRITE: Final = 0o002
 _STICKY: Final = 0o1000
 _SHARED_TYPES: Final = frozenset({"container_file_t", "svirt_sandbox_file_t"})
 """The SELinux types of files that a container may use: today's name, and the one before."""
+
+
+class Presence(Enum):
+    """Whether there is an agent at a socket."""
+
+    ANSWERS = "answers"
+    REFUSES = "refuses"
+    """It is there, and not for this user."""
+    FAILS = "fails"
+    """It is there, and does not answer as it should."""
+    ABSENT = "absent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +152,9 @@ class Node:
     """All that is known of a node.
 
     Attributes:
-        agent: what the agent told; None: no agent answers.
-        silence: why no agent answers.
-        hangs: whether there is an agent that does not answer.
+        presence: whether there is an agent.
+        agent: what it told; None unless it answers.
+        silence: why it does not answer.
         socket: the agent's socket.
         role: who owns the vhost-user sockets.
         pci_list: the path of the device list.
@@ -163,9 +175,9 @@ class Node:
         user: the user who looks.
     """
 
+    presence: Presence
     agent: AgentFacts | None
-    silence: str = ""
-    hangs: bool = False
+    silence: str
     socket: str
     role: Role
     pci_list: str
@@ -248,8 +260,10 @@ def _agent(node: Node, told: AbstractSet[str]) -> Iterator[Check]:
         for reason in node.agent.reasons:
             if reason not in told:
                 yield Check("agent", reason, Severity.BLOCKS, "look the agent's log up in docs/troubleshooting.md")
-    elif node.hangs:
+    elif node.presence is Presence.FAILS:
         yield Check("agent", node.silence, Severity.BLOCKS, "start it again")
+    elif node.presence is Presence.REFUSES:
+        yield Check("agent", node.silence, Severity.DOUBT, "sudo vdpa-agent doctor  # to hear what it knows")
     else:
         yield Check("agent", node.silence, Severity.DOUBT, "vdpa-agent run")
 
@@ -308,7 +322,7 @@ def _directories(node: Node) -> Iterator[Check]:
         mode = f"mode {directory.mode:04o} of {directory.owner}"
         there = directory.ancestor == directory.path
         # A running agent shows by itself that it may write, whoever asks here.
-        if node.agent is None and not directory.writable:
+        if node.presence is Presence.ABSENT and not directory.writable:
             wrong = f"{node.user} may not write to {directory.ancestor}, {mode}"
             remedy = f"chown {node.user}" if there else f"install -d -o {node.user}"
             yield Check("directory", wrong, Severity.BLOCKS, f"{remedy} {directory.path}  # as root")
