@@ -221,7 +221,7 @@ def _list_to_first_served(rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         with (
             tempfile.TemporaryDirectory(prefix="va-") as name,
-            running(Path(name), "--simulate", "--memory=none", f"--vdpad={vdpad}") as agent,
+            running(Path(name), "--simulate", "--memory=none", f"--vdpad={vdpad}", figures.NO_RATE) as agent,
         ):
             began = time.monotonic()
             write_list(agent.pci_list, ADDRESSES[:1])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from bench.figures import NO_RATE
 from tests.processes import ROOT, built, mapping_text
 
 AGENT: Final = "vdpa-agent"
@@ -128,7 +129,7 @@ def serving(name: str, directory: Path, entries: int) -> Iterator[tuple[Server, 
 def _argv(name: str, socket: Path, mapping: Path) -> Sequence[str | Path]:
     argv: Mapping[str, Sequence[str | Path]] = {
         AGENT: (
-            *(sys.executable, "-m", "vdpa_agent", "run", "--daemon=none"),
+            *(sys.executable, "-m", "vdpa_agent", "run", "--daemon=none", NO_RATE),
             f"--listen={socket}",
             f"--socket-list={mapping}",
             f"--pci-list={mapping.with_name('pciList.dat')}",

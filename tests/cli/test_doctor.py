@@ -311,7 +311,10 @@ def test_beside_an_agent_on_simulated_devices(run_dir: Path) -> None:
         assert (found.code, found.told["could_be_served"]) == (0, 2)
         assert found.results() | {"ok"} == {"ok"}, found.told
         assert found.of("agent") == [f"version 0.1.0 answers at {agent.listen} and is managing"]
-        assert found.of("daemon") == [f"process {agent.daemon_pid()} runs"]
+        assert found.of("daemon")[0].startswith(f"process {agent.daemon_pid()} runs; {vdpad}, vdpad 0.1.0 (DPDK ")
+        gone = _beside(agent, "--vdpad=/nowhere/vdpad")
+        assert gone.code == 0
+        assert "runs; /nowhere/vdpad is not an executable program" in gone.of("daemon", "doubt")[0]
         assert found.of(VF) == [f"ready, socket {sockets[0]} (mode 0660 of root:root)"]
         Path(sockets[0]).chmod(0o666)
         os.chown(sockets[1], 0, 1)

@@ -309,12 +309,14 @@ def _daemon(node: Node) -> Iterator[Check]:
     if program is None:
         return
     runs = node.agent.daemon_pid if node.agent else None
-    if runs is not None:
-        yield Check("daemon", f"process {runs} runs")
-    elif program.problem:
-        yield Check("daemon", program.problem, Severity.BLOCKS, "vdpa-agent run --vdpad=/path/to/vdpad")
+    found = program.problem or ", ".join(filter(None, (program.name, program.version)))
+    told = f"process {runs} runs; {found}" if runs else found
+    if not program.problem:
+        yield Check("daemon", told)
     else:
-        yield Check("daemon", f"{program.name}{', ' if program.version else ''}{program.version}")
+        # What runs does not need its file any more; the next start will.
+        severity = Severity.DOUBT if runs else Severity.BLOCKS
+        yield Check("daemon", told, severity, "vdpa-agent run --vdpad=/path/to/vdpad")
 
 
 def _directories(node: Node) -> Iterator[Check]:
