@@ -80,7 +80,8 @@ import importlib, pkgutil, sys
 from google.protobuf.internal import api_implementation
 import multidict._multidict, vdpa_agent, watchfiles._rust_notify
 for module in pkgutil.walk_packages(vdpa_agent.__path__, "vdpa_agent."):
-    if module.name not in ("vdpa_agent.__main__", "vdpa_agent.serve.tracing"):  # tracing is an extra, and not in the image
+    # Tracing is an extra, and not in the image.
+    if module.name not in ("vdpa_agent.__main__", "vdpa_agent.serve.tracing"):
         importlib.import_module(module.name)
 print(api_implementation.Type(), *sorted(name for name in sys.modules if name.startswith("vdpa_agent.")))
 """
