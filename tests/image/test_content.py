@@ -80,7 +80,7 @@ import importlib, pkgutil, sys
 from google.protobuf.internal import api_implementation
 import multidict._multidict, vdpa_agent, watchfiles._rust_notify
 for module in pkgutil.walk_packages(vdpa_agent.__path__, "vdpa_agent."):
-    if module.name not in ("vdpa_agent.__main__", "vdpa_agent.serve.tracing"):  # tracing is an extra, and not in the image
+    if module.name not in ("vdpa_agent.__main__", "vdpa_agent.serve.tracing"):  # the extra for tracing is left out
         importlib.import_module(module.name)
 print(api_implementation.Type(), *sorted(name for name in sys.modules if name.startswith("vdpa_agent.")))
 """
@@ -114,7 +114,7 @@ def test_labels_and_settings() -> None:
     head = in_clone.stdout.strip() or "unknown"
     assert (labels["title"], labels["version"], labels["licenses"]) == ("vdpa-agent", __version__, project["license"])
     assert labels["revision"].removesuffix("-dirty") == head
-    assert {"description", "source", "created", "base.name"} <= set(labels)
+    assert {"description", "created", "base.name"} <= set(labels)
     assert (config["User"], config["StopSignal"]) == (f"{USER}:{USER}", "SIGTERM")
     assert (config["Entrypoint"], config["Cmd"]) == (["vdpa-agent"], ["run"])
     assert podman("run", "--rm", "--network=none", AGENT, "--version").split() == ["vdpa-agent", __version__]
