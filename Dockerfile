@@ -96,16 +96,6 @@ USER 65532:65532
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["vdpa-agent"]
 CMD ["run"]
-ARG BASE
-ARG VERSION=unknown
-ARG REVISION=unknown
-ARG CREATED=unknown
-ARG SOURCE=unknown
 LABEL org.opencontainers.image.title="vdpa-agent" \
       org.opencontainers.image.description="The node agent for vDPA virtual functions under Kubernetes, with its DPDK daemon" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.base.name="${BASE}" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.created="${CREATED}" \
-      org.opencontainers.image.source="${SOURCE}"
+      org.opencontainers.image.licenses="Apache-2.0"

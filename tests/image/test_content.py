@@ -115,7 +115,7 @@ def test_labels_and_settings() -> None:
     head = in_clone.stdout.strip() or "unknown"
     assert (labels["title"], labels["version"], labels["licenses"]) == ("vdpa-agent", __version__, project["license"])
     assert labels["revision"].removesuffix("-dirty") == head
-    assert {"description", "source", "created", "base.name"} <= set(labels)
+    assert {"description", "created", "base.name"} <= set(labels)
     assert (config["User"], config["StopSignal"]) == (f"{USER}:{USER}", "SIGTERM")
     assert (config["Entrypoint"], config["Cmd"]) == (["vdpa-agent"], ["run"])
     assert podman("run", "--rm", "--network=none", AGENT, "--version").split() == ["vdpa-agent", __version__]
