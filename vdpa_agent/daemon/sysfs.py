@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from vdpa_agent.errors import AddressError
-from vdpa_agent.model.diagnosis import HugepageFacts
 from vdpa_agent.model.pci import PciAddress, parse_pci_address
-from vdpa_agent.model.preflight import NumaFacts, PciFacts
+from vdpa_agent.model.preflight import HugepageFacts, NumaFacts, PciFacts
 
 _ATTRIBUTE_BYTES: Final = 4096
 """The most that is read of a file: one page, as the kernel's Documentation/filesystems/sysfs.rst promises."""

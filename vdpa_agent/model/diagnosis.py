@@ -11,7 +11,7 @@ from vdpa_agent.model.health import Role, no_device_list, no_mapping, not_served
 from vdpa_agent.model.loaded import ABSENT, Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
-from vdpa_agent.model.preflight import Finding, NumaFacts, PciFacts, Severity, assess
+from vdpa_agent.model.preflight import Finding, HugepageFacts, NumaFacts, PciFacts, Severity, assess
 
 _OPEN_FILES_BASE: Final = 64
 _OPEN_FILES_PER_DEVICE: Final = 16
@@ -121,15 +121,6 @@ class DeviceFacts:
     socket: SocketFacts | None = None
     state: DeviceState | None = None
     reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HugepageFacts:
-    """The hugepages of one size: how many there are, and how many of them are free."""
-
-    size_kib: int
-    total: int
-    free: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,15 @@ class PciFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HugepageFacts:
+    """The hugepages of one size: how many there are, and how many of them are free."""
+
+    size_kib: int
+    total: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NumaFacts:
     """What there is on which NUMA node; None where it is not known.
 
