@@ -14,7 +14,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments without the program's name; None: those of the process.
     """
-    options = build_parser(os.environ).parse_args(argv)  # noqa: TID251 - the one place that reads the environment
+    words = sys.argv[1:] if argv is None else argv
+    command = next((word for word in words if not word.startswith("-")), "")
+    parser = build_parser(os.environ, None if command == "completion" else command)  # noqa: TID251 - read here alone
+    options = parser.parse_args(words)
     try:
         return int(options.command(options))
     except AgentError as error:

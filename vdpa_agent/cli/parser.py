@@ -5,6 +5,7 @@ import grp
 import pwd
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -56,10 +57,10 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_EXIT_CODES, allow_abbrev=False, **settings
         )
-        self._from: Mapping[str, str] = {}
+        self.environment: Mapping[str, str] = {}
 
     def read_from(self, environment: Mapping[str, str]) -> None:
-        self._from = environment
+        self.environment = environment
 
     def option(self, name: str, *, kind: Callable[[str], Any], default: Any, metavar: str, help_text: str) -> None:
         """Adds an option with a value.
@@ -73,7 +74,7 @@ class _Parser(argparse.ArgumentParser):
         """
         variable = _variable(name)
         # argparse converts a default that is a string as it would an argument, so the variable is checked alike.
-        given = self._from.get(variable, default)
+        given = self.environment.get(variable, default)
         shown = "" if default in {None, ""} else f"; default {_plain(default)}"
         self.add_argument(
             name, type=_Named(kind, variable), default=given, metavar=metavar, help=f"{help_text} [{variable}{shown}]"
@@ -84,7 +85,7 @@ class _Parser(argparse.ArgumentParser):
         variable = _variable(name)
         convert = _Named(kind, variable)
         try:
-            given = [convert(text) for text in self._from.get(variable, "").split()]
+            given = [convert(text) for text in self.environment.get(variable, "").split()]
         except argparse.ArgumentTypeError as error:
             self.error(f"environment variable {variable}: {error}")
         self.add_argument(
@@ -94,13 +95,17 @@ class _Parser(argparse.ArgumentParser):
     def flag(self, name: str, help_text: str) -> None:
         """Adds an option without a value."""
         variable = _variable(name)
-        text = self._from.get(variable, "").lower()
+        text = self.environment.get(variable, "").lower()
         if text not in _TRUE | _FALSE:
             self.error(f"environment variable {variable}: {text!r} is neither true nor false")
         self.add_argument(name, action="store_true", default=text in _TRUE, help=f"{help_text} [{variable}]")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\ntry {self.prog} --help\n")
+
+
+_Fill = Callable[[_Parser], None]
+"""Adds the options of a command."""
 
 
 class _Named:
@@ -232,59 +237,72 @@ def host_port(text: str) -> HostPort | None:
     return HostPort(match[1] or match[2], int(match[3]))
 
 
-def build_parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
-    """The parser of all commands; a parsed command is called with its own options."""
+def build_parser(environment: Mapping[str, str], only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; a parsed command is called with its own options.
+
+    Args:
+        environment: where options may come from too.
+        only: the one command whose options are wanted, which saves the time of the others'; None: all.
+    """
     parser = _Parser(
         prog="vdpa-agent",
         description="Supervises the DPDK vDPA daemon of a node and tells by gRPC which socket serves which VF.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     added = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    _add_run(added.add_parser("run", help="run the agent", description=commands.run.__doc__), environment)
-    get = added.add_parser("get", help="ask for the sockets of VFs", description=commands.get.__doc__)
-    get.add_argument("addresses", nargs="+", metavar="ADDRESS", help="a PCI address such as 0000:82:00.2")
-    _add_client(get, environment, commands.get, ("table", "wide", "json"))
-    listed = added.add_parser("list", help="list all VFs with their sockets", description=commands.list_all.__doc__)
-    _add_client(listed, environment, commands.list_all, ("table", "wide", "json"))
-    watch = added.add_parser("watch", help="show all VFs and each change", description=commands.watch.__doc__)
-    _add_client(watch, environment, commands.watch, ("table", "json"))
-    status = added.add_parser("status", help="show how the agent fares", description=commands.status.__doc__)
-    _add_client(status, environment, commands.status, ("table", "wide", "json"))
-    health = added.add_parser("health", help="ask whether the agent is ready", description=commands.health.__doc__)
-    health.add_argument(
-        "service", nargs="?", default="", metavar="SERVICE", help="a gRPC service; without it the agent as a whole"
-    )
-    _add_client(health, environment, commands.health, ("table", "json"))
-    top = added.add_parser("top", help="show the VFs and their packet rates live", description=commands.top.__doc__)
-    top.read_from(environment)
-    _add_address(top, commands.top)
-    top.option("--interval", kind=seconds, default=1.0, metavar="SECONDS", help_text="how often packets are counted")
-    top.flag("--once", "count for one interval, print one table and end")
-    doctor = added.add_parser(
-        "doctor", help="tell what is right and wrong on this node", description=commands.doctor.__doc__
-    )
-    _add_doctor(doctor, environment)
-    completion = added.add_parser(
-        "completion", help="print a shell's completion script", description=commands.completion.__doc__
-    )
-    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
-    completion.set_defaults(command=commands.completion, parser=parser)
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], help_text: str, fill: _Fill) -> None:
+        of_command = added.add_parser(name, help=help_text, description=command.__doc__)
+        of_command.set_defaults(command=command)
+        of_command.read_from(environment)
+        if only in {None, name}:
+            fill(of_command)
+
+    add("run", commands.run, "run the agent", _add_run)
+    add("get", commands.get, "ask for the sockets of VFs", _add_get)
+    add("list", commands.list_all, "list all VFs with their sockets", _add_client)
+    add("watch", commands.watch, "show all VFs and each change", _add_watch)
+    add("status", commands.status, "show how the agent fares", _add_client)
+    add("health", commands.health, "ask whether the agent is ready", _add_health)
+    add("top", commands.top, "show the VFs and their packet rates live", _add_top)
+    add("doctor", commands.doctor, "tell what is right and wrong on this node", _add_doctor)
+    add("completion", commands.completion, "print a shell's completion script", partial(_add_completion, parser))
     return parser
 
 
-def _add_client(
-    parser: _Parser,
-    environment: Mapping[str, str],
-    command: Callable[[argparse.Namespace], int],
-    outputs: tuple[str, ...],
-) -> None:
-    parser.read_from(environment)
-    _add_address(parser, command)
+def _add_completion(parser: argparse.ArgumentParser, of_command: _Parser) -> None:
+    of_command.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
+    of_command.set_defaults(parser=parser)
+
+
+def _add_get(parser: _Parser) -> None:
+    parser.add_argument("addresses", nargs="+", metavar="ADDRESS", help="a PCI address such as 0000:82:00.2")
+    _add_client(parser)
+
+
+def _add_watch(parser: _Parser) -> None:
+    _add_client(parser, ("table", "json"))
+
+
+def _add_health(parser: _Parser) -> None:
+    parser.add_argument(
+        "service", nargs="?", default="", metavar="SERVICE", help="a gRPC service; without it the agent as a whole"
+    )
+    _add_client(parser, ("table", "json"))
+
+
+def _add_top(parser: _Parser) -> None:
+    _add_address(parser)
+    parser.option("--interval", kind=seconds, default=1.0, metavar="SECONDS", help_text="how often packets are counted")
+    parser.flag("--once", "count for one interval, print one table and end")
+
+
+def _add_client(parser: _Parser, outputs: tuple[str, ...] = ("table", "wide", "json")) -> None:
+    _add_address(parser)
     parser.add_argument("-o", "--output", choices=outputs, default="table", help="the form of the output")
 
 
-def _add_address(parser: _Parser, command: Callable[[argparse.Namespace], int]) -> None:
-    parser.set_defaults(command=command)
+def _add_address(parser: _Parser) -> None:
     parser.option(
         "--address", kind=listen_path, default=DEFAULT_LISTEN, metavar="SOCKET", help_text="the agent's socket"
     )
@@ -293,12 +311,12 @@ def _add_address(parser: _Parser, command: Callable[[argparse.Namespace], int]) 
     )
 
 
-def _add_doctor(parser: _Parser, environment: Mapping[str, str]) -> None:
+def _add_doctor(parser: _Parser) -> None:
     """The options that say where to look; without a default, since a running agent knows better."""
     parser.add_argument(
         "addresses", nargs="*", metavar="ADDRESS", help="a PCI address such as 0000:82:00.2; none: those of the lists"
     )
-    _add_client(parser, environment, commands.doctor, ("table", "json"))
+    _add_client(parser, ("table", "json"))
     option = parser.option
     option("--pci-list", kind=Path, default=None, metavar="PATH", help_text="the device list")
     option("--socket-list", kind=Path, default=None, metavar="PATH", help_text="the mapping file")
@@ -315,9 +333,8 @@ def _add_doctor(parser: _Parser, environment: Mapping[str, str]) -> None:
     parser.flag("--simulate", "judge no hardware: every listed address is to be a software device")
 
 
-def _add_run(parser: _Parser, environment: Mapping[str, str]) -> None:
-    parser.read_from(environment)
-    parser.set_defaults(command=commands.run, tracing=any(environment.get(name) for name in _COLLECTOR))
+def _add_run(parser: _Parser) -> None:
+    parser.set_defaults(tracing=any(parser.environment.get(name) for name in _COLLECTOR))
     option = parser.option
     option("--socket-list", kind=Path, default=DEFAULT_SOCKET_LIST, metavar="PATH", help_text="the mapping file")
     option("--pci-list", kind=Path, default=DEFAULT_PCI_LIST, metavar="PATH", help_text="the device list")
