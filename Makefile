@@ -85,7 +85,7 @@ test: .venv/.installed native native-sanitized interop chart-tools prometheus bu
 	@scripts/install-packages test
 	meson test -C $(NATIVE) --print-errorlogs
 	meson test -C $(SANITIZED) --print-errorlogs
-	$(BIN)/pytest --ignore=tests/image
+	$(BIN)/pytest -n 2 --dist loadfile --ignore=tests/image
 
 .PHONY: image
 image: ## Build the container images by buildah, with their SBOMs (as root)

@@ -109,7 +109,7 @@ class Abused:
             table.write(f"{line}\n")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def table() -> None:
     """The table of what was seen, of this run alone."""
     TABLE.parent.mkdir(exist_ok=True)
@@ -124,7 +124,7 @@ def table() -> None:
 
 
 @pytest.fixture
-def abused(run_dir: Path) -> Iterator[Abused]:
+def abused(run_dir: Path, table: None) -> Iterator[Abused]:  # noqa: ARG001 - it begins the table
     """An agent of a user without privilege; whatever was done to it, it logged little and no traceback."""
     os.chown(run_dir, AGENT_UID, AGENT_UID)
     run_dir.chmod(0o755)
