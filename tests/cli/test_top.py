@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -57,8 +58,10 @@ class Terminal:
 
     def _read(self) -> None:
         with suppress(OSError):
-            while part := os.read(self._master, 65536):
-                self.written += part
+            # Never for long in the kernel: a terminal that is being read is not gone when it is closed.
+            while (master := self._master) >= 0:
+                if select.select([master], [], [], 0.02)[0]:
+                    self.written += os.read(master, 65536)
 
     def screen(self) -> list[str]:
         """The lines of the newest picture."""
@@ -82,9 +85,10 @@ class Terminal:
 
     def hang_up(self) -> None:
         """Takes the terminal away, as a lost connection does."""
+        master, self._master = self._master, -1
+        self._reader.join(20)
         os.close(self.slave)
-        os.close(self._master)
-        self._master = self.slave = -1
+        os.close(master)
 
     def end(self) -> tuple[int, str]:
         """Waits for the end of top; returns its exit code and what it complained about."""
