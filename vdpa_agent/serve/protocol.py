@@ -43,6 +43,9 @@ _RESETS_PER_S: Final = 100
 _RESETS_BURST: Final = 200
 """Calls that a connection may cancel, or have refused, likewise."""
 
+_WAITING_BYTES: Final = 16 * 1024
+"""From here on answers wait until the peer has read; asyncio's 64 KiB are 700 of them, beside what the kernel holds."""
+
 _UNREAD_S: Final = 30.0
 """How long anything may wait for a peer that reads nothing."""
 
@@ -104,6 +107,7 @@ class HttpConnection(H2Protocol, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins to speak HTTP/2."""
         self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=_WAITING_BYTES)
         self._made_s = self._clock()
         self._http = _Http(self._limits, self._clock)
         self._http.initiate_connection()
