@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from bench import figures, report
-from bench.peers import ADDRESSES, AGENT, ALL, GO, GRPC, Server, serving
+from bench.peers import ADDRESSES, AGENT, ALL, FAST, GO, GRPC, Server, serving
 from tests.processes import ROOT, built, eventually, running, write_list
 
 STREAMS: Final = (1, 16, 128)
@@ -138,7 +138,7 @@ def compare(plan: Plan, directory: Path) -> list[dict[str, Any]]:
         # The slowest of them would need longer for this than for all else, and nobody asks.
         _take_turns(
             turns,
-            [server for server in servers if server.name in {AGENT, GO}],
+            [server for server in servers if server.name in {AGENT, FAST, GO}],
             lambda server: _many_calls(table, plan, server),
         )
     for number in range(plan.starts):

@@ -16,10 +16,11 @@ from bench.figures import NO_RATE
 from tests.processes import ROOT, built, mapping_text
 
 AGENT: Final = "vdpa-agent"
+FAST: Final = "fast path"
 GO: Final = "plain Go"
 AIO: Final = "grpc.aio"
 ECHO: Final = "C echo"
-GRPC: Final = (AGENT, GO, AIO)
+GRPC: Final = (AGENT, FAST, GO, AIO)
 ALL: Final = (*GRPC, ECHO)
 
 LOAD_S: Final = 120.0
@@ -101,6 +102,8 @@ def load(name: str, socket: Path, mode: str, *, address: str, **options: float) 
     finally:
         client.kill()
         client.wait()
+        if client.stdout is not None:
+            client.stdout.close()
 
 
 @contextmanager
@@ -127,13 +130,15 @@ def serving(name: str, directory: Path, entries: int) -> Iterator[tuple[Server, 
 
 
 def _argv(name: str, socket: Path, mapping: Path) -> Sequence[str | Path]:
+    options = (
+        *("run", "--daemon=none", NO_RATE),
+        f"--listen={socket}",
+        f"--socket-list={mapping}",
+        f"--pci-list={mapping.with_name('pciList.dat')}",
+    )
     argv: Mapping[str, Sequence[str | Path]] = {
-        AGENT: (
-            *(sys.executable, "-m", "vdpa_agent", "run", "--daemon=none", NO_RATE),
-            f"--listen={socket}",
-            f"--socket-list={mapping}",
-            f"--pci-list={mapping.with_name('pciList.dat')}",
-        ),
+        AGENT: (sys.executable, "-m", "vdpa_agent", *options),
+        FAST: (sys.executable, "-m", "bench.fast_path", *options),
         GO: (built("go/bin/plain-server", "interop"), f"-listen={socket}", f"-list={mapping}"),
         AIO: (sys.executable, ROOT / "bench" / "aio_server.py", socket, mapping),
         ECHO: (built("echo", "build/echo"), socket),
