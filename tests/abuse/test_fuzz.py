@@ -60,6 +60,9 @@ class _Transport(asyncio.Transport):
         self._protocol = protocol
         self._closing = False
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass  # it never pauses by itself
+
     def write(self, data: Any) -> None:
         assert not self._closing
         self.written += data

@@ -15,7 +15,8 @@ from vdpa_agent.serve.peers import Peers
 from vdpa_agent.serve.protocol import READ_BYTES, HttpConnection
 
 _AT_ONCE: Final = 64
-"""Connections that are taken before those that are open have their turn."""
+_LET_IN_AT_ONCE: Final = 8
+"""Connections that are taken, and of them let in, before those that are open have their turn."""
 
 _LAST_WORDS_S: Final = 0.2
 """How long running calls may take to end by themselves before they are cancelled."""
@@ -83,6 +84,7 @@ class Connections:
 
     def _take(self) -> None:
         # Not by asyncio's server: it takes as many at once as may wait, and makes a transport for who has to leave.
+        let_in = 0
         for _ in range(_AT_ONCE):
             try:
                 connected, _address = self._bound.accept()
@@ -93,14 +95,16 @@ class Connections:
                     raise
                 self._rest(error)
                 return
-            self._let_in(connected)
+            let_in += self._let_in(connected)
+            if let_in == _LET_IN_AT_ONCE:
+                return
 
-    def _let_in(self, connected: socket.socket) -> None:
+    def _let_in(self, connected: socket.socket) -> bool:
         peer = self._peers.identify(connected)
         account = self._peers.enter(peer)
         if account is None:
             connected.close()
-            return
+            return False
         connection = HttpConnection(self._services, self._peers, peer, account, self._room)
         self._open.add(connection)
         connection.gone.add_done_callback(lambda _: self._open.discard(connection))
@@ -109,6 +113,7 @@ class Connections:
         arriving.add_done_callback(self._arriving.discard)
         if self._looks is None:
             self._looks = self._loop.call_later(_LOOK_S, self._look)
+        return True
 
     def _rest(self, error: OSError) -> None:
         """Takes none for a while: the socket would stay readable, and the loop be busy with that alone."""
