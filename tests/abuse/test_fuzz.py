@@ -75,6 +75,9 @@ class _Transport(asyncio.Transport):
             self._closing = True
             asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
 
+    def abort(self) -> None:
+        self.close()
+
     def get_write_buffer_size(self) -> int:
         return len(self.written)
 
@@ -111,8 +114,10 @@ class _Served:
                 if transport.is_closing():
                     break
                 if isinstance(step, bytes):
-                    connection.get_buffer(-1)[: len(step)] = step
-                    connection.buffer_updated(len(step))
+                    for begin in range(0, len(step), READ_BYTES):
+                        piece = step[begin : begin + READ_BYTES]
+                        connection.get_buffer(-1)[: len(piece)] = piece
+                        connection.buffer_updated(len(piece))
                 elif step is Do.BLOCK:
                     connection.pause_writing()
                 elif step is Do.UNBLOCK:
