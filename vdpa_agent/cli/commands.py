@@ -8,25 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from vdpa_agent.cli.output import print_json, print_table
-from vdpa_agent.config import (
-    AgentConfig,
-    DaemonConfig,
-    DaemonMode,
-    FilesConfig,
-    LimitsConfig,
-    LogConfig,
-    ServeConfig,
-    check_socket_path,
-)
 from vdpa_agent.errors import NoSuchDevice, NotReady
 from vdpa_agent.model.pci import PciAddress, parse_pci_address
 
 if TYPE_CHECKING:
+    from vdpa_agent.config import DaemonMode
     from vdpa_agent.serve.pb import device_service_pb2 as pb
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the agent: follow the lists, supervise the daemon, answer by gRPC, until SIGTERM or SIGINT."""
+    from vdpa_agent.config import (  # noqa: PLC0415
+        AgentConfig,
+        DaemonConfig,
+        FilesConfig,
+        LimitsConfig,
+        LogConfig,
+        ServeConfig,
+    )
+
     config = AgentConfig(
         files=FilesConfig(socket_list=options.socket_list, pci_list=options.pci_list),
         daemon=DaemonConfig(
@@ -87,8 +87,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _daemon_mode(options: argparse.Namespace) -> DaemonMode:
+def _daemon_mode(options: argparse.Namespace) -> "DaemonMode":
     """A command in place of vdpad is a mode of its own, which need not be named twice."""
+    from vdpa_agent.config import DaemonMode  # noqa: PLC0415
+
     mode: DaemonMode = options.daemon
     return DaemonMode.COMMAND if options.daemon_command and mode is DaemonMode.AUTO else mode
 
@@ -180,7 +182,7 @@ def health(options: argparse.Namespace) -> int:
 
 def top(options: argparse.Namespace) -> int:
     """Show the VFs with their front ends and packet rates, as they change, until q or Ctrl-C."""
-    check_socket_path("--address", options.address)
+    _check_address(options)
     from vdpa_agent.cli.top import top as show  # noqa: PLC0415
 
     return show(options)
@@ -188,7 +190,7 @@ def top(options: argparse.Namespace) -> int:
 
 def doctor(options: argparse.Namespace) -> int:
     """Tell what is right and wrong on this node, and what mends it. Exits with 1 unless a VF could be served."""
-    check_socket_path("--address", options.address)
+    _check_address(options)
     from vdpa_agent.cli.doctor import doctor as diagnose  # noqa: PLC0415
 
     return diagnose(options)
@@ -207,12 +209,18 @@ T = TypeVar("T")
 
 def _run(options: argparse.Namespace, call: Callable[[Any, Path], Coroutine[Any, Any, T]]) -> T:
     """Runs one call of the client module, which is imported only here: it is what costs time."""
-    check_socket_path("--address", options.address)
+    _check_address(options)
     import asyncio  # noqa: PLC0415
 
     from vdpa_agent.cli import client  # noqa: PLC0415
 
     return asyncio.run(call(client, options.address))
+
+
+def _check_address(options: argparse.Namespace) -> None:
+    from vdpa_agent.config import check_socket_path  # noqa: PLC0415
+
+    check_socket_path("--address", options.address)
 
 
 def _device(options: argparse.Namespace, address: PciAddress) -> "pb.Device":

@@ -1,32 +1,22 @@
-"""The options of each command, their environment variables and their help."""
+"""The options of each command, their environment variables and their help; --help alone imports no settings."""
 
 import argparse
 import grp
 import pwd
 import re
 from collections.abc import Callable, Mapping
+from enum import EnumType
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from vdpa_agent import __version__
 from vdpa_agent.cli import commands
-from vdpa_agent.config import (
-    DEFAULT_LISTEN,
-    DEFAULT_PCI_LIST,
-    DEFAULT_SOCKET_DIRECTORY,
-    DEFAULT_SOCKET_LIST,
-    DaemonMode,
-    HostPort,
-    LimitsConfig,
-    LogFormat,
-    LogLevel,
-    Memory,
-    VhostMode,
-)
 from vdpa_agent.errors import AddressError
-from vdpa_agent.model.naming import SocketNaming
 from vdpa_agent.model.pci import PciAddress, parse_pci_address, shown
+
+if TYPE_CHECKING:
+    from vdpa_agent.config import HostPort
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
@@ -119,7 +109,7 @@ class _Named:
         try:
             return self._kind(text)
         except ValueError as error:
-            values = f", give one of {', '.join(self._kind)}" if isinstance(self._kind, type(DaemonMode)) else ""
+            values = f", give one of {', '.join(self._kind)}" if isinstance(self._kind, EnumType) else ""
             reason = str(error) if not values else f"{text!r} is not known"
             message = f"{reason}{values} (or {self._variable} in the environment)"
             raise argparse.ArgumentTypeError(message) from error
@@ -226,8 +216,10 @@ def listen_path(text: str) -> Path:
     return Path(text)
 
 
-def host_port(text: str) -> HostPort | None:
+def host_port(text: str) -> "HostPort | None":
     """Reads `HOST:PORT`, an IPv6 address in brackets; empty: nowhere."""
+    from vdpa_agent.config import HostPort  # noqa: PLC0415
+
     if not text:
         return None
     match = _HOST_PORT.fullmatch(text)
@@ -303,6 +295,8 @@ def _add_client(parser: _Parser, outputs: tuple[str, ...] = ("table", "wide", "j
 
 
 def _add_address(parser: _Parser) -> None:
+    from vdpa_agent.config import DEFAULT_LISTEN  # noqa: PLC0415
+
     parser.option(
         "--address", kind=listen_path, default=DEFAULT_LISTEN, metavar="SOCKET", help_text="the agent's socket"
     )
@@ -313,6 +307,8 @@ def _add_address(parser: _Parser) -> None:
 
 def _add_doctor(parser: _Parser) -> None:
     """The options that say where to look; without a default, since a running agent knows better."""
+    from vdpa_agent.config import Memory  # noqa: PLC0415
+
     parser.add_argument(
         "addresses", nargs="*", metavar="ADDRESS", help="a PCI address such as 0000:82:00.2; none: those of the lists"
     )
@@ -334,6 +330,19 @@ def _add_doctor(parser: _Parser) -> None:
 
 
 def _add_run(parser: _Parser) -> None:
+    from vdpa_agent.config import (  # noqa: PLC0415
+        DEFAULT_LISTEN,
+        DEFAULT_PCI_LIST,
+        DEFAULT_SOCKET_DIRECTORY,
+        DEFAULT_SOCKET_LIST,
+        DaemonMode,
+        LogFormat,
+        LogLevel,
+        Memory,
+        VhostMode,
+    )
+    from vdpa_agent.model.naming import SocketNaming  # noqa: PLC0415
+
     parser.set_defaults(tracing=any(parser.environment.get(name) for name in _COLLECTOR))
     option = parser.option
     option("--socket-list", kind=Path, default=DEFAULT_SOCKET_LIST, metavar="PATH", help_text="the mapping file")
@@ -453,6 +462,8 @@ def _add_run(parser: _Parser) -> None:
 
 def _add_limits(parser: _Parser) -> None:
     """Who may call, and how much anybody may take of the agent."""
+    from vdpa_agent.config import LimitsConfig  # noqa: PLC0415
+
     default = LimitsConfig()
     parser.several(
         "--allow-uid",
