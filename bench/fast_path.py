@@ -311,7 +311,7 @@ class Front(HttpConnection):
         http.initiate_connection()
         outlet = cast("asyncio.Transport", _Outlet(self._transport))
         self.connection = _Connection(http, outlet, config=_GRPCLIB, peer=self._peer)
-        self.processor = self._events = _Events(self._calls, self.connection, http, self._turn_down)
+        self.processor = self._events = _Events(self._calls, self.connection, http, self._turn_away)
         for event in self.connection.feed(self._greeting):
             self._events.process(event)
         http.clear_outbound_data_buffer()

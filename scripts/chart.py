@@ -13,7 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from vdpa_agent.cli import parser as cli
+from vdpa_agent.cli.parser import build_parser
+from vdpa_agent.cli.values import permission_bits, seconds, seconds_or_none
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CHART: Final = ROOT / "charts" / "vdpa-agent"
@@ -58,7 +59,7 @@ END: Final = "# </options>\n"
 
 def run_options() -> list[argparse.Action]:
     """The options of `vdpa-agent run`."""
-    commands = next(a for a in cli.build_parser({})._actions if isinstance(a, argparse._SubParsersAction))  # noqa: SLF001
+    commands = next(a for a in build_parser({})._actions if isinstance(a, argparse._SubParsersAction))  # noqa: SLF001
     return [action for action in commands.choices["run"]._actions if action.dest != "help"]  # noqa: SLF001
 
 
@@ -95,9 +96,9 @@ def _value_schema(action: argparse.Action) -> dict[str, Any]:
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return {"enum": [member.value for member in kind]}
     by_kind: dict[Any, dict[str, Any]] = {
-        cli.permission_bits: {"type": "string", "pattern": "^0?[0-7]{3}$"},
-        cli.seconds: {"type": "number", "exclusiveMinimum": 0, "maximum": 86400},
-        cli.seconds_or_none: {"type": "number", "minimum": 0, "maximum": 86400},
+        permission_bits: {"type": "string", "pattern": "^0?[0-7]{3}$"},
+        seconds: {"type": "number", "exclusiveMinimum": 0, "maximum": 86400},
+        seconds_or_none: {"type": "number", "minimum": 0, "maximum": 86400},
         Path: {"type": "string", "pattern": "^/"},
     }
     if kind in by_kind:

@@ -1,27 +1,30 @@
 """The options of each command, their environment variables and their help; --help alone imports no settings."""
 
 import argparse
-import grp
-import pwd
-import re
 from collections.abc import Callable, Mapping
 from enum import EnumType
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from vdpa_agent import __version__
 from vdpa_agent.cli import commands
-from vdpa_agent.errors import AddressError
-from vdpa_agent.model.pci import PciAddress, parse_pci_address, shown
-
-if TYPE_CHECKING:
-    from vdpa_agent.config import HostPort
+from vdpa_agent.cli.values import (
+    Mode,
+    count,
+    count_or_none,
+    device_arguments,
+    group,
+    host_port,
+    listen_path,
+    permission_bits,
+    seconds,
+    seconds_or_none,
+    user,
+)
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
-
-_HOST_PORT: Final = re.compile(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([\w.-]+)):(\d{1,5})", re.ASCII)
 
 _COLLECTOR: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 """The variables of OpenTelemetry that name a collector; where one is set, calls are traced."""
@@ -123,110 +126,6 @@ def _plain(default: object) -> str:
     if isinstance(default, float):
         return f"{default:g}"
     return str(default)
-
-
-class _Mode(int):
-    """Permission bits, which are shown in octal."""
-
-    def __str__(self) -> str:
-        return f"{self:04o}"
-
-
-def permission_bits(text: str) -> int:
-    """Reads permission bits in octal, 0 to 0777."""
-    try:
-        bits = int(text, 8)
-    except ValueError:
-        bits = -1
-    if not 0 <= bits <= 0o777:  # noqa: PLR2004
-        message = f"{text!r} is not a mode such as 0660"
-        raise ValueError(message)
-    return bits
-
-
-def count(text: str) -> int:
-    """Reads a whole number from 1 to a billion."""
-    if not (text.isdecimal() and 1 <= int(text) <= 1_000_000_000):  # noqa: PLR2004
-        message = f"{text!r} is not a whole number from 1 to 1000000000"
-        raise ValueError(message)
-    return int(text)
-
-
-def count_or_none(text: str) -> int:
-    """Reads a whole number that may be 0."""
-    return 0 if text == "0" else count(text)
-
-
-def user(text: str) -> int:
-    """Reads a user, by name or number."""
-    if text.isdecimal():
-        return int(text)
-    try:
-        return pwd.getpwnam(text).pw_uid
-    except KeyError:
-        message = f"there is no user {text!r} here, give a number"
-        raise ValueError(message) from None
-
-
-def group(text: str) -> int:
-    """Reads a group, by name or number."""
-    if text.isdecimal():
-        return int(text)
-    try:
-        return grp.getgrnam(text).gr_gid
-    except KeyError:
-        message = f"there is no group {text!r} here, give a number"
-        raise ValueError(message) from None
-
-
-def seconds(text: str) -> float:
-    """Reads a positive number of seconds, at most a day."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= 86400:  # noqa: PLR2004
-        message = f"{text!r} is not a number of seconds above 0 and up to 86400"
-        raise ValueError(message)
-    return value
-
-
-def seconds_or_none(text: str) -> float:
-    """Reads a number of seconds that may be 0."""
-    return 0.0 if text.strip() in {"0", "0.0"} else seconds(text)
-
-
-def device_arguments(text: str) -> tuple[PciAddress, str]:
-    """Reads `ADDRESS=ARGUMENTS`, the arguments as DPDK has them: 0000:82:00.2=vdpa=1."""
-    address, equals, arguments = text.partition("=")
-    if not equals:
-        message = f"{text!r} has no =, write ADDRESS=ARGUMENTS such as 0000:82:00.2=vdpa=1"
-        raise ValueError(message)
-    try:
-        return parse_pci_address(address), arguments
-    except AddressError as error:
-        raise ValueError(str(error)) from error
-
-
-def listen_path(text: str) -> Path:
-    """Reads the path of a unix socket, with or without `unix:` or `unix://` before it."""
-    for prefix in ("unix://", "unix:"):
-        if text.startswith(prefix):
-            return Path(text.removeprefix(prefix))
-    return Path(text)
-
-
-def host_port(text: str) -> "HostPort | None":
-    """Reads `HOST:PORT`, an IPv6 address in brackets; empty: nowhere."""
-    from vdpa_agent.config import HostPort  # noqa: PLC0415
-
-    if not text:
-        return None
-    match = _HOST_PORT.fullmatch(text)
-    if match is None or int(match[3]) >= 2**16:
-        message = f"{shown(text)} is not HOST:PORT such as 127.0.0.1:9917 or [::1]:9917"
-        raise ValueError(message)
-    return HostPort(match[1] or match[2], int(match[3]))
 
 
 def build_parser(environment: Mapping[str, str], only: str | None = None) -> argparse.ArgumentParser:
@@ -353,7 +252,7 @@ def _add_run(parser: _Parser) -> None:
     option(
         "--listen-mode",
         kind=permission_bits,
-        default=_Mode(0o660),
+        default=Mode(0o660),
         metavar="OCTAL",
         help_text="permissions of that socket",
     )
@@ -417,7 +316,7 @@ def _add_run(parser: _Parser) -> None:
         metavar="index|pci",
         help_text="their names: vdpa-0, or vdpa-0000:82:00.2",
     )
-    option("--socket-mode", kind=permission_bits, default=_Mode(0o660), metavar="OCTAL", help_text="their permissions")
+    option("--socket-mode", kind=permission_bits, default=Mode(0o660), metavar="OCTAL", help_text="their permissions")
     option("--socket-owner", kind=str, default=None, metavar="USER", help_text="their owner, a name or a number")
     option("--socket-group", kind=str, default=None, metavar="GROUP", help_text="their group, a name or a number")
     option(

@@ -42,6 +42,10 @@ class Reaper:
         """Begins to reap."""
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
             log.warning("orphans_not_adopted", reason=os.strerror(ctypes.get_errno()).lower())
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._child_ended)
+        # Each signal is a byte in a socket of the loop. Where a thousand orphans have filled it, the loop is awake, and
+        # looks at all of them; Python need not print that there was no room.
+        signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
         self._look()
 
     def stop(self) -> None:
@@ -70,35 +74,19 @@ class Reaper:
         return self._own
 
     def _child_ended(self) -> None:
-        # Each signal is a byte in a socket of the event loop, which a thousand orphans could fill: no more for now.
-        loop = asyncio.get_running_loop()
-        loop.remove_signal_handler(signal.SIGCHLD)
-        self._pause = loop.call_later(_PAUSE_S, self._look)
+        if self._pause is None:
+            self._pause = asyncio.get_running_loop().call_later(_PAUSE_S, self._look)
 
     def _look(self) -> None:
         """Reaps all that have ended; who ends from now on is told by a signal."""
-        self._reap_all()
+        self._pause = None
+        with suppress(ChildProcessError):
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if child := self._alive().get(ended.si_pid):
+                    child.reap()
+                else:
+                    os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
         self.end_leftovers()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._child_ended)
-        # Where it is full all the same, the loop is awake already, and Python need not print that.
-        signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
-        if _one_that_ended() is not None:  # between the last look and the signal
-            self._child_ended()
-
-    def _reap_all(self) -> None:
-        while (pid := _one_that_ended()) is not None:
-            if child := self._alive().get(pid):
-                child.reap()
-            else:
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
-
-
-def _one_that_ended() -> int | None:
-    """A child that has ended and is not reaped."""
-    with suppress(ChildProcessError):
-        if ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            return ended.si_pid
-    return None
 
 
 @asynccontextmanager

@@ -134,7 +134,6 @@ class Supervisor:
         self._spread = spread
         self._restarts = FORGIVEN
         self._killed_at_stop = False
-        self._never_began = False
         self._program: Program
         if config.mode is DaemonMode.COMMAND:
             self._program = Command(config, socket_list, wanted, mapping, self.status)
@@ -173,7 +172,7 @@ class Supervisor:
                 return
             if end.planned:
                 continue
-            delay_s = self._delay_s()
+            delay_s = self._delay_s(end)
             self._publish(backoff_s=delay_s)
             log.warning("daemon_restart_waits", delay_s=round(delay_s, 2), deaths_in_a_row=self._restarts.failures)
             waited = await _unless(stop, asyncio.sleep(delay_s))
@@ -184,10 +183,10 @@ class Supervisor:
             self._publish(restarts=self.restarts.total())
         self._move(DaemonEvent.STOP)
 
-    def _delay_s(self) -> float:
+    def _delay_s(self, end: _End) -> float:
         """The pause before the next start; what the machine lacked may be there again soon."""
         backoff = self._config.backoff
-        if self._never_began:
+        if end.cause is Cause.NOT_STARTED:
             backoff = replace(backoff, cap_s=min(backoff.cap_s, _MACHINE_RETRY_S))
         return backoff.delay_s(self._restarts.failures, self._spread())
 
@@ -203,10 +202,8 @@ class Supervisor:
         self._move(DaemonEvent.START)
         pump = LogPump(self.dropped)
         end = _End()
-        self._never_began = True
         try:
             child, control = await self._start(pump)
-            self._never_began = False
             try:
                 end = await self._accompany(child, control, stop)
             finally:

@@ -227,16 +227,16 @@ class Calls(grpclib.protocol.AbstractHandler):
 
     def accept(self, stream: grpclib.protocol.Stream, headers: Any, release_stream: Callable[[], None]) -> None:
         """Starts a call that was not refused, or explains itself to who makes none."""
-        named = dict(headers)
-        if named[b":method"] != b"POST":
-            self._start(stream, None, release_stream, _explain(stream, in_full=named[b":method"] != b"HEAD"))
+        if headers[b":method"] != b"POST":
+            self._start(stream, None, release_stream, _explain(stream, in_full=headers[b":method"] != b"HEAD"))
             return
-        path = named[b":path"]
-        call = Call(stream, path.decode("ascii", "replace"), self.services.methods[path], self)
-        call.trace = {name.decode(): named[name].decode("latin-1") for name in _TRACE if name in named}
-        timeout = named.get(b"grpc-timeout")
+        path = headers[b":path"]
+        method = self.services.methods[path]
+        call = Call(stream, path.decode("ascii", "replace"), method, self)
+        call.trace = {name.decode(): headers[name].decode("latin-1") for name in _TRACE if name in headers}
+        timeout = headers.get(b"grpc-timeout")
         timeout_s = None if timeout is None else int(timeout[:-1]) * _UNIT_S[timeout[-1:]]
-        self._start(stream, call, release_stream, self._run(call, self.services.methods[path], timeout_s))
+        self._start(stream, call, release_stream, self._run(call, method, timeout_s))
 
     def _start(
         self,

@@ -1,14 +1,11 @@
 """Connections: takes them, looks after them, and parts from those that stay."""
 
 import asyncio
-import errno
-import os
 import socket
 from collections.abc import Collection
 from typing import Any, Final
 
-import structlog
-
+from vdpa_agent.serve.acceptor import Acceptor
 from vdpa_agent.serve.calls import Services
 from vdpa_agent.serve.handled import Handled
 from vdpa_agent.serve.peers import Peers
@@ -24,17 +21,8 @@ _LAST_WORDS_S: Final = 0.2
 _CLOSE_S: Final = 1.0
 """How long the closing of connections may take; a client that reads nothing holds its own up."""
 
-_AGAIN_S: Final = 1.0
-"""When connections are taken again after there was no descriptor or memory left for one."""
-
-_TELL_AGAIN_S: Final = 10.0
-
 _LOOK_S: Final = 1.0
 """How often connections are looked at for what takes too long."""
-
-_OUT_OF: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-log = structlog.get_logger(__name__)
 
 
 class Connections:
@@ -43,13 +31,11 @@ class Connections:
     def __init__(self, services: Collection[Any], peers: Peers, bound: socket.socket) -> None:
         self._services = Services(services)
         self._peers = peers
-        self._bound = bound
         self._room = bytearray(READ_BYTES)
         self._open: set[HttpConnection] = set()
         self._arriving: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
-        self._told_s = self._loop.time() - _TELL_AGAIN_S
-        self._again: asyncio.TimerHandle | None = None
+        self._acceptor = Acceptor(bound, self._let_in, at_once=_LET_IN_AT_ONCE, most=_AT_ONCE)
         self._looks: asyncio.TimerHandle | None = None
 
     @property
@@ -59,13 +45,11 @@ class Connections:
 
     def start(self) -> None:
         """Takes connections."""
-        self._loop.add_reader(self._bound, self._take)
+        self._acceptor.start()
 
     async def end(self) -> None:
         """Takes no new connection, ends running calls, and closes every connection."""
-        self._loop.remove_reader(self._bound)
-        if self._again is not None:
-            self._again.cancel()
+        self._acceptor.end()
         if self._arriving:
             await asyncio.wait(self._arriving)
         for connection in self._open:
@@ -82,23 +66,6 @@ class Connections:
         if self._looks is not None:
             self._looks.cancel()
 
-    def _take(self) -> None:
-        # Not by asyncio's server: it takes as many at once as may wait, and makes a transport for who has to leave.
-        let_in = 0
-        for _ in range(_AT_ONCE):
-            try:
-                connected, _address = self._bound.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in _OUT_OF:
-                    raise
-                self._rest(error)
-                return
-            let_in += self._let_in(connected)
-            if let_in == _LET_IN_AT_ONCE:
-                return
-
     def _let_in(self, connected: socket.socket) -> bool:
         peer = self._peers.identify(connected)
         account = self._peers.enter(peer)
@@ -114,18 +81,6 @@ class Connections:
         if self._looks is None:
             self._looks = self._loop.call_later(_LOOK_S, self._look)
         return True
-
-    def _rest(self, error: OSError) -> None:
-        """Takes none for a while: the socket would stay readable, and the loop be busy with that alone."""
-        self._loop.remove_reader(self._bound)
-        self._again = self._loop.call_later(_AGAIN_S, self.start)
-        if self._loop.time() - self._told_s >= _TELL_AGAIN_S:
-            self._told_s = self._loop.time()
-            log.error(
-                "connections_not_accepted",
-                reason=os.strerror(error.errno or 0).lower(),
-                remedy="raise the limit of open files, or see who keeps so many connections open",
-            )
 
     def _look(self) -> None:
         self._looks = self._loop.call_later(_LOOK_S, self._look) if self._open else None

@@ -16,6 +16,7 @@ import structlog
 
 from vdpa_agent.config import HostPort
 from vdpa_agent.errors import ListenError
+from vdpa_agent.serve.acceptor import Acceptor
 
 _PIECE_BYTES: Final = 64 * 1024
 """How much of a page is handed to the kernel at once."""
@@ -23,11 +24,6 @@ _PIECE_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 4096
 
 _BACKLOG: Final = 128
-
-_AGAIN_S: Final = 1.0
-"""When connections are taken again after there was no descriptor or memory left for one."""
-
-_REMEDY: Final = "raise the limit of open files, or see who keeps so many connections open"
 
 _PART_S: Final = 1.0
 """How long what a refused client still sends is read."""
@@ -121,54 +117,37 @@ class _Server:
     """The open connections, each with the task that serves it."""
 
     def __init__(self, bound: socket.socket, pages: Mapping[str, Page], limits: HttpLimits) -> None:
-        self._bound = bound
+        self._acceptor = Acceptor(bound, self._let_in, at_once=1, most=1)
         self._pages = pages
         self._limits = limits
         self._open: dict[asyncio.Task[None], _Connection] = {}
         self._loop = asyncio.get_running_loop()
-        self._again: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Takes connections."""
-        self._loop.add_reader(self._bound, self._take)
+        self._acceptor.start()
 
     async def end(self) -> None:
         """Takes no new connection, and ends every one."""
-        self._loop.remove_reader(self._bound)
-        if self._again is not None:
-            self._again.cancel()
+        self._acceptor.end()
         for task in self._open:
             task.cancel()
         if self._open:
             await asyncio.wait(self._open)
 
-    def _take(self) -> None:
-        try:
-            connected, _ = self._bound.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            self._rest(error)
-            return
-        self._again = None
+    def _let_in(self, connected: socket.socket) -> bool:
         if not self._make_room():
             connected.close()
-            return
+            return False
         connection = _Connection(self._pages, self._limits)
         task = self._loop.create_task(connection.serve(connected))
         self._open[task] = connection
         task.add_done_callback(partial(self._done, connected))
+        return True
 
     def _done(self, connected: socket.socket, task: "asyncio.Task[None]") -> None:
         self._open.pop(task, None)
         connected.close()  # also of a task that was cancelled before its first step
-
-    def _rest(self, error: OSError) -> None:
-        """Takes none for a while: the socket would stay readable, and the loop be busy with that alone."""
-        if self._again is None:
-            log.error("connections_not_accepted", reason=os.strerror(error.errno or 0).lower(), remedy=_REMEDY)
-        self._loop.remove_reader(self._bound)
-        self._again = self._loop.call_later(_AGAIN_S, self.start)
 
     def _make_room(self) -> bool:
         if len(self._open) < self._limits.connections:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Self, cast
 
 from grpclib.config import Configuration
@@ -113,7 +114,7 @@ class HttpConnection(H2Protocol, asyncio.BufferedProtocol):
         self._http.initiate_connection()
         outlet = cast("asyncio.Transport", _Outlet(self._transport))
         self.connection = _Connection(self._http, outlet, config=_GRPCLIB, peer=self._peer)
-        self.processor = self._events = _Events(self._calls, self.connection, self._http, self._turn_down)
+        self.processor = self._events = _Events(self._calls, self.connection, self._http, self._turn_away)
         self.connection.flush()
 
     def get_buffer(self, _sizehint: int) -> bytearray:
@@ -126,13 +127,8 @@ class HttpConnection(H2Protocol, asyncio.BufferedProtocol):
             return
         self._heard_s = self._clock()
         try:
-            events = self.connection.feed(bytes(self._view[:nbytes]))
-            try:
-                for event in events:
-                    self.processor.process(event)
-            except _TooMuch as error:
-                self._turn_away(error.reason)
-                return
+            for event in self.connection.feed(bytes(self._view[:nbytes])):
+                self.processor.process(event)
         except ProtocolError as error:
             self._turn_away(_reason_of(error), None)  # h2 has said GOAWAY
             return
@@ -188,9 +184,6 @@ class HttpConnection(H2Protocol, asyncio.BufferedProtocol):
         """Closes without a word."""
         self._part(None)
 
-    def _turn_down(self, reason: Reason) -> None:
-        self._peers.tell(self._peer, reason)
-
     def _turn_away(self, reason: Reason, code: ErrorCodes | None = ErrorCodes.ENHANCE_YOUR_CALM) -> None:
         self._peers.tell(self._peer, reason)
         self._peers.charge(self._account)
@@ -245,13 +238,13 @@ class _Events(EventsProcessor):
     """What each event of h2 means; those without a meaning here are ignored."""
 
     def __init__(
-        self, calls: Calls, connection: Connection, http: "_Http", turn_down: Callable[[Reason], None]
+        self, calls: Calls, connection: Connection, http: "_Http", turn_away: Callable[[Reason], None]
     ) -> None:
         super().__init__(calls, connection)
         self.last_stream: int | None = None
         self._calls = calls
         self._http = http
-        self._turn_down = turn_down
+        self._turn_away = turn_away
         self._streams_max = calls.peers.limits.streams
 
     def process(self, event: H2Event) -> None:
@@ -259,28 +252,27 @@ class _Events(EventsProcessor):
         if not self.connection.is_closing():
             take = self.processors.get(event.__class__)
             if take is not None:
-                try:
+                # The peer, in what came later, may have ended the stream or the connection: there is no answer then.
+                with suppress(ProtocolError):
                     take(event)  # type: ignore[operator]
-                except _TooMuch:
-                    raise
-                except ProtocolError:
-                    pass  # the peer, in what came later, has ended the stream or the connection: there is no answer
 
     def process_request_received(self, event: RequestReceived) -> None:
         """Starts a call, or refuses it."""
         number = event.stream_id
         if len(self.streams) >= self._streams_max:
-            self._turn_down(Reason.STREAMS)
-            if not self._http.resets.take():
-                raise _TooMuch(Reason.STREAMS)
-            self._http.reset_stream(number, ErrorCodes.REFUSED_STREAM)
+            if self._http.resets.take():
+                self._calls.peers.tell(self._calls.peer, Reason.STREAMS)
+                self._http.reset_stream(number, ErrorCodes.REFUSED_STREAM)
+            else:
+                self._turn_away(Reason.STREAMS)
             return
         if self.last_stream is not None and number > self.last_stream:
             self._http.reset_stream(number, ErrorCodes.REFUSED_STREAM)
             return
-        headers = event.headers
-        refusal = self._calls.refusal(dict(headers))
+        headers = dict(event.headers)
+        refusal = self._calls.refusal(headers)
         if refusal is None:
+            event.headers = headers  # type: ignore[assignment]  # what the call is started with
             self._http.frames.give(_FRAMES_OF_A_CALL)
             super().process_request_received(event)
             return
