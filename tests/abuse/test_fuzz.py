@@ -52,13 +52,20 @@ class _Peers(Peers):
 
 
 class _Transport(asyncio.Transport):
-    """Keeps what is written."""
+    """Keeps what is written; while its peer does not read, only abort() ends it.
+
+    Attributes:
+        written: all of it.
+        blocked: whether its peer does not read.
+    """
 
     def __init__(self, protocol: HttpConnection) -> None:
         super().__init__()
         self.written = b""
+        self.blocked = False
         self._protocol = protocol
         self._closing = False
+        self._lost = False
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         pass  # it never pauses by itself
@@ -71,12 +78,15 @@ class _Transport(asyncio.Transport):
         return self._closing
 
     def close(self) -> None:
-        if not self._closing:
-            self._closing = True
-            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
+        self._closing = True
+        if not self.blocked:
+            self.abort()
 
     def abort(self) -> None:
-        self.close()
+        self._closing = True
+        if not self._lost:
+            self._lost = True
+            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
 
     def get_write_buffer_size(self) -> int:
         return len(self.written)
@@ -119,15 +129,18 @@ class _Served:
                         connection.get_buffer(-1)[: len(piece)] = piece
                         connection.buffer_updated(len(piece))
                 elif step is Do.BLOCK:
+                    transport.blocked = True
                     connection.pause_writing()
                 elif step is Do.UNBLOCK:
+                    transport.blocked = False
                     connection.resume_writing()
                 else:
                     await _let_work()
         finally:
-            transport.close()
-            await connection.gone
+            if not transport.is_closing():
+                transport.abort()
             await _let_work()
+        assert connection.gone.done()  # also one that the agent ended and whose peer does not read
         assert self.peers.defects == []
         assert self.complaints == []
         assert connection.running == []
