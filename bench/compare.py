@@ -209,6 +209,7 @@ def agent_alone(plan: Plan) -> dict[str, dict[str, Any]]:
         "list written to first VF served, daemon included, ms": _list_to_first_served(plan.starts),
         "list written to one more VF served, ms": figures.list_to_served(plan.changes),
         "mapping changed to new answer, ms": figures.mapping_to_answer(plan.changes),
+        "the same without a pause between changes, ms": figures.mapping_to_answer(plan.changes, pause_s=0.0),
         "kill -9 of the daemon to 4 VFs served again, s": figures.recovery(4, plan.kills),
         "idle, 4 VFs served": figures.idle(plan.idle_s),
     }

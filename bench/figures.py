@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import random
 import resource
 import signal
 import sys
@@ -20,6 +21,9 @@ ADDRESSES: Final = tuple(
 )
 """Enough addresses for any row."""
 
+PAUSE_S: Final = 0.1
+"""Between two changes of a file: up to so long, in seconds, since no plugin writes its list without a pause."""
+
 NO_RATE: Final = "--max-calls-per-second=1000000"
 """One client asks without a pause here, which no CNI plugin does."""
 
@@ -36,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "start to first answer, ms": start_to_first_answer,
         "list written to socket served, ms": list_to_served,
         "mapping changed to new answer, ms": mapping_to_answer,
+        "the same without a pause, ms": lambda: mapping_to_answer(pause_s=0.0),
         "kill -9 to all served, 4 devices, s": lambda: recovery(4, options.kills),
         "kill -9 to all served, 64 devices, s": lambda: recovery(64, options.kills),
         "packets through the named socket": packets,
@@ -68,6 +73,7 @@ def list_to_served(rounds: int = 50) -> dict[str, float]:
     times = []
     with _simulated(1) as agent:
         for number in range(1, rounds + 1):
+            _pause(PAUSE_S)
             began = time.monotonic()
             _list(agent, ADDRESSES[: number + 1])
             _until(lambda number=number: agent.ask(ADDRESSES[number]))  # type: ignore[misc]
@@ -75,11 +81,12 @@ def list_to_served(rounds: int = 50) -> dict[str, float]:
     return spread(times, 1000)
 
 
-def mapping_to_answer(rounds: int = 200) -> dict[str, float]:
-    """From the rename of a foreign mapping until the answer is the new one."""
+def mapping_to_answer(rounds: int = 200, *, pause_s: float = PAUSE_S) -> dict[str, float]:
+    """From the rename of a foreign mapping until the answer is the new one, with up to `pause_s` before each."""
     times = []
     with _directory() as directory, running(directory, NO_RATE) as agent:
         for number in range(rounds):
+            _pause(pause_s)
             socket = f"/v/{number}"
             began = time.monotonic()
             write_atomically(agent.socket_list, mapping_text({ADDRESSES[0]: socket}))
@@ -176,6 +183,10 @@ def _simulated(devices: int) -> Iterator[AgentProcess]:
 
 def _list(agent: AgentProcess, addresses: Sequence[str]) -> None:
     write_atomically(agent.pci_list, "".join(f"{address}\n" for address in addresses))
+
+
+def _pause(most_s: float) -> None:
+    time.sleep(random.uniform(0.0, most_s))  # noqa: S311 - any moment will do
 
 
 def _until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:

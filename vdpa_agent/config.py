@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from vdpa_agent.errors import ConfigError
 from vdpa_agent.model.backoff import Backoff
@@ -158,8 +158,7 @@ class DaemonConfig:
             raise ConfigError(message)
 
 
-@dataclass(frozen=True, slots=True)
-class HostPort:
+class HostPort(NamedTuple):
     """Where HTTP is served.
 
     Attributes:
@@ -253,8 +252,7 @@ class ServeConfig:
         check_socket_path("--listen", self.listen)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogConfig:
+class LogConfig(NamedTuple):
     """How the agent logs, to standard error."""
 
     level: LogLevel = LogLevel.INFO

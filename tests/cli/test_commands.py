@@ -90,7 +90,7 @@ def test_completion(shell: str) -> None:
     assert "--hold-timeout" in script.stdout or "hold-timeout" in script.stdout
 
 
-def test_help_imports_nothing_heavy_and_a_client_command_only_what_it_needs() -> None:
+def test_no_command_imports_more_than_it_needs() -> None:
     def imported(*arguments: str) -> set[str]:
         program = f"import sys; sys.argv[1:] = {list(arguments)!r}\nfrom vdpa_agent.cli import main\ntry: main()\n"
         program += "finally: print(*sys.modules, file=sys.stderr)"
@@ -102,7 +102,10 @@ def test_help_imports_nothing_heavy_and_a_client_command_only_what_it_needs() ->
     heavy = {"asyncio", "grpclib", "google", "structlog", "watchfiles", "json", "shtab"}
     assert not imported("--help") & (heavy - {"json"})
     for command in (["get", "82:00.2"], ["top", "--once"]):
-        assert not imported(*command, "--address=/nowhere/s") & {"structlog", "watchfiles", "shtab", "curses"}
+        assert not imported(*command, "--address=/nowhere/s") & {"structlog", "watchfiles", "shtab", "curses", "ssl"}
+    agent = imported("run", "--example-data", "--listen=/dev/null/s")
+    assert "grpclib" in agent
+    assert not agent & {"watchfiles", "prometheus_client", "h11", "opentelemetry", "shtab", "ssl"}
 
 
 @pytest.mark.parametrize(

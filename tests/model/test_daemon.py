@@ -1,6 +1,5 @@
 """The table of the daemon's states."""
 
-from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
@@ -45,8 +44,8 @@ def test_only_a_ready_device_of_a_running_daemon_is_served(state: DaemonState, d
     status = DaemonStatus(managed=True, state=state, devices=MappingProxyType({ADDRESS: device}))
     usable = device_state in {DeviceState.READY, DeviceState.CONNECTED}
     assert status.serves(ADDRESS) == (state is DaemonState.RUNNING and usable)
-    assert not replace(status, unhealthy="it does not answer").serves(ADDRESS)
-    assert not replace(status, devices=MappingProxyType({})).serves(ADDRESS)
+    assert not status._replace(unhealthy="it does not answer").serves(ADDRESS)
+    assert not status._replace(devices=MappingProxyType({})).serves(ADDRESS)
 
 
 @given(st.lists(st.sampled_from(list(DaemonEvent))))

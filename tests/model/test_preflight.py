@@ -1,6 +1,5 @@
 """Verdicts about PCI devices, and their device arguments."""
 
-from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -25,10 +24,10 @@ IFC: Final = PciFacts(
     numa_node=1,
     no_iommu=False,
 )
-MLX5: Final = replace(IFC, vendor=0x15B3, device=0x101E, subsystem_vendor=0x15B3, driver="mlx5_core", iommu_group=None)
-SFC: Final = replace(IFC, vendor=0x10EE, device=0x1100, subsystem_vendor=0x10EE)
-NFP: Final = replace(IFC, vendor=0x19EE, device=0x6003, subsystem_vendor=0x19EE)
-STRANGER: Final = replace(IFC, vendor=0x8086, device=0x1889)
+MLX5: Final = IFC._replace(vendor=0x15B3, device=0x101E, subsystem_vendor=0x15B3, driver="mlx5_core", iommu_group=None)
+SFC: Final = IFC._replace(vendor=0x10EE, device=0x1100, subsystem_vendor=0x10EE)
+NFP: Final = IFC._replace(vendor=0x19EE, device=0x6003, subsystem_vendor=0x19EE)
+STRANGER: Final = IFC._replace(vendor=0x8086, device=0x1889)
 NOWHERE: Final = NumaFacts()
 IOMMU_ON: Final = "turn the IOMMU on in the firmware and boot with intel_iommu=on or amd_iommu=on"
 
@@ -58,7 +57,7 @@ def test_a_device_as_it_should_be_has_no_findings(facts: PciFacts) -> None:
     ],
 )
 def test_device_arguments_go_by_vendor(vendor: int | None, devargs: str) -> None:
-    assert devargs_of(replace(IFC, vendor=vendor), {}) == devargs
+    assert devargs_of(IFC._replace(vendor=vendor), {}) == devargs
 
 
 @pytest.mark.parametrize("given_devargs", ["vdpa=1,sw-live-migration=1", ""])
@@ -78,39 +77,39 @@ def test_a_missing_device() -> None:
     ("facts", "refusal"),
     [
         (
-            replace(IFC, driver="iavf"),
+            IFC._replace(driver="iavf"),
             "0000:82:00.2 is bound to iavf, not to vfio-pci: driverctl set-override 0000:82:00.2 vfio-pci",
         ),
         (
-            replace(IFC, driver=None),
+            IFC._replace(driver=None),
             "0000:82:00.2 is bound to no driver: driverctl set-override 0000:82:00.2 vfio-pci",
         ),
         (
-            replace(SFC, driver="sfc_ef100"),
+            SFC._replace(driver="sfc_ef100"),
             "0000:82:00.2 is bound to sfc_ef100, not to vfio-pci: driverctl set-override 0000:82:00.2 vfio-pci",
         ),
         (
-            replace(NFP, driver="nfp_netvf"),
+            NFP._replace(driver="nfp_netvf"),
             "0000:82:00.2 is bound to nfp_netvf, not to vfio-pci: driverctl set-override 0000:82:00.2 vfio-pci",
         ),
         (
-            replace(MLX5, driver="vfio-pci"),
+            MLX5._replace(driver="vfio-pci"),
             "0000:82:00.2 is bound to vfio-pci, not to mlx5_core: driverctl set-override 0000:82:00.2 mlx5_core",
         ),
         (
-            replace(MLX5, driver="uio_pci_generic"),
+            MLX5._replace(driver="uio_pci_generic"),
             "0000:82:00.2 is bound to uio_pci_generic, not to mlx5_core: driverctl set-override 0000:82:00.2 mlx5_core",
         ),
         (
-            replace(MLX5, driver=None),
+            MLX5._replace(driver=None),
             "0000:82:00.2 is bound to no driver: driverctl set-override 0000:82:00.2 mlx5_core",
         ),
         (
-            replace(IFC, vendor=0xBEEF, driver=None),
+            IFC._replace(vendor=0xBEEF, driver=None),
             "0000:82:00.2 is bound to no driver: driverctl set-override 0000:82:00.2 vfio-pci",
         ),
         (
-            replace(IFC, iommu_group=None),
+            IFC._replace(iommu_group=None),
             f"0000:82:00.2 is in no IOMMU group: {IOMMU_ON}",
         ),
     ],
@@ -122,7 +121,7 @@ def test_what_blocks(facts: PciFacts, refusal: str) -> None:
 
 
 def test_a_refusal_names_the_cause_before_what_may_follow_from_it() -> None:
-    verdict = assess(replace(IFC, driver="iavf", iommu_group=None, is_vf=False), NOWHERE, hugepages=False)
+    verdict = assess(IFC._replace(driver="iavf", iommu_group=None, is_vf=False), NOWHERE, hugepages=False)
     assert "iavf" in verdict.refusal
     assert len(_blocks(verdict)) == 2
     assert len(verdict.doubts) == 1
@@ -131,14 +130,14 @@ def test_a_refusal_names_the_cause_before_what_may_follow_from_it() -> None:
 @pytest.mark.parametrize(
     ("facts", "doubt"),
     [
-        (replace(IFC, driver="igb_uio"), "is bound to igb_uio, not to vfio-pci"),
-        (replace(NFP, driver="uio_pci_generic"), "is bound to uio_pci_generic, not to vfio-pci"),
-        (replace(IFC, iommu_group=None, no_iommu=True), "runs without IOMMU and may overwrite any memory of the host"),
-        (replace(IFC, is_vf=False, pf=None), "is no virtual function"),
-        (replace(IFC, subsystem_vendor=0x1AF4), "is 1af4:1041 of subsystem vendor 1af4, of which no vDPA driver"),
+        (IFC._replace(driver="igb_uio"), "is bound to igb_uio, not to vfio-pci"),
+        (NFP._replace(driver="uio_pci_generic"), "is bound to uio_pci_generic, not to vfio-pci"),
+        (IFC._replace(iommu_group=None, no_iommu=True), "runs without IOMMU and may overwrite any memory of the host"),
+        (IFC._replace(is_vf=False, pf=None), "is no virtual function"),
+        (IFC._replace(subsystem_vendor=0x1AF4), "is 1af4:1041 of subsystem vendor 1af4, of which no vDPA driver"),
         (STRANGER, "is 8086:1889 of subsystem vendor 8086, of which no vDPA driver of DPDK is known"),
-        (replace(IFC, vendor=0xBEEF, driver="whatever"), "is beef:1041 of subsystem vendor 8086"),
-        (replace(MLX5, device=0x1018), "is 15b3:1018 of subsystem vendor 15b3"),
+        (IFC._replace(vendor=0xBEEF, driver="whatever"), "is beef:1041 of subsystem vendor 8086"),
+        (MLX5._replace(device=0x1018), "is 15b3:1018 of subsystem vendor 15b3"),
     ],
 )
 def test_what_is_only_a_doubt(facts: PciFacts, doubt: str) -> None:
@@ -150,7 +149,7 @@ def test_what_is_only_a_doubt(facts: PciFacts, doubt: str) -> None:
 
 @pytest.mark.parametrize("name", ["driver", "iommu_group"])
 def test_what_could_not_be_read_blocks_nothing(name: str) -> None:
-    facts = replace(IFC, **{name: None, "unreadable": (name,)})  # type: ignore[arg-type]
+    facts = IFC._replace(**{name: None, "unreadable": (name,)})  # type: ignore[arg-type]
     verdict = assess(facts, NOWHERE, hugepages=False)
     assert verdict.refusal == ""
     assert verdict.doubts == (
@@ -165,7 +164,7 @@ def test_nothing_is_held_against_a_device_that_nobody_can_see() -> None:
 
 
 def test_a_subsystem_that_is_not_known_is_not_held_against_a_device() -> None:
-    assert assess(replace(IFC, subsystem_vendor=None), NOWHERE, hugepages=False) == Verdict()
+    assert assess(IFC._replace(subsystem_vendor=None), NOWHERE, hugepages=False) == Verdict()
 
 
 def test_cpus_far_from_the_device() -> None:
@@ -190,7 +189,7 @@ def test_what_is_not_known_of_the_nodes_is_no_doubt(numa: NumaFacts) -> None:
 
 def test_a_machine_without_nodes_has_none_that_is_wrong() -> None:
     numa = NumaFacts(cpu_nodes=frozenset({0}), hugepage_nodes=frozenset())
-    assert assess(replace(IFC, numa_node=None), numa, hugepages=True) == Verdict()
+    assert assess(IFC._replace(numa_node=None), numa, hugepages=True) == Verdict()
 
 
 _IDS = st.none() | st.sampled_from([0x8086, 0x1AF4, 0x15B3, 0x10EE, 0x19EE]) | st.integers(0, 0xFFFF)

@@ -5,7 +5,6 @@ import shlex
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -90,7 +89,7 @@ class Command:
         devices = {
             address: Device(address, "", DeviceState.WANTED, reason) for address in self._wanted.value.value or ()
         }
-        self._status.set(replace(self._status.value, devices=MappingProxyType(devices)))
+        self._status.set(self._status.value._replace(devices=MappingProxyType(devices)))
 
     async def statistics(self, address: PciAddress) -> Statistics:  # noqa: ARG002
         """There is nobody to ask."""
@@ -106,7 +105,7 @@ class Command:
             reason = dead.get(path, "") if path else "the daemon has not mapped it yet"
             state = DeviceState.STARTING if reason else DeviceState.READY
             devices[address] = Device(address, path, state, reason)
-        self._status.set(replace(self._status.value, devices=MappingProxyType(devices)))
+        self._status.set(self._status.value._replace(devices=MappingProxyType(devices)))
 
 
 def command_argv(config: DaemonConfig, socket_list: Path, devices: DeviceList) -> list[str]:

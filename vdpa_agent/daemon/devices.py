@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -119,7 +118,7 @@ class Devices:
         self._in_use.clear()
         self._show({})
         for device in self._known().values():
-            self._set(replace(device, reason=reason, facts=NOTHING_KNOWN))
+            self._set(device._replace(reason=reason, facts=NOTHING_KNOWN))
 
     def front_end(self, address: str, *, connected: bool) -> None:
         """The daemon told that a front end came to a device, or left it."""
@@ -159,23 +158,23 @@ class Devices:
             return
         devargs, refusal = self._examine(device.address)
         if refusal:
-            self._refused(replace(device, state=DeviceState.FAILED, reason=refusal), "device_failed")
+            self._refused(device._replace(state=DeviceState.FAILED, reason=refusal), "device_failed")
             return
-        self._set(replace(device, state=DeviceState.STARTING, reason=""))
+        self._set(device._replace(state=DeviceState.STARTING, reason=""))
         request = {"device": device.address, "devargs": devargs, "socket": device.socket}
         try:
             Path(device.socket).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             told = await control.call("device.add", request, timeout_s=None)
         except RequestRefused as error:
-            self._refused(replace(device, state=DeviceState.FAILED, reason=str(error)), "device_failed")
+            self._refused(device._replace(state=DeviceState.FAILED, reason=str(error)), "device_failed")
             return
         except OSError as error:
             reason = f"--socket-dir {error.filename}: {os.strerror(error.errno or 0).lower()}"
-            self._refused(replace(device, state=DeviceState.FAILED, reason=reason), "device_failed")
+            self._refused(device._replace(state=DeviceState.FAILED, reason=reason), "device_failed")
             return
         self._added.add(device.address)
         self._refusals.pop(device.address, None)
-        self._set_served(replace(device, facts=_facts(told)))
+        self._set_served(device._replace(facts=_facts(told)))
         log.info("device_ready", device=device.address, socket=device.socket)
 
     def _examine(self, address: PciAddress) -> tuple[str, str]:
@@ -201,7 +200,7 @@ class Devices:
             await control.call("device.remove", {"device": device.address}, timeout_s=None)
         except RequestRefused as error:
             if error.code != _NO_SUCH_DEVICE:
-                self._refused(replace(device, reason=str(error)), "device_not_removed")
+                self._refused(device._replace(reason=str(error)), "device_not_removed")
                 return False
         self._added.discard(device.address)
         return True
@@ -212,7 +211,7 @@ class Devices:
         if device.address in self._added:
             if self._drains_still(device):
                 return
-            self._set(replace(device, state=DeviceState.REMOVING, reason="it left the list"))
+            self._set(device._replace(state=DeviceState.REMOVING, reason="it left the list"))
             if not await self._take_back(control, self._known()[device.address]):
                 return
         self._drains.pop(device.address, None)
@@ -227,7 +226,7 @@ class Devices:
         if device.address in self._in_use and device.state is not DeviceState.REMOVING:
             self._drains[device.address] = now + self._config.drain_timeout_s
             reason = f"it left the list, a front end may use it for {self._config.drain_timeout_s:g} s more"
-            self._set(replace(device, state=DeviceState.REMOVING, reason=reason))
+            self._set(device._replace(state=DeviceState.REMOVING, reason=reason))
             log.info("device_drains", device=device.address, timeout_s=self._config.drain_timeout_s)
         return now < self._drains.get(device.address, now)
 
@@ -244,7 +243,7 @@ class Devices:
             dead = dead_sockets(device.socket for device in served)
             for device in served:
                 if reason := dead.get(device.socket):
-                    self._refused(replace(device, state=DeviceState.FAILED, reason=reason), "device_failed")
+                    self._refused(device._replace(state=DeviceState.FAILED, reason=reason), "device_failed")
         mapping = self._mapping.value.value
         if served and mapping is None and not self._socket_list_is_there():
             await control.call("mapping.write", timeout_s=None)
@@ -284,7 +283,7 @@ class Devices:
         devices = {
             address: known[address] if address in known else self._new(address) for address in (*wanted, *leaving)
         }
-        self._status.set(replace(self._status.value, devices=MappingProxyType(devices)))
+        self._status.set(self._status.value._replace(devices=MappingProxyType(devices)))
 
     def _name(self, addresses: tuple[PciAddress, ...]) -> None:
         """Gives each of these devices a name, and forgets those of all others."""
@@ -302,11 +301,11 @@ class Devices:
 
     def _set_served(self, device: Device) -> None:
         state = DeviceState.CONNECTED if device.address in self._in_use else DeviceState.READY
-        self._set(replace(device, state=state, reason=""))
+        self._set(device._replace(state=state, reason=""))
 
     def _set(self, device: Device) -> None:
         devices = {**self._known(), device.address: device}
-        self._status.set(replace(self._status.value, devices=MappingProxyType(devices)))
+        self._status.set(self._status.value._replace(devices=MappingProxyType(devices)))
 
 
 def _facts(told: object) -> DeviceFacts:

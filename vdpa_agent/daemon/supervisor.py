@@ -7,10 +7,9 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGTERM
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 
@@ -74,8 +73,7 @@ class Program(Protocol):
         """The counters of a device's virtqueues; nothing where there are none."""
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
+class _End(NamedTuple):
     """How a life of the daemon ended.
 
     Attributes:
@@ -187,7 +185,7 @@ class Supervisor:
         """The pause before the next start; what the machine lacked may be there again soon."""
         backoff = self._config.backoff
         if end.cause is Cause.NOT_STARTED:
-            backoff = replace(backoff, cap_s=min(backoff.cap_s, _MACHINE_RETRY_S))
+            backoff = backoff._replace(cap_s=min(backoff.cap_s, _MACHINE_RETRY_S))
         return backoff.delay_s(self._restarts.failures, self._spread())
 
     async def _devices_wanted(self) -> None:
@@ -346,7 +344,7 @@ class Supervisor:
         self._publish(state=TRANSITIONS[self.status.value.state, event])
 
     def _publish(self, **changes: Any) -> None:
-        self.status.set(replace(self.status.value, **changes))
+        self.status.set(self.status.value._replace(**changes))
 
 
 def _leaf(error: BaseException) -> BaseException:

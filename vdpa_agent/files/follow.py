@@ -10,7 +10,6 @@ from stat import S_ISDIR
 from typing import Final
 
 import structlog
-from watchfiles._rust_notify import RustNotify
 
 _STEP_MS: Final = 1
 """How long nothing more must happen before watchfiles tells."""
@@ -18,8 +17,11 @@ _STEP_MS: Final = 1
 _GATHER_MAX_MS: Final = 50
 """A file that is written without a pause is told of at least this often."""
 
-_NOTHING_MS: Final = 5
-"""How long watchfiles is asked about what it does not tell of, such as another mode."""
+_AT_ONCE: Final = 32
+"""So many events are told of at once; what comes then, before a pause of 50 ms, watchfiles gathers."""
+
+_NOTHING_MS: Final = 2
+"""How long watchfiles is asked where there is nothing more to gather, or nothing that it tells of."""
 
 _RECHECK_S: Final = 4.0
 """Without any event the files are looked at again after this time: the kernel drops events when its queue is full."""
@@ -60,23 +62,32 @@ async def follow(files: Iterable[Path]) -> AsyncIterator[None]:
 async def _events(directories: Collection[Path], parents: Collection[Path]) -> AsyncGenerator[None]:
     """Yields once the kernel watches, then after each change and every 4 s; ends when the watch fails.
 
-    watchfiles looks for events up to 1,000 times a second, even where there are none: it is asked when a queue of our
-    own, of the same directories, says that there is something.
+    A queue of our own says that there is something. watchfiles, which would look for that up to 1,000 times a second,
+    gathers what a writer does who leaves no pause.
     """
+    loop = asyncio.get_running_loop()
     paths = [str(path) for path in directories]
     masks = dict.fromkeys(parents, _NAMES) | dict.fromkeys(directories, _CHANGES)
     try:
-        with _bell(masks) as bell, RustNotify(paths, False, False, 0, False, False) as watch:  # noqa: FBT003
+        with _bell(masks) as bell:
             yield
+            at_once = _AT_ONCE
             while True:
-                if await _readable(bell):
-                    await _gathered(watch)
+                since_s = loop.time()
+                rung = await _readable(bell)
+                if loop.time() - since_s > _GATHER_MAX_MS / 1000:
+                    at_once = _AT_ONCE
+                if rung:
+                    if at_once:
+                        at_once -= 1
+                    else:
+                        await _gathered(paths)
                     # Before the files are read: what comes later rings again.
                     with contextlib.suppress(BlockingIOError):
                         os.read(bell, _QUEUE_BYTES)
                 yield
-    except (OSError, RuntimeError, UnicodeError) as error:
-        # One undecodable file name, an exhausted fs.inotify limit: follow on, at worst by looking every second.
+    except (OSError, ImportError, RuntimeError, UnicodeError) as error:
+        # One undecodable file name, an exhausted limit of the kernel: follow on, at worst by looking every second.
         log.warning("watch_interrupted", reason=str(error), remedy="see fs.inotify limits and the directory's names")
         await asyncio.sleep(_BROKEN_S)
 
@@ -116,14 +127,22 @@ async def _readable(queue: int) -> bool:
     return True
 
 
-async def _gathered(watch: RustNotify) -> None:
-    """Lets watchfiles see to the end of what happens; a cancelled one still waits for its thread."""
+async def _gathered(paths: list[str]) -> None:
+    """Lets watchfiles see to the end of what happens; a cancelled one still waits for its thread.
+
+    Raises:
+        ImportError, OSError, RuntimeError, UnicodeError: it has no descriptor left, or meets an undecodable name.
+    """
+    # Imported by who needs it: few nodes ever do, and it brings more along than all the rest of this.
+    from watchfiles._rust_notify import RustNotify  # noqa: PLC0415
+
     loop = asyncio.get_running_loop()
-    gathering = loop.run_in_executor(None, watch.watch, _GATHER_MAX_MS, _STEP_MS, _NOTHING_MS, None)
-    try:
-        await asyncio.shield(gathering)
-    finally:
-        await asyncio.wait({gathering})
+    with RustNotify(paths, False, False, 0, False, False) as watch:  # noqa: FBT003
+        gathering = loop.run_in_executor(None, watch.watch, _GATHER_MAX_MS, _STEP_MS, _NOTHING_MS, None)
+        try:
+            await asyncio.shield(gathering)
+        finally:
+            await asyncio.wait({gathering})
 
 
 @contextlib.contextmanager

@@ -5,9 +5,8 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sized
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import structlog
 
@@ -31,8 +30,7 @@ _REMEDIES: Final = {
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Unreadable:
+class Unreadable(NamedTuple):
     """A file is there and cannot be read."""
 
     reason: str

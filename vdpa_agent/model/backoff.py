@@ -1,10 +1,9 @@
 """How long to wait before the next try."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+class Backoff(NamedTuple):
     """An exponential delay with a cap and jitter.
 
     Attributes:

@@ -1,9 +1,8 @@
 """DaemonStatus: what is known of the daemon, with the one table of its states."""
 
-from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from vdpa_agent.model.pci import PciAddress
 
@@ -104,8 +103,7 @@ SERVED: Final = frozenset({DeviceState.READY, DeviceState.CONNECTED})
 """The states in which a device's socket may be promised to a client."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFacts:
+class DeviceFacts(NamedTuple):
     """What the daemon told of a device that it serves.
 
     Attributes:
@@ -129,8 +127,7 @@ NOTHING_KNOWN: Final = DeviceFacts()
 """The facts of a device that is not served."""
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(NamedTuple):
     """One device as the supervisor knows it.
 
     Attributes:
@@ -148,8 +145,7 @@ class Device:
     facts: DeviceFacts = NOTHING_KNOWN
 
 
-@dataclass(frozen=True, slots=True)
-class DaemonStatus:
+class DaemonStatus(NamedTuple):
     """One snapshot of the daemon and its devices.
 
     Attributes:
@@ -177,7 +173,7 @@ class DaemonStatus:
     backoff_s: float = 0.0
     crash_loop: bool = False
     unhealthy: str = ""
-    devices: MappingProxyType[PciAddress, Device] = field(default_factory=lambda: MappingProxyType({}))
+    devices: MappingProxyType[PciAddress, Device] = MappingProxyType({})
 
     def serves(self, address: PciAddress) -> bool:
         """Whether the socket of a device may be promised to a client."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from collections.abc import Mapping as ReadOnly
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, Device, DeviceState
 from vdpa_agent.model.loaded import Loaded
@@ -22,8 +22,7 @@ class Role(StrEnum):
     """Somebody else does; the agent serves its mapping."""
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """One thing that readiness takes.
 
     Attributes:
@@ -35,8 +34,7 @@ class Check:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(NamedTuple):
     """The verdict.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Loaded: what is known of a file that is followed."""
 
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -9,8 +9,7 @@ ABSENT: Final = "the file is not there"
 """The problem of a file that does not exist."""
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded(Generic[T]):
+class Loaded(NamedTuple, Generic[T]):
     """The last good content of a file, and what is wrong with its present one.
 
     Attributes:

@@ -1,16 +1,14 @@
 """Preflight: what the facts of a PCI device say of how the daemon can serve it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from vdpa_agent.model.pci import PciAddress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PciFacts:
+class PciFacts(NamedTuple):
     """What sysfs says of one PCI address; None where it says nothing.
 
     Attributes:
@@ -44,8 +42,7 @@ class PciFacts:
     unreadable: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HugepageFacts:
+class HugepageFacts(NamedTuple):
     """The hugepages of one size: how many there are, and how many of them are free."""
 
     size_kib: int
@@ -53,8 +50,7 @@ class HugepageFacts:
     free: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NumaFacts:
+class NumaFacts(NamedTuple):
     """What there is on which NUMA node; None where it is not known.
 
     Attributes:
@@ -75,8 +71,7 @@ class Severity(StrEnum):
     """It may be served all the same, or badly: the daemon is asked, and the finding told."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing that is not as it should be.
 
     Attributes:
@@ -93,8 +88,7 @@ class Finding:
         return f"{self.reason}: {self.remedy}"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """All findings about one device, the cause before what may follow from it."""
 
     findings: tuple[Finding, ...] = ()
@@ -110,8 +104,7 @@ class Verdict:
         return tuple(str(finding) for finding in self.findings if finding.severity is Severity.DOUBT)
 
 
-@dataclass(frozen=True, slots=True)
-class _VdpaDriver:
+class _VdpaDriver(NamedTuple):
     """A vDPA driver of DPDK.
 
     Attributes:

@@ -1,7 +1,6 @@
 """Restarts: what the deaths of a daemon so far say about its next start."""
 
-from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 HEALTHY_AFTER_S: Final = 600.0
 """A daemon that ran this long has forgotten its earlier deaths."""
@@ -12,8 +11,7 @@ CRASH_LOOP_DEATHS: Final = 5
 CRASH_LOOP_WINDOW_S: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Restarts:
+class Restarts(NamedTuple):
     """The deaths that still count.
 
     Attributes:
@@ -30,7 +28,7 @@ class Restarts:
         """The daemon died at `now_s`."""
         deaths = (*self.deaths_s, now_s)[-CRASH_LOOP_DEATHS:]
         close = len(deaths) == CRASH_LOOP_DEATHS and deaths[-1] - deaths[0] <= CRASH_LOOP_WINDOW_S
-        return replace(self, failures=self.failures + 1, deaths_s=deaths, crash_loop=self.crash_loop or close)
+        return self._replace(failures=self.failures + 1, deaths_s=deaths, crash_loop=self.crash_loop or close)
 
 
 FORGIVEN: Final = Restarts()

@@ -3,8 +3,7 @@
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from grpclib.const import Cardinality, Status
 
@@ -15,8 +14,7 @@ UNKNOWN: Final = "/unknown/unknown"
 """What stands for all methods that are not here: peers must not choose what is counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One call that has ended.
 
     Attributes:

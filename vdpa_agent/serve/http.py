@@ -5,11 +5,10 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 
 import h11
 import structlog
@@ -31,8 +30,7 @@ _PART_S: Final = 1.0
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpLimits:
+class HttpLimits(NamedTuple):
     """How much anybody may take of the server.
 
     Attributes:
@@ -50,8 +48,7 @@ class HttpLimits:
     send_s: float = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """What a page gets to know of its request.
 
     Attributes:
@@ -63,8 +60,7 @@ class Query:
     words: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A page as it is sent."""
 
     body: bytes

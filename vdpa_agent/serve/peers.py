@@ -5,9 +5,8 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 
@@ -36,8 +35,7 @@ _GROUPS_BYTES: Final = 1_024
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(NamedTuple):
     """Who connected, with the ids of that moment."""
 
     pid: int

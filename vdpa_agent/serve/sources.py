@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vdpa_agent.model.daemon import Cause
 from vdpa_agent.model.loaded import Readings
@@ -13,8 +13,7 @@ from vdpa_agent.serve.peers import Peers
 from vdpa_agent.serve.view import View
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
+class Sources(NamedTuple):
     """Where the values come from; all but the statistics are at hand.
 
     Attributes:
