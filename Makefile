@@ -34,6 +34,16 @@ system: ## Install the Debian or Ubuntu packages that are missing
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
 	@touch $@
 
+# As an installation has it, without the packages of the development; the code is that of this tree, compiled.
+build/runtime/.installed: requirements/runtime.txt | system
+	$(PYTHON) -m venv build/runtime
+	build/runtime/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.txt
+	@touch $@
+
+.PHONY: runtime
+runtime: build/runtime/.installed ## Install what the agent needs to run, and nothing else, for the benchmark
+	@build/runtime/bin/python -m compileall -q vdpa_agent bench
+
 $(NATIVE)/build.ninja: | system
 	meson setup --buildtype=release $(NATIVE) native
 
@@ -81,7 +91,7 @@ run: .venv/.installed native ## Run the agent on simulated VFs below build/run u
 # ---- proof -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: .venv/.installed native native-sanitized interop chart-tools prometheus build/echo ## Run all tests
+test: .venv/.installed native native-sanitized interop chart-tools prometheus build/echo runtime ## Run all tests
 	@scripts/install-packages test
 	meson test -C $(NATIVE) --print-errorlogs
 	meson test -C $(SANITIZED) --print-errorlogs
@@ -128,7 +138,7 @@ figures: .venv/.installed native ## Measure latencies, recovery, memory and idle
 	@$(BIN)/python -m bench.figures
 
 .PHONY: bench
-bench: .venv/.bench native interop build/echo ## Measure the agent beside its peers, and write docs/benchmark.md
+bench: .venv/.bench native interop build/echo runtime ## Measure the agent beside its peers, and write docs/benchmark.md
 	@$(BIN)/python -m bench.compare
 	@$(BIN)/python -m bench.report build/bench.json docs/benchmark.md
 

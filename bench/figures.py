@@ -37,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     figures: dict[str, Any] = {}
     rows: dict[str, Callable[[], dict[str, Any]]] = {
-        "start to first answer, ms": start_to_first_answer,
         "list written to socket served, ms": list_to_served,
         "mapping changed to new answer, ms": mapping_to_answer,
         "the same without a pause, ms": lambda: mapping_to_answer(pause_s=0.0),
@@ -54,18 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(figures, indent=2))
     return 0
-
-
-def start_to_first_answer(rounds: int = 20) -> dict[str, float]:
-    """From exec of the agent until its first gRPC answer, as a client that retries sees it."""
-    times = []
-    for _ in range(rounds):
-        with _directory() as directory:
-            began = time.monotonic()
-            with running(directory, "--example-data") as agent:
-                agent.ask("0000:82:00.2")
-                times.append(time.monotonic() - began)
-    return spread(times, 1000)
 
 
 def list_to_served(rounds: int = 50) -> dict[str, float]:

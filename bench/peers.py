@@ -120,7 +120,7 @@ def serving(name: str, directory: Path, entries: int) -> Iterator[tuple[Server, 
         assert client.stdout is not None
         client.stdout.readline()
         began = time.monotonic()
-        process = subprocess.Popen(_argv(name, socket, mapping), stdout=output, stderr=output)
+        process = subprocess.Popen(_argv(name, socket, mapping), stdout=output, stderr=output, cwd=ROOT)
         try:
             assert client.stdout.readline(), f"{name} gave no first answer: {log.read_text()}"
             yield Server(name, socket, process), time.monotonic() - began
@@ -136,9 +136,11 @@ def _argv(name: str, socket: Path, mapping: Path) -> Sequence[str | Path]:
         f"--socket-list={mapping}",
         f"--pci-list={mapping.with_name('pciList.dat')}",
     )
+    # structlog, for one, loads more where there is more.
+    installed = built("runtime/bin/python", "runtime")
     argv: Mapping[str, Sequence[str | Path]] = {
-        AGENT: (sys.executable, "-m", "vdpa_agent", *options),
-        FAST: (sys.executable, "-m", "bench.fast_path", *options),
+        AGENT: (installed, "-m", "vdpa_agent", *options),
+        FAST: (installed, "-m", "bench.fast_path", *options),
         GO: (built("go/bin/plain-server", "interop"), f"-listen={socket}", f"-list={mapping}"),
         AIO: (sys.executable, ROOT / "bench" / "aio_server.py", socket, mapping),
         ECHO: (built("echo", "build/echo"), socket),
