@@ -18,7 +18,7 @@ from vdpa_agent.cli import main
 from vdpa_agent.config import LimitsConfig
 from vdpa_agent.serve import connections
 from vdpa_agent.serve.answers import Answers
-from vdpa_agent.serve.calls import _BEGIN, _OK, Headers, Services
+from vdpa_agent.serve.calls import BEGIN, OK, Headers, Services
 from vdpa_agent.serve.limits import Reason, TokenBucket
 from vdpa_agent.serve.peers import Account, Peer, Peers
 from vdpa_agent.serve.protocol import (
@@ -384,7 +384,7 @@ def _is_plain(headers: Headers) -> bool:
 
 def _block(headers: Headers) -> bytes:
     """Headers as HPACK that no table remembers."""
-    return Encoder().encode([(name, value, True) for name, value in headers], huffman=False)
+    return Encoder().encode([(name, value, True) for name, value in headers])
 
 
 def _literal(stream: int, headers: Headers) -> bytes:
@@ -400,8 +400,8 @@ def _settings(limits: LimitsConfig) -> bytes:
     return http.data_to_send()
 
 
-_BEGINNING: Final = _block(_BEGIN)
-_ENDING: Final = _block(_OK)
+_BEGINNING: Final = _block(BEGIN)
+_ENDING: Final = _block(OK)
 
 if __name__ == "__main__":
     setattr(connections, "HttpConnection", Front)  # noqa: B010 - the module does not offer it for that

@@ -42,11 +42,8 @@ class Answers:
 
         Cancellation forgets the question.
         """
-        self._refresh()
-        address = PciAddress(text)
-        socket = self._sockets.get(address)
+        socket = self.at_hand(text)
         if socket is not None:
-            self.promised += 1
             return socket
         try:
             address = parse_pci_address(text)
@@ -62,6 +59,14 @@ class Answers:
             self.not_ready += 1
         else:
             self.unknown += 1
+        return socket
+
+    def at_hand(self, text: str) -> str | None:
+        """The socket of an address in its canonical form, if one can be promised now; None: it takes `socket_of`."""
+        self._refresh()
+        socket = self._sockets.get(PciAddress(text))
+        if socket is not None:
+            self.promised += 1
         return socket
 
     @property

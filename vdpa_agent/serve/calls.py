@@ -19,6 +19,7 @@ from grpclib.encoding.proto import ProtoCodec, ProtoStatusDetailsCodec
 from grpclib.events import _DispatchServerEvents
 from grpclib.exceptions import GRPCError
 from grpclib.metadata import Deadline, encode_bin_value, encode_grpc_message
+from h2.connection import H2Connection
 from h2.exceptions import ProtocolError
 
 from vdpa_agent.serve.handled import Handled
@@ -38,8 +39,11 @@ _UNIT_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b
 _TRACE: Final = (b"traceparent", b"tracestate")
 """The headers of W3C's Trace Context."""
 
-_BEGIN: Final[Headers] = [(b":status", b"200"), (b"content-type", b"application/grpc+proto")]
-_OK: Final[Headers] = [(b"grpc-status", b"0")]
+BEGIN: Final[Headers] = [(b":status", b"200"), (b"content-type", b"application/grpc+proto")]
+OK: Final[Headers] = [(b"grpc-status", b"0")]
+
+_AT_ONCE_BYTES: Final = 4_096
+"""What the peer's windows must have room for before a call is answered at once; no such answer is longer."""
 
 _NOT_POST: Final[Headers] = [(b":status", b"405"), (b"allow", b"POST"), (b"content-type", b"text/plain")]
 _SPEAKS_GRPC: Final = b"this socket speaks gRPC: ask it by vdpa-agent or grpcurl\n"
@@ -123,19 +127,30 @@ class Call(grpclib.server.Stream[Any, Any]):
     async def end(self, trailers: Headers) -> None:
         """Sends what was kept, and the status."""
         answer = self.answer
-        if answer is not None and trailers is _OK:
-            if self._calls.answer_at_once(self._stream, _BEGIN, answer, trailers):
+        if answer is not None and trailers is OK:
+            if self._sent_whole(answer):
                 return
             await self._begin()
             await self._stream.send_data(answer)
         if not self.begun:
-            trailers = [*_BEGIN, *trailers]
+            trailers = [*BEGIN, *trailers]
         await self._stream.send_headers(trailers, end_stream=True)  # type: ignore[arg-type]
+
+    def _sent_whole(self, answer: bytes) -> bool:
+        """Sends all of an answer in one write if the peer's windows have the room; says whether it did."""
+        http, number, connection = self._stream._h2_connection, self._stream.id, self._stream.connection  # noqa: SLF001
+        assert number is not None  # noqa: S101 - a call has a stream that has begun
+        room = min(http.local_flow_control_window(number), http.max_outbound_frame_size)
+        if not connection.write_ready.is_set() or len(answer) > room:
+            return False
+        _send_whole(http, number, answer)
+        connection.flush()
+        return True
 
     async def _begin(self) -> None:
         if not self.begun:
             self.begun = True
-            await self._stream.send_headers(_BEGIN)  # type: ignore[arg-type]
+            await self._stream.send_headers(BEGIN)  # type: ignore[arg-type]
 
 
 class Services:
@@ -143,6 +158,8 @@ class Services:
 
     Attributes:
         methods: the methods, by their path.
+        at_once: by the path of a method what may answer a request of it at once, both serialized; None: the method has
+            to be called. A service names them in its `at_once`.
         handled: how their calls ended.
     """
 
@@ -150,18 +167,21 @@ class Services:
         self.methods: dict[bytes, grpclib.const.Handler] = {
             path.encode(): method for service in services for path, method in service.__mapping__().items()
         }
+        self.at_once: dict[bytes, Callable[[bytes], bytes | None]] = {
+            path.encode(): answer for service in services for path, answer in getattr(service, "at_once", {}).items()
+        }
         self.handled = Handled({path.decode(): method.cardinality for path, method in self.methods.items()})
         self.codec = ProtoCodec()
         self.details = ProtoStatusDetailsCodec()
         self.dispatch = _DispatchServerEvents()
-        self._no_such_method = [*_BEGIN, *self.status(Status.UNIMPLEMENTED, "there is no such method here")]
-        self._bad_timeout = [*_BEGIN, *self.status(Status.INTERNAL, "the grpc-timeout is malformed")]
+        self._no_such_method = [*BEGIN, *self.status(Status.UNIMPLEMENTED, "there is no such method here")]
+        self._bad_timeout = [*BEGIN, *self.status(Status.INTERNAL, "the grpc-timeout is malformed")]
         self._not_grpc = [
             (b":status", b"415"),
             *self.status(Status.UNKNOWN, "the content-type is not application/grpc"),
         ]
         self.refused = {
-            reason: [*_BEGIN, *self.status(code, message, [ErrorInfo(reason=reason.upper(), domain=_DOMAIN)])]
+            reason: [*BEGIN, *self.status(code, message, [ErrorInfo(reason=reason.upper(), domain=_DOMAIN)])]
             for reason, code, message in (
                 (Reason.NOT_ALLOWED, Status.PERMISSION_DENIED, "this user may not call; see --allow-uid, --allow-gid"),
                 (Reason.CALL_RATE, Status.RESOURCE_EXHAUSTED, "this user makes too many calls a second"),
@@ -233,7 +253,7 @@ class Calls(grpclib.protocol.AbstractHandler):
         path = headers[b":path"]
         method = self.services.methods[path]
         call = Call(stream, path.decode("ascii", "replace"), method, self)
-        call.trace = {name.decode(): headers[name].decode("latin-1") for name in _TRACE if name in headers}
+        call.trace = _trace(headers)
         timeout = headers.get(b"grpc-timeout")
         timeout_s = None if timeout is None else int(timeout[:-1]) * _UNIT_S[timeout[-1:]]
         self._start(stream, call, release_stream, self._run(call, method, timeout_s))
@@ -263,21 +283,38 @@ class Calls(grpclib.protocol.AbstractHandler):
         for task in self._tasks.values():
             task.cancel()
 
-    def answer_at_once(self, stream: grpclib.protocol.Stream, begin: Headers, answer: bytes, trailers: Headers) -> bool:
-        """Answers in one write if the peer's windows have the room; says whether it did."""
-        http = stream._h2_connection  # noqa: SLF001
-        number = stream.id
-        assert number is not None  # noqa: S101 - a call has a stream that has begun
-        if (
-            not stream.connection.write_ready.is_set()
-            or len(answer) > http.local_flow_control_window(number)
-            or len(answer) > http.max_outbound_frame_size
-        ):
+    def answers_at_once(self, http: H2Connection, number: int, headers: dict[bytes, bytes], data: bytes) -> bool:
+        """Answers a call that is there as a whole, without a task, if its answer is at hand; says whether it did.
+
+        Args:
+            http: the connection; whoever calls sees that it is not blocked, and sends what it has to send.
+            number: the call's stream.
+            headers: a request's that was not refused.
+            data: all that the request has.
+        """
+        path = headers.get(b":path", b"")
+        at_once = self.services.at_once.get(path)
+        if at_once is None or headers[b":method"] != b"POST" or len(data) < _PREFIX.size:
             return False
-        http.send_headers(number, begin)
-        http.send_data(number, answer)
-        http.send_headers(number, trailers, end_stream=True)
-        stream.connection.flush()
+        compressed, length = _PREFIX.unpack_from(data)
+        if compressed or length != len(data) - _PREFIX.size or length > self.peers.limits.message_bytes:
+            return False
+        try:
+            if http.local_flow_control_window(number) < _AT_ONCE_BYTES:
+                return False
+        except ProtocolError:
+            return False  # the peer, in what came later, has ended the call
+        began_s = asyncio.get_running_loop().time()
+        body = at_once(data[_PREFIX.size :])
+        if body is None:
+            return False
+        code = Status.OK
+        try:
+            _send_whole(http, number, _PREFIX.pack(0, len(body)) + body)
+        except ProtocolError:
+            code = Status.CANCELLED  # or its connection
+        took_s = asyncio.get_running_loop().time() - began_s
+        self.services.handled.add(path.decode(), code, took_s, _trace(headers))
         return True
 
     async def _run(self, call: Call, method: grpclib.const.Handler, timeout_s: float | None) -> None:
@@ -316,7 +353,7 @@ class Calls(grpclib.protocol.AbstractHandler):
         if call.answer is None and not method.cardinality.server_streaming:
             return ended(Status.UNKNOWN, "the agent gave no answer")
         call.code = Status.OK
-        return _OK
+        return OK
 
     def _done(
         self, stream: grpclib.protocol.Stream, call: Call | None, release_stream: Callable[[], None], _task: Any
@@ -332,6 +369,17 @@ class Calls(grpclib.protocol.AbstractHandler):
     def _refused(self, reason: Reason) -> Headers:
         self.peers.tell(self.peer, reason)
         return self.services.refused[reason]
+
+
+def _send_whole(http: H2Connection, number: int, answer: bytes) -> None:
+    """Has all of a successful answer sent: its beginning, its message with the prefix, and its status."""
+    http.send_headers(number, BEGIN)
+    http.send_data(number, answer)
+    http.send_headers(number, OK, end_stream=True)
+
+
+def _trace(headers: dict[bytes, bytes]) -> Mapping[str, str]:
+    return {name.decode(): headers[name].decode("latin-1") for name in _TRACE if name in headers}
 
 
 async def _explain(stream: grpclib.protocol.Stream, *, in_full: bool) -> None:

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, Self, cast
+from itertools import zip_longest
+from typing import Any, ClassVar, Final, Self, cast
 
 from grpclib.config import Configuration
 from grpclib.protocol import Connection, EventsProcessor, H2Protocol
@@ -20,10 +21,11 @@ from h2.exceptions import (
 )
 from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
+from hpack import Encoder
 from hyperframe.frame import Frame, GoAwayFrame, RstStreamFrame
 
 from vdpa_agent.config import LimitsConfig
-from vdpa_agent.serve.calls import Calls, Services
+from vdpa_agent.serve.calls import BEGIN, OK, Calls, Services
 from vdpa_agent.serve.limits import Reason, TokenBucket
 from vdpa_agent.serve.peers import Account, Peer, Peers
 
@@ -127,8 +129,7 @@ class HttpConnection(H2Protocol, asyncio.BufferedProtocol):
             return
         self._heard_s = self._clock()
         try:
-            for event in self.connection.feed(bytes(self._view[:nbytes])):
-                self.processor.process(event)
+            self._events.take(self.connection.feed(bytes(self._view[:nbytes])))
         except ProtocolError as error:
             self._turn_away(_reason_of(error), None)  # h2 has said GOAWAY
             return
@@ -247,17 +248,20 @@ class _Events(EventsProcessor):
         self._turn_away = turn_away
         self._streams_max = calls.peers.limits.streams
 
-    def process(self, event: H2Event) -> None:
-        """Takes one event in; none once the connection is closed."""
-        if not self.connection.is_closing():
-            take = self.processors.get(event.__class__)
-            if take is not None:
-                # The peer, in what came later, may have ended the stream or the connection: there is no answer then.
-                with suppress(ProtocolError):
-                    take(event)  # type: ignore[operator]
+    def take(self, events: list[H2Event]) -> None:
+        """Takes in what came together; nothing once the connection is closed."""
+        for event, after in zip_longest(events, events[1:]):
+            if self.connection.is_closing():
+                return
+            # The peer, in what came later, may have ended the stream or the connection: there is no answer then.
+            with suppress(ProtocolError):
+                if event.__class__ is RequestReceived:
+                    self._begin(event, after)
+                elif (process := self.processors.get(event.__class__)) is not None:
+                    process(event)  # type: ignore[operator]
 
-    def process_request_received(self, event: RequestReceived) -> None:
-        """Starts a call, or refuses it."""
+    def _begin(self, event: RequestReceived, after: H2Event | None) -> None:
+        """Answers a call at once, starts it, or refuses it; `after` is the event that came after it, if one did."""
         number = event.stream_id
         if len(self.streams) >= self._streams_max:
             if self._http.resets.take():
@@ -272,9 +276,16 @@ class _Events(EventsProcessor):
         headers = dict(event.headers)
         refusal = self._calls.refusal(headers)
         if refusal is None:
-            event.headers = headers  # type: ignore[assignment]  # what the call is started with
             self._http.frames.give(_FRAMES_OF_A_CALL)
-            super().process_request_received(event)
+            if (
+                after.__class__ is not DataReceived
+                or after.stream_id != number
+                or after.stream_ended is None
+                or not self.connection.write_ready.is_set()
+                or not self._calls.answers_at_once(self._http, number, headers, after.data)
+            ):
+                event.headers = headers  # type: ignore[assignment]  # what the call is started with
+                self.process_request_received(event)
             return
         self._http.send_headers(number, refusal, end_stream=True)
         if not self._http.streams[number].closed:
@@ -282,8 +293,12 @@ class _Events(EventsProcessor):
 
     def process_data_received(self, event: DataReceived) -> None:
         """Keeps data for its call."""
-        if event.flow_controlled_length:  # grpclib takes an empty frame for the end of the data
-            super().process_data_received(event)
+        length = event.flow_controlled_length
+        if length:  # grpclib takes an empty frame for the end of the data
+            if event.stream_id in self.streams:
+                super().process_data_received(event)
+            else:
+                self._http.acknowledge_received_data(length, event.stream_id)  # sent with the rest
 
     def process_remote_settings_changed(self, event: RemoteSettingsChanged) -> None:
         """The first one is the end of the peer's preface."""
@@ -307,6 +322,7 @@ class _Http(H2Connection):
         self.frames = TokenBucket(_FRAMES_PER_S, _FRAMES_BURST, clock)
         self.greeted = False
         self.local_settings = _Settings(limits)
+        self.encoder = _Encoder()
         self.decoder.max_header_list_size = limits.header_bytes
         self.resets = TokenBucket(_RESETS_PER_S, _RESETS_BURST, clock)
         self.incoming_buffer = _Frames(self.frames, self.resets, limits.header_bytes)
@@ -320,6 +336,20 @@ class _Http(H2Connection):
         if len(encoder.table_size_changes) > 2:  # noqa: PLR2004 - the least and the last one are all that count
             encoder.table_size_changes = [min(encoder.table_size_changes), encoder.table_size_changes[-1]]
         return taken
+
+
+class _Encoder(Encoder):
+    """HPACK's encoder, which has the headers of a plain answer ready: as literals, which need no table."""
+
+    _ready: ClassVar = {
+        tuple(headers): Encoder().encode([(name, value, True) for name, value in headers], huffman=False)
+        for headers in (BEGIN, OK)
+    }
+
+    def encode(self, headers: Any, huffman: bool = True) -> bytes:  # noqa: FBT001, FBT002 - as in hpack
+        """The block of some headers."""
+        ready = None if self.table_size_changes else self._ready.get(tuple(headers))
+        return super().encode(headers, huffman) if ready is None else ready
 
 
 class _Settings(Settings):

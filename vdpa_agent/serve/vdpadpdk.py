@@ -4,6 +4,7 @@ from typing import Final
 
 import grpclib.server
 import structlog
+from google.protobuf.message import DecodeError
 
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.pb.vdpadpdk_grpc import VdpaDpdkBase
@@ -27,6 +28,7 @@ class VdpaDpdk(VdpaDpdkBase):
     def __init__(self, answers: Answers, hold_timeout_s: float) -> None:
         self._answers = answers
         self._hold_timeout_s = hold_timeout_s
+        self.at_once = {"/vdpadpdk.VdpaDpdk/GetSocketpath": self._at_once}
 
     async def GetSocketpath(  # noqa: N802 - the name on the wire
         self, stream: "grpclib.server.Stream[GetSocketpathRequest, GetSocketpathResponse]"
@@ -39,5 +41,18 @@ class VdpaDpdk(VdpaDpdkBase):
         if stream.deadline is not None:
             hold_s = min(hold_s, stream.deadline.time_remaining() - _MARGIN_S)
         path = await self._answers.socket_of(request.pciAddress, hold_s=hold_s)
-        log.info("socket_asked", device=request.pciAddress[:_LOGGED_CHARACTERS], socket=path)
-        await stream.send_message(GetSocketpathResponse(socketpath=path))
+        await stream.send_message(_answer(request, path))
+
+    def _at_once(self, data: bytes) -> bytes | None:
+        """The answer to a request, both serialized, where no call need wait for it; None elsewhere."""
+        try:
+            request = GetSocketpathRequest.FromString(data)
+        except DecodeError:
+            return None
+        path = self._answers.at_hand(request.pciAddress)
+        return None if path is None else _answer(request, path).SerializeToString()
+
+
+def _answer(request: GetSocketpathRequest, path: str) -> GetSocketpathResponse:
+    log.info("socket_asked", device=request.pciAddress[:_LOGGED_CHARACTERS], socket=path)
+    return GetSocketpathResponse(socketpath=path)

@@ -1,0 +1,159 @@
+"""Calls that are answered at once, and those that have to wait."""
+
+import asyncio
+
+import pytest
+from grpclib.const import Status
+from h2.connection import H2Connection
+from h2.events import DataReceived, Event, ResponseReceived, StreamEnded, TrailersReceived
+from h2.settings import SettingCodes
+
+from tests.abuse.wire import HEADERS, KNOWN, KNOWN_SOCKET, PATH, message, request
+from tests.served import KeptTransport, Served, receive
+from vdpa_agent.serve.protocol import HttpConnection
+
+pytestmark = pytest.mark.anyio
+
+ANSWER = message(b"\x0a" + bytes([len(KNOWN_SOCKET)]) + KNOWN_SOCKET)
+OK = (PATH, Status.OK)
+CANCELLED = (PATH, Status.CANCELLED)
+
+
+class _Client:
+    """A client by h2 of a connection without a socket."""
+
+    def __init__(self, served: Served, settings: dict[SettingCodes | int, int] | None = None) -> None:
+        self.connection, self.transport = served.connect()
+        self.http = H2Connection()
+        self.http.initiate_connection()
+        if settings:
+            self.http.update_settings(settings)
+        self.send()
+
+    def send(self) -> None:
+        """Has the agent read all that is to be sent, at once."""
+        receive(self.connection, self.http.data_to_send())
+
+    def ask(self, stream: int, address: str = KNOWN) -> None:
+        """Prepares a whole call."""
+        self.http.send_headers(stream, HEADERS)
+        self.http.send_data(stream, request(address), end_stream=True)
+
+    def heard(self) -> list[Event]:
+        """What came since last time."""
+        came, self.transport.written = self.transport.written, b""
+        events = self.http.receive_data(came)
+        for event in events:
+            if isinstance(event, DataReceived):
+                self.http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        return events
+
+
+def _answered(events: list[Event]) -> bool:
+    """Whether this is one whole answer, and a right one."""
+    (begun,) = [event for event in events if isinstance(event, ResponseReceived)]
+    (trailers,) = [event for event in events if isinstance(event, TrailersReceived)]
+    data = b"".join(event.data for event in events if isinstance(event, DataReceived))
+    assert begun.headers == [(b":status", b"200"), (b"content-type", b"application/grpc+proto")]
+    assert trailers.headers == [(b"grpc-status", b"0")]
+    return data == ANSWER and sum(isinstance(event, StreamEnded) for event in events) == 1
+
+
+@pytest.fixture
+async def served() -> Served:
+    return Served()
+
+
+async def test_a_call_that_came_whole_is_answered_before_anybody_else_has_a_turn(served: Served) -> None:
+    client = _Client(served)
+    client.heard()
+    client.ask(1)
+    client.send()
+    assert _answered(client.heard())
+    assert client.connection.running == []
+    assert served.services.handled.codes[OK] == 1
+
+
+async def test_more_calls_than_fit_into_the_window_of_a_connection(served: Served) -> None:
+    client = _Client(served)
+    for stream in range(1, 2 * (2**16 // len(request())) + 1000, 2):
+        client.ask(stream)
+        client.send()
+        assert _answered(client.heard())
+
+
+async def test_a_call_in_pieces_gets_the_same_answer(served: Served) -> None:
+    client = _Client(served)
+    client.http.send_headers(1, HEADERS)
+    client.send()
+    assert len(client.connection.running) == 1
+    client.http.send_data(1, request(), end_stream=True)
+    client.send()
+    await _settled(client.connection)
+    assert _answered(client.heard())
+    assert served.services.handled.codes[OK] == 1
+
+
+async def test_a_call_without_room_for_its_answer_waits_for_room(served: Served) -> None:
+    client = _Client(served, {SettingCodes.INITIAL_WINDOW_SIZE: 10})
+    client.ask(1)
+    client.send()
+    await asyncio.sleep(0)
+    assert len(client.connection.running) == 1
+    begun = client.heard()
+    client.http.increment_flow_control_window(1_000, 1)
+    client.send()
+    await _settled(client.connection)
+    assert _answered(begun + client.heard())
+
+
+async def test_a_call_of_who_does_not_read_waits(served: Served) -> None:
+    client = _Client(served)
+    client.connection.pause_writing()
+    client.ask(1)
+    client.send()
+    assert len(client.connection.running) == 1
+    client.connection.resume_writing()
+    await _settled(client.connection)
+    assert _answered(client.heard())
+
+
+async def test_an_answer_that_is_not_at_hand_takes_a_call(served: Served) -> None:
+    client = _Client(served)
+    client.heard()
+    client.ask(1, "0000:99:00.0")
+    client.send()
+    assert len(client.connection.running) == 1
+    await _settled(client.connection)
+    assert [event.data for event in client.heard() if isinstance(event, DataReceived)] == [message(b"")]
+
+
+async def test_a_call_that_is_cancelled_as_it_comes_is_counted_so_and_the_next_is_answered(served: Served) -> None:
+    client = _Client(served)
+    client.heard()
+    client.ask(1)
+    client.http.reset_stream(1)
+    client.ask(3)
+    client.send()
+    assert _answered(client.heard())
+    await _settled(client.connection)
+    assert (served.services.handled.codes[OK], served.services.handled.codes[CANCELLED]) == (1, 1)
+    assert served.peers.defects == []
+
+
+async def test_a_call_of_who_then_goes_is_counted_as_cancelled(served: Served) -> None:
+    client = _Client(served)
+    client.ask(1)
+    client.http.close_connection()
+    client.send()
+    await asyncio.sleep(0)
+    assert served.services.handled.codes[CANCELLED] == 1
+    assert served.peers.defects == []
+    assert isinstance(client.transport, KeptTransport)
+    assert client.connection.gone.done()
+
+
+async def _settled(connection: HttpConnection) -> None:
+    async with asyncio.timeout(5):
+        while connection.running:
+            await asyncio.sleep(0)

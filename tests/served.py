@@ -1,0 +1,115 @@
+"""The services with their example data, and connections to them without a socket."""
+
+import asyncio
+import os
+from typing import Any, Final
+
+from grpclib.reflection.service import ServerReflection
+
+from vdpa_agent.config import LimitsConfig
+from vdpa_agent.latest import Latest
+from vdpa_agent.model.daemon import DaemonStatus, Statistics
+from vdpa_agent.model.loaded import Loaded
+from vdpa_agent.model.mapping import example_mapping
+from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.serve.answers import Answers
+from vdpa_agent.serve.calls import Services
+from vdpa_agent.serve.devices import DeviceService
+from vdpa_agent.serve.health import HealthService
+from vdpa_agent.serve.peers import Peer, Peers
+from vdpa_agent.serve.protocol import READ_BYTES, HttpConnection
+from vdpa_agent.serve.vdpadpdk import VdpaDpdk
+from vdpa_agent.serve.view import View
+
+LIMITS: Final = LimitsConfig(calls_per_s=1_000_000)
+ME: Final = Peer(pid=os.getpid(), uid=0, gid=0, allowed=True)
+
+
+class KeptPeers(Peers):
+    """Keeps the defects that the log would tell of."""
+
+    def __init__(self) -> None:
+        super().__init__(LIMITS, asyncio.get_running_loop().time)
+        self.defects: list[BaseException] = []
+
+    def tell_defect(self, _peer: Peer, _call: str, error: BaseException) -> None:
+        self.defects.append(error)
+
+
+class KeptTransport(asyncio.Transport):
+    """Keeps what is written; while its peer does not read, only abort() ends it.
+
+    Attributes:
+        written: all of it.
+        blocked: whether its peer does not read.
+    """
+
+    def __init__(self, protocol: HttpConnection) -> None:
+        super().__init__()
+        self.written = b""
+        self.blocked = False
+        self._protocol = protocol
+        self._closing = False
+        self._lost = False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass  # it never pauses by itself
+
+    def write(self, data: Any) -> None:
+        assert not self._closing
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        self._closing = True
+        if not self.blocked:
+            self.abort()
+
+    def abort(self) -> None:
+        self._closing = True
+        if not self._lost:
+            self._lost = True
+            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.written)
+
+
+class Served:
+    """The services with their example data, without a socket."""
+
+    def __init__(self) -> None:
+        view = View(Latest(Loaded()), Latest(Loaded(example_mapping())), Latest(DaemonStatus(managed=False)))
+
+        async def no_statistics(_address: PciAddress) -> Statistics:
+            return {}
+
+        services: list[Any] = [
+            VdpaDpdk(Answers(view), 0.0),
+            DeviceService(view, no_statistics, {}),
+            HealthService(view),
+        ]
+        self.services = Services(ServerReflection.extend(services))
+        self.room = bytearray(READ_BYTES)
+        self.peers = KeptPeers()
+        self.complaints: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: self.complaints.append(context))
+
+    def connect(self) -> tuple[HttpConnection, KeptTransport]:
+        """A new connection."""
+        account = self.peers.enter(ME)
+        assert account is not None
+        connection = HttpConnection(self.services, self.peers, ME, account, self.room)
+        transport = KeptTransport(connection)
+        connection.connection_made(transport)
+        return connection, transport
+
+
+def receive(connection: HttpConnection, data: bytes) -> None:
+    """Has a connection read some bytes, as much at once as it would."""
+    for begin in range(0, len(data), READ_BYTES):
+        piece = data[begin : begin + READ_BYTES]
+        connection.get_buffer(-1)[: len(piece)] = piece
+        connection.buffer_updated(len(piece))
