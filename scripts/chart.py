@@ -248,7 +248,9 @@ def schema_text() -> str:
                 "metricRelabelings": _list(free),
             }
         ),
-        "prometheusRule": _object(monitor),
+        "prometheusRule": _object(
+            {**monitor, "runbookBaseUrl": {"type": "string", "pattern": r"^(https?://[^\s#?]+/)?$"}}
+        ),
         "grafanaDashboard": _object({**monitor, "annotations": texts}),
         "networkPolicy": _object({"enabled": flag, "ingressFrom": _list(free), "egress": _list(free)}),
         "openshift": _object({"securityContextConstraints": flag}),

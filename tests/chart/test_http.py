@@ -49,6 +49,17 @@ def test_a_pod_monitor_needs_an_address_that_others_reach(address: str) -> None:
     assert "needs config.httpListen" in refusal(f"--set=podMonitor.enabled=true,config.httpListen={address}")
 
 
+def test_the_runbook_is_where_the_values_say() -> None:
+    base = "https://git.example.com/vdpa-agent/blob/main/"
+    things = objects(f"--set=prometheusRule.enabled=true,prometheusRule.runbookBaseUrl={base}")
+    (rule,) = of_kind("PrometheusRule", things)
+    alerts = [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
+    assert alerts
+    for alert in alerts:
+        expected = f"{base}docs/troubleshooting.md#{alert['alert'].lower()}"
+        assert alert["annotations"]["runbook_url"] == expected
+
+
 def test_the_rules_and_the_dashboard_are_those_of_the_files() -> None:
     things = objects("--set=prometheusRule.enabled=true,grafanaDashboard.enabled=true")
     (rule,) = of_kind("PrometheusRule", things)

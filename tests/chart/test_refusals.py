@@ -26,6 +26,7 @@ WRONG = [
     ("--set=hugepages.size=4Mi", "at '/hugepages/size': value must be one of 'none', '2Mi', '1Gi'"),
     ("--set=hugepages.amount=64M", "at '/hugepages/amount': '64M' does not match pattern"),
     ("--set=image.digest=sha256:12", "at '/image/digest': 'sha256:12' does not match pattern"),
+    ("--set=prometheusRule.runbookBaseUrl=docs", "at '/prometheusRule/runbookBaseUrl': 'docs' does not match pattern"),
     ("--set=deviceList={0000:82:00.9}", "at '/deviceList/0': '0000:82:00.9' does not match pattern"),
     ("--set=hostDevices={/etc}", "at '/hostDevices/0': '/etc' does not match pattern '^/dev/'"),
     ("--set=tolerations[0].operater=Exists", "at '/tolerations/0': additional properties 'operater' not allowed"),
