@@ -160,7 +160,9 @@ async def _tracing(handled: Handled, *, wanted: bool) -> AsyncIterator[None]:
     try:
         from vdpa_agent.serve.tracing import tracing  # noqa: PLC0415
     except ImportError as error:
-        log.warning("tracing_not_possible", reason=str(error).lower(), remedy="pip install 'vdpa-agent[tracing]'")
+        # The names, not a command of pip's: the image has none.
+        remedy = "install opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http; in an image see docs/image.md"
+        log.warning("tracing_not_possible", reason=str(error).lower(), remedy=remedy)
         yield
         return
     async with tracing(handled):
