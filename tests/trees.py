@@ -57,6 +57,13 @@ class Tree:
         (path / "nr_hugepages").write_text(f"{total}\n")
         (path / "free_hugepages").write_text(f"{free}\n")
 
+    def hugetlb(self, file: str, limit: str, cgroup: str = "") -> Path:
+        """Limits the hugepages of a cgroup: `file` is as in hugetlb.2MB.max."""
+        path = self.root / "fs/cgroup" / cgroup / f"hugetlb.{file}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{limit}\n")
+        return path
+
     def selinux(self, enforce: str) -> None:
         path = self.root / "fs/selinux/enforce"
         path.parent.mkdir(parents=True)

@@ -235,6 +235,33 @@ def test_memory(node: Node, memory: str, pages: tuple[tuple[int, int, int], ...]
     assert found.code == (1 if result == "blocks" else 0)
 
 
+@pytest.mark.parametrize(
+    ("memory", "result", "told"),
+    [
+        ("hugepages", "blocks", "--memory hugepages, but {} allows no hugepages => {}, or --memory none"),
+        ("auto", "doubt", "ordinary: {} allows no hugepages => {}"),
+        ("none", "ok", "ordinary, as --memory none wants it"),
+    ],
+)
+def test_a_cgroup_that_allows_no_hugepages(node: Node, memory: str, result: str, told: str) -> None:
+    node.vf()
+    node.tree.hugepages(2048, 64, 60)
+    node.tree.hugepages(1048576, 0, 0)
+    node.tree.cpus(0, "0-4095")
+    node.tree.cpus(1, "", hugepages=64)
+    limit = node.tree.hugetlb("2MB.max", "0")
+    found = node.doctor(f"--memory={memory}")
+    mend = f"echo max > {limit}  # in Kubernetes hugepages.size of the chart"
+    assert found.of("memory", result) == [told.format(limit, mend)]
+    assert found.code == (1 if result == "blocks" else 0)
+    # That the VF's node has no hugepages matters only where the daemon takes some.
+    assert bool(found.of(VF, "doubt")) == (memory == "hugepages")
+    limit.write_text("max\n")
+    found = node.doctor(f"--memory={memory}")
+    assert found.of("memory", "ok")
+    assert bool(found.of(VF, "doubt")) == (memory != "none")
+
+
 def test_limits(node: Node) -> None:
     node.vf()
     limited = ("prlimit", "--nofile=70:70", "--memlock=8388608:8388608", "setpriv", "--bounding-set=-ipc_lock")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trees import PF, VF, Tree
-from vdpa_agent.daemon.sysfs import read_facts, read_numa
+from vdpa_agent.daemon.sysfs import read_facts, read_hugepages, read_numa
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.model.preflight import NumaFacts, PciFacts, Verdict, assess, devargs_of
 
@@ -240,6 +240,68 @@ def test_the_nodes_of_cpus_and_hugepages(tree: Tree) -> None:
     assert read_numa({3, 10}, tree.root) == NumaFacts(cpu_nodes=frozenset({0, 1}), hugepage_nodes=frozenset({1}))
 
 
+def _process(tree: Tree, text: str) -> Path:
+    """A directory such as a process has in /proc, with what the kernel says of its cgroups."""
+    directory = tree.root.parent / "process"
+    directory.mkdir()
+    (directory / "cgroup").write_text(text)
+    return directory
+
+
+POD: Final = "kubepods/pod1/agent"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "file", "limit", "text"),
+    [
+        ("", "2MB.max", "0", "0::/\n"),
+        ("", "2MB.max", "2097151", "0::/\n"),
+        ("", "2MB.rsvd.max", "0", "0::/\n"),
+        (POD, "2MB.max", "0", f"0::/{POD}\n"),
+        ("kubepods", "2MB.max", "0", f"0::/{POD}\n"),
+        ("", "2MB.max", "0", "0::/elsewhere\n"),  # in a container, which sees its own cgroup as the root
+        ("", "2MB.max", "0", "0::/../../sibling\n"),
+        ("", "2MB.max", "0", "nonsense\n::\n"),
+        (f"hugetlb/{POD}", "2MB.limit_in_bytes", "0", f"5:devices:/\n4:hugetlb:/{POD}\n0::/\n"),
+        (f"hugetlb/{POD}", "2MB.rsvd.limit_in_bytes", "0", f"4:cpu,hugetlb:/{POD}\n"),
+    ],
+)
+def test_a_cgroup_that_forbids_hugepages(tree: Tree, cgroup: str, file: str, limit: str, text: str) -> None:
+    assert _forbidden_by(tree, tree.hugetlb(file, limit, cgroup), text)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "file", "limit", "text"),
+    [
+        ("", "2MB.max", "2097152", "0::/\n"),
+        ("", "2MB.max", "max", "0::/\n"),
+        ("", "2MB.max", "9223372036854771712", "0::/\n"),
+        ("", "1GB.max", "0", "0::/\n"),
+        ("kubepods/pod1/other", "2MB.max", "0", f"0::/{POD}\n"),
+        ("hugetlb", "2MB.limit_in_bytes", "9223372036854771712", "4:hugetlb:/\n"),
+        (f"hugetlb/{POD}", "2MB.limit_in_bytes", "0", "5:devices:/\n4:cpu,hugetlb:/kubepods\n0::/\n"),
+    ],
+)
+def test_a_cgroup_that_allows_hugepages(tree: Tree, cgroup: str, file: str, limit: str, text: str) -> None:
+    assert not _forbidden_by(tree, tree.hugetlb(file, limit, cgroup), text)
+
+
+def _forbidden_by(tree: Tree, limit: Path, text: str) -> bool:
+    """Whether this limit, and no other, forbids hugepages to a process of which the kernel says this."""
+    tree.hugepages(2048, 64, 60)
+    (tree.root / "fs/cgroup" / POD).mkdir(parents=True, exist_ok=True)
+    (size,) = read_hugepages(tree.root, _process(tree, text))
+    assert (size.size_kib, size.total, size.free) == (2048, 64, 60)
+    assert size.forbidden_by in {"", str(limit)}
+    return bool(size.forbidden_by)
+
+
+def test_a_process_that_is_gone_has_the_limits_of_the_root(tree: Tree) -> None:
+    tree.hugepages(1048576, 1, 1)
+    path = tree.hugetlb("1GB.max", "0")
+    assert [size.forbidden_by for size in read_hugepages(tree.root, tree.root / "nowhere")] == [str(path)]
+
+
 def test_this_machine() -> None:
     for path in Path("/sys/bus/pci/devices").glob("*"):
         facts = read_facts(PciAddress(path.name), Path("/sys"))
@@ -272,6 +334,18 @@ def _make(path: Path, kind: str, content: bytes) -> None:
             path.mkdir()
         case _:
             os.mkfifo(path)
+
+
+@given(_ENTRY, _ENTRY, st.sampled_from(["2MB", "0KB", "1GB"]), st.sampled_from([2048, 0, 1048576]))
+def test_no_tree_of_cgroups_raises(
+    process: tuple[str, bytes], limit: tuple[str, bytes], name: str, size_kib: int
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="va-") as directory:
+        root = Path(directory)
+        (root / f"kernel/mm/hugepages/hugepages-{size_kib}kB").mkdir(parents=True)
+        _make(root / "process/cgroup", *process)
+        _make(root / f"fs/cgroup/hugetlb.{name}.max", *limit)
+        assert [size.size_kib for size in read_hugepages(root, root / "process")] == [size_kib]
 
 
 @given(

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vdpa_agent.model.pci import PciAddress
-from vdpa_agent.model.preflight import NumaFacts, PciFacts, Severity, Verdict, assess, devargs_of
+from vdpa_agent.model.preflight import (
+    HugepageFacts,
+    NumaFacts,
+    PciFacts,
+    Severity,
+    Verdict,
+    assess,
+    devargs_of,
+    forbidden,
+    takes_hugepages,
+)
 
 ADDRESS: Final = PciAddress("0000:82:00.2")
 IFC: Final = PciFacts(
@@ -226,3 +236,40 @@ def test_every_finding_is_one_short_line_that_names_the_device(
     assert bool(verdict.refusal) == any(finding.severity is Severity.BLOCKS for finding in verdict.findings)
     assert len(verdict.doubts) + len(_blocks(verdict)) == len(verdict.findings)
     assert not (verdict.refusal and facts.exists is None)
+
+
+SMALL: Final = HugepageFacts(size_kib=2048, total=64, free=60, forbidden_by="/c/hugetlb.2MB.max")
+HUGE: Final = HugepageFacts(size_kib=1048576, total=4, free=4)
+V1: Final = "/c/hugetlb.1GB.limit_in_bytes"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ([], None),
+        ([replace(HUGE, total=0, free=0, forbidden_by=V1)], None),
+        ([SMALL, HUGE], None),
+        ([SMALL, replace(HUGE, free=0)], "/c/hugetlb.2MB.max"),
+        ([SMALL, replace(HUGE, forbidden_by=V1)], "/c/hugetlb.2MB.max"),
+        ([replace(SMALL, free=0)], "/c/hugetlb.2MB.max"),
+        ([replace(HUGE, forbidden_by=V1)], V1),
+    ],
+)
+def test_whether_the_cgroup_forbids_every_hugepage(sizes: list[HugepageFacts], told: str | None) -> None:
+    finding = forbidden(sizes)
+    if told is None:
+        assert finding is None
+    else:
+        value = "max" if told.endswith(".max") else "-1"
+        assert finding is not None
+        assert finding.reason == f"{told} allows no hugepages"
+        assert finding.remedy == f"echo {value} > {told}  # in Kubernetes hugepages.size of the chart"
+
+
+def test_whether_the_daemon_takes_hugepages() -> None:
+    somewhere = NumaFacts(hugepage_nodes=frozenset({0}))
+    assert takes_hugepages("auto", somewhere, [HUGE])
+    assert not takes_hugepages("auto", somewhere, [SMALL])
+    assert not takes_hugepages("auto", NumaFacts(hugepage_nodes=frozenset()), [])
+    assert takes_hugepages("hugepages", NumaFacts(), [SMALL])
+    assert not takes_hugepages("none", somewhere, [HUGE])

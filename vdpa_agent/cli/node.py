@@ -131,7 +131,7 @@ def look_around(config: AgentConfig, told: Told, only: DeviceList) -> Node:
         hardware=hardware,
         numa=read_numa(os.sched_getaffinity(0), config.daemon.sysfs),
         memory=config.daemon.memory,
-        hugepages=read_hugepages(config.daemon.sysfs),
+        hugepages=read_hugepages(config.daemon.sysfs, Path(f"/proc/{daemon_pid or 'self'}")),
         limits=_limits(daemon_pid),
         enforcing=read_enforcing(config.daemon.sysfs),
         label=_label(config.daemon.socket_dir),

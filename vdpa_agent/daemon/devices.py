@@ -10,10 +10,10 @@ from typing import Final, Protocol
 
 import structlog
 
-from vdpa_agent.config import DaemonConfig, Memory, VhostMode
+from vdpa_agent.config import DaemonConfig, VhostMode
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.sockets import dead_sockets
-from vdpa_agent.daemon.sysfs import read_facts, read_numa
+from vdpa_agent.daemon.sysfs import read_facts, read_hugepages, read_numa
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.backoff import Backoff
@@ -22,7 +22,7 @@ from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.naming import SocketNaming, assign_names
 from vdpa_agent.model.pci import DeviceList, PciAddress
-from vdpa_agent.model.preflight import assess, devargs_of
+from vdpa_agent.model.preflight import assess, devargs_of, takes_hugepages
 
 _RETRY: Final = Backoff(first_s=1.0, cap_s=4.0)
 """When a device that the daemon refused to add or remove is asked for again: within 5 s of whatever mends it."""
@@ -184,10 +184,8 @@ class Devices:
             return config.devargs.get(address, ""), ""
         facts = read_facts(address, config.sysfs)
         numa = read_numa(os.sched_getaffinity(0), config.sysfs)
-        takes_hugepages = config.memory is Memory.HUGEPAGES or (
-            config.memory is Memory.AUTO and bool(numa.hugepage_nodes)
-        )
-        verdict = assess(facts, numa, hugepages=takes_hugepages)
+        sizes = read_hugepages(config.sysfs, Path("/proc/self"))
+        verdict = assess(facts, numa, hugepages=takes_hugepages(config.memory, numa, sizes))
         if verdict.doubts != self._doubts.get(address, ()):
             for doubt in verdict.doubts:
                 log.warning("device_doubtful", device=address, reason=doubt)

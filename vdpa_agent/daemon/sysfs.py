@@ -25,6 +25,9 @@ _NODE: Final = re.compile(r"node([0-9]{1,9})", re.ASCII)
 _HUGEPAGES: Final = re.compile(r"hugepages-([0-9]{1,9})kB", re.ASCII)
 _RANGE: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", re.ASCII)
 
+_HUGEPAGE_LIMITS: Final = ("max", "rsvd.max", "limit_in_bytes", "rsvd.limit_in_bytes")
+"""What limits hugepages, in bytes, in cgroups of version 2 and of version 1 (the kernel's mm/hugetlb_cgroup.c)."""
+
 _FAKE_GROUP: Final = "vfio-noiommu"
 """The name of the groups that vfio makes up where no IOMMU is (the kernel's drivers/vfio/group.c)."""
 
@@ -79,8 +82,14 @@ def read_numa(cpus: Iterable[int], sysfs: Path) -> NumaFacts:
     )
 
 
-def read_hugepages(sysfs: Path) -> tuple[HugepageFacts, ...]:
-    """Returns what there is of each size of hugepages, the smallest first; nothing is raised."""
+def read_hugepages(sysfs: Path, process: Path) -> tuple[HugepageFacts, ...]:
+    """Returns what there is of each size of hugepages, the smallest first; nothing is raised.
+
+    Args:
+        sysfs: where sysfs is, normally /sys.
+        process: the directory in /proc of the process that is to have some, such as /proc/self.
+    """
+    cgroups = _cgroups(sysfs / "fs" / "cgroup", process)
     try:
         entries = _entries(sysfs / "kernel" / "mm" / "hugepages")
     except (OSError, ValueError):
@@ -88,7 +97,10 @@ def read_hugepages(sysfs: Path) -> tuple[HugepageFacts, ...]:
     sizes = {int(match[1]): path for path in entries if (match := _HUGEPAGES.fullmatch(path.name))}
     return tuple(
         HugepageFacts(
-            size_kib=size, total=_number(path / "nr_hugepages") or 0, free=_number(path / "free_hugepages") or 0
+            size_kib=size,
+            total=_number(path / "nr_hugepages") or 0,
+            free=_number(path / "free_hugepages") or 0,
+            forbidden_by=_forbidding(cgroups, size),
         )
         for size, path in sorted(sizes.items())
     )
@@ -173,6 +185,33 @@ def _no_iommu(sysfs: Path) -> bool | None:
     if not os.path.lexists(parameter):
         return False
     return {"Y": True, "N": False}.get(_text(parameter) or "")
+
+
+def _cgroups(root: Path, process: Path) -> list[Path]:
+    """The cgroups that limit a process's hugepages: its own, and all above it.
+
+    What a container sees at the root is its own cgroup, even where /proc names it as the host does.
+    """
+    version_1 = root / "hugetlb"
+    controller, root = ("hugetlb", version_1) if _is_directory(version_1) else ("", root)
+    own = root
+    for line in (_text(process / "cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2) if line.count(":") > 1 else ("", "", "/")
+        if controller in controllers.split(",") and ".." not in path and _is_directory(root / path.lstrip("/")):
+            own = root / path.lstrip("/")
+    return [cgroup for cgroup in (own, *own.parents) if cgroup.is_relative_to(root)]
+
+
+def _forbidding(cgroups: Iterable[Path], size_kib: int) -> str:
+    """The first limit that is less than one hugepage; empty if there is none."""
+    units = ((1 << 20, "GB"), (1 << 10, "MB"), (1, "KB"))
+    size = next((f"{size_kib // unit}{name}" for unit, name in units if size_kib >= unit), "")
+    for file in (cgroup / f"hugetlb.{size}.{limit}" for cgroup in cgroups for limit in _HUGEPAGE_LIMITS):
+        # `max`, and a number too long to be read as one, allow pages enough.
+        limit_bytes = _number(file)
+        if limit_bytes is not None and 0 <= limit_bytes < size_kib * 1024:
+            return str(file)
+    return ""
 
 
 def _text(path: Path) -> str | None:

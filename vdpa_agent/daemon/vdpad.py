@@ -7,13 +7,15 @@ from typing import Any, Final
 
 import structlog
 
-from vdpa_agent.config import DaemonConfig, VhostMode
+from vdpa_agent.config import DaemonConfig, Memory, VhostMode
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.daemon.sockets import remove_stale_sockets
+from vdpa_agent.daemon.sysfs import read_hugepages
 from vdpa_agent.errors import DaemonError
 from vdpa_agent.model.daemon import Statistics
 from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.model.preflight import forbidden
 
 _PING_S: Final = 2.0
 """How often a running daemon is asked for its version."""
@@ -51,7 +53,7 @@ class Vdpad:
             f"--socket-dir={config.socket_dir}",
             f"--socket-mode={config.socket_mode:04o}",
             f"--vhost-mode={config.vhost_mode}",
-            f"--memory={config.memory}",
+            f"--memory={self._memory()}",
             f"--log-level={config.log_level}",
         ]
         if config.socket_owner is not None:
@@ -61,6 +63,15 @@ class Vdpad:
         if config.simulate:
             argv.append("--simulate")
         return argv
+
+    def _memory(self) -> Memory:
+        """What it is to take its memory from: by itself it goes by the free hugepages, and does not see the cgroup."""
+        config = self._config
+        limit = forbidden(read_hugepages(config.sysfs, Path("/proc/self"))) if config.memory is Memory.AUTO else None
+        if limit is None:
+            return config.memory
+        log.warning("hugepages_forbidden", reason=limit.reason, remedy=limit.remedy)
+        return Memory.NONE
 
     async def accompany(
         self, control: Control, *, running: Callable[[], None], unhealthy: Callable[[str], None]

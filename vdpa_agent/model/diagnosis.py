@@ -11,7 +11,16 @@ from vdpa_agent.model.health import Role, no_device_list, no_mapping, not_served
 from vdpa_agent.model.loaded import ABSENT, Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
-from vdpa_agent.model.preflight import Finding, HugepageFacts, NumaFacts, PciFacts, Severity, assess
+from vdpa_agent.model.preflight import (
+    Finding,
+    HugepageFacts,
+    NumaFacts,
+    PciFacts,
+    Severity,
+    assess,
+    forbidden,
+    takes_hugepages,
+)
 
 _OPEN_FILES_BASE: Final = 64
 _OPEN_FILES_PER_DEVICE: Final = 16
@@ -333,8 +342,15 @@ def _memory(node: Node) -> Iterator[Check]:
     pages = "; ".join(sizes)
     free = any(size.free for size in node.hugepages)
     runs = node.agent is not None and node.agent.daemon_pid is not None
+    limit = forbidden(node.hugepages)
     if node.memory == "none":
         yield Check("memory", "ordinary, as --memory none wants it")
+    elif limit is not None and node.memory == "auto":
+        yield Check("memory", f"ordinary: {limit.reason}", Severity.DOUBT, limit.remedy)
+    elif limit is not None:
+        # A daemon that runs has its pages; the next one would get none.
+        severity = Severity.DOUBT if runs else Severity.BLOCKS
+        yield Check("memory", f"--memory hugepages, but {limit.reason}", severity, f"{limit.remedy}, or --memory none")
     elif free or (pages and runs):
         yield Check("memory", f"hugepages: {pages}")
     elif node.memory == "auto":
@@ -389,8 +405,8 @@ def _device(node: Node, device: DeviceFacts) -> Iterator[Check]:
         yield unlisted
     findings: tuple[Finding, ...] = ()
     if device.pci is not None:
-        takes_hugepages = node.memory == "hugepages" or (node.memory == "auto" and bool(node.numa.hugepage_nodes))
-        findings = assess(device.pci, node.numa, hugepages=takes_hugepages).findings
+        hugepages = takes_hugepages(node.memory, node.numa, node.hugepages)
+        findings = assess(device.pci, node.numa, hugepages=hugepages).findings
     if device.state is not None and not served and device.reason not in {str(finding) for finding in findings}:
         wrong = not_served(device.address, device.state, device.reason)
         yield Check(device.address, wrong, Severity.BLOCKS, "it is tried again; the agent's log may tell more")

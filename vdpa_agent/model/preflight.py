@@ -43,11 +43,19 @@ class PciFacts(NamedTuple):
 
 
 class HugepageFacts(NamedTuple):
-    """The hugepages of one size: how many there are, and how many of them are free."""
+    """The hugepages of one size.
+
+    Attributes:
+        size_kib: the size of each.
+        total: how many there are.
+        free: how many of them are free.
+        forbidden_by: the file that keeps the daemon's cgroup from even one of them; empty if none does.
+    """
 
     size_kib: int
     total: int
     free: int
+    forbidden_by: str = ""
 
 
 class NumaFacts(NamedTuple):
@@ -184,6 +192,40 @@ def devargs_of(facts: PciFacts, overrides: Mapping[PciAddress, str]) -> str:
     if facts.address in overrides:
         return overrides[facts.address]
     return _vdpa_driver(facts).devargs
+
+
+def forbidden(sizes: Iterable[HugepageFacts]) -> Finding | None:
+    """Returns what keeps the daemon from all hugepages; None if nothing does.
+
+    The kernel shows the free pages of the machine to everybody. Who may have none of them dies of SIGBUS at the first
+    touch, or is refused the mapping (its Documentation/admin-guide/cgroup-v2.rst, HugeTLB: max and rsvd.max). In a pod
+    that asks for no hugepages the limits are 0.
+
+    Args:
+        sizes: what there is of each size.
+    """
+    known = list(sizes)
+    there = [size for size in known if size.free] or [size for size in known if size.total]
+    if not there or not all(size.forbidden_by for size in there):
+        return None
+    file = there[0].forbidden_by
+    unlimited = "max" if file.endswith("max") else "-1"
+    return Finding(
+        Severity.DOUBT,
+        f"{file} allows no hugepages",
+        f"echo {unlimited} > {file}  # in Kubernetes hugepages.size of the chart",
+    )
+
+
+def takes_hugepages(memory: str, numa: NumaFacts, sizes: Iterable[HugepageFacts]) -> bool:
+    """Whether the daemon takes its memory from hugepages.
+
+    Args:
+        memory: what it is to take it from: auto, hugepages or none.
+        numa: where hugepages are, free ones or not.
+        sizes: what there is of each size.
+    """
+    return memory == "hugepages" or (memory == "auto" and bool(numa.hugepage_nodes) and forbidden(sizes) is None)
 
 
 def assess(facts: PciFacts, numa: NumaFacts, *, hugepages: bool) -> Verdict:
