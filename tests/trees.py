@@ -47,6 +47,9 @@ class Tree:
         if group is not None:
             (self.root / "kernel/iommu_groups" / str(group)).mkdir(parents=True, exist_ok=True)
             (path / "iommu_group").symlink_to(f"../../../kernel/iommu_groups/{group}")
+            members = self.root / "kernel/iommu_groups" / str(group) / "devices"
+            members.mkdir(exist_ok=True)
+            (members / address).symlink_to(f"../../../../devices/pci0000:80/{address}")
         if pf is not None:
             (path / "physfn").symlink_to(f"../{pf}")
         return path

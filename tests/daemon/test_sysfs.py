@@ -50,6 +50,15 @@ def test_an_ifc_vf_on_vfio_pci(tree: Tree) -> None:
     assert _verdict(tree) == Verdict()
 
 
+def test_the_other_devices_of_the_group(tree: Tree) -> None:
+    tree.device(PF, "1af4:1041", driver="virtio-pci", group=41)
+    tree.device(VF, "1af4:1041", driver="vfio-pci", group=41, pf=PF)
+    tree.device(PciAddress("0000:82:00.3"), "1af4:1041", group=41)
+    tree.device(PciAddress("0000:82:00.4"), "1af4:1041", driver="iavf", group=42)
+    assert read_facts(VF, tree.root).neighbours == ((PF, "virtio-pci"),)
+    assert _verdict(tree).refusal.startswith("0000:82:00.2 shares IOMMU group 41 with 0000:82:00.0 on virtio-pci: ")
+
+
 def test_an_mlx5_vf_on_the_kernels_own_driver(tree: Tree) -> None:
     tree.device(VF, "15b3:101e", subsystem="15b3", driver="mlx5_core", pf=PF)
     facts = read_facts(VF, tree.root)

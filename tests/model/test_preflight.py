@@ -238,6 +238,38 @@ def test_every_finding_is_one_short_line_that_names_the_device(
     assert not (verdict.refusal and facts.exists is None)
 
 
+@pytest.mark.parametrize(
+    "neighbours",
+    [
+        (("0000:82:00.3", "vfio-pci"), ("0000:80:01.0", "pcieport"), ("0000:82:00.4", "pci-stub")),
+        (("0000:82:00.3", "mlx5_vfio_pci"),),
+    ],
+)
+def test_what_may_be_in_the_group(neighbours: tuple[tuple[str, str], ...]) -> None:
+    assert assess(replace(IFC, neighbours=neighbours), NOWHERE, hugepages=False) == Verdict()
+
+
+def test_a_group_that_the_kernel_holds_a_part_of() -> None:
+    others = tuple((f"0000:83:00.{number}", "ixgbe") for number in range(6))
+    shared = f"{ADDRESS} shares IOMMU group 41 with 0000:83:00.0 on ixgbe"
+    one = replace(IFC, neighbours=(others[0], ("0000:82:00.3", "vfio-pci")))
+    override = "driverctl set-override 0000:83:00.0 vfio-pci"
+    assert _blocks(assess(one, NOWHERE, hugepages=False)) == [f"{shared}: {override}"]
+    (many,) = _blocks(assess(replace(IFC, neighbours=others), NOWHERE, hugepages=False))
+    assert "0000:83:00.3 on ixgbe, ...: driverctl" in many
+    assert many.count("driverctl set-override") == 4
+    # The VFs would be gone with the driver of their physical function.
+    (pf,) = _blocks(assess(replace(IFC, neighbours=(("0000:82:00.0", "ice"),)), NOWHERE, hugepages=False))
+    assert pf.endswith("with 0000:82:00.0 on ice: use a slot with ACS, where each device has a group of its own")
+    # mlx5 works through the kernel's own driver; without an IOMMU there is no group to share; uio knows no groups.
+    for facts in (
+        replace(MLX5, iommu_group=41),
+        replace(IFC, iommu_group=None, no_iommu=True),
+        replace(IFC, driver="uio_pci_generic"),
+    ):
+        assert not _blocks(assess(replace(facts, neighbours=others), NOWHERE, hugepages=False))
+
+
 SMALL: Final = HugepageFacts(size_kib=2048, total=64, free=60, forbidden_by="/c/hugetlb.2MB.max")
 HUGE: Final = HugepageFacts(size_kib=1048576, total=4, free=4)
 V1: Final = "/c/hugetlb.1GB.limit_in_bytes"

@@ -4,7 +4,6 @@ import asyncio
 import grp
 import os
 import pwd
-import re
 import resource
 import shlex
 import stat
@@ -22,12 +21,13 @@ from vdpa_agent.cli import client
 from vdpa_agent.config import AgentConfig, DaemonConfig, DaemonMode, VhostMode
 from vdpa_agent.daemon.child import find_program
 from vdpa_agent.daemon.sockets import dead_sockets
-from vdpa_agent.daemon.sysfs import read_enforcing, read_facts, read_hugepages, read_numa
+from vdpa_agent.daemon.sysfs import read_driver, read_enforcing, read_facts, read_hugepages, read_numa
 from vdpa_agent.errors import DaemonUnusable, FileRefused, NotReachable
 from vdpa_agent.files.formats import Form, decode_device_list, decode_mapping_file, form_of
 from vdpa_agent.files.last_good import Content, Unreadable, read
 from vdpa_agent.model.daemon import DeviceState
 from vdpa_agent.model.diagnosis import (
+    VFIO_CONTAINER,
     AgentFacts,
     DeviceFacts,
     DirectoryFacts,
@@ -36,22 +36,45 @@ from vdpa_agent.model.diagnosis import (
     Presence,
     ProgramFacts,
     SocketFacts,
+    VfioFacts,
 )
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import ABSENT, Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.model.preflight import VFIO, PciFacts
 from vdpa_agent.serve.pb import device_service_pb2 as pb
 
 _VERSION_S: Final = 5.0
 """How long a program may take to say its version."""
 
 _LABEL: Final = "security.selinux"
-_CAPABILITIES: Final = re.compile(rb"^CapEff:\s*([0-9a-f]{1,16})$", re.MULTILINE)
+_ACL: Final = "system.posix_acl_access"
+_SYSFS: Final = Path("/sys")
+
+_DAC_OVERRIDE: Final = 1
+"""CAP_DAC_OVERRIDE, which stands above the permissions of files (linux/capability.h)."""
 _IPC_LOCK: Final = 14
-"""CAP_IPC_LOCK, which stands above the limit of locked memory (linux/capability.h)."""
+"""CAP_IPC_LOCK, which stands above the limit of locked memory."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Process:
+    """What a process may do, as the kernel tells (proc_pid_status(5)).
+
+    Attributes:
+        root: the root of the files that it sees.
+        user: the user that it is, by number.
+        groups: its groups, by number.
+        capabilities: those in effect, a bit for each.
+    """
+
+    root: Path
+    user: int
+    groups: frozenset[int]
+    capabilities: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +152,7 @@ def look_around(config: AgentConfig, told: Told, only: DeviceList) -> Node:
         directories=tuple(_directory(path) for path in sorted(directories)),
         devices=_devices(config, told, only or _addresses(role, wanted, mapping), mapping, vdpad=vdpad),
         hardware=hardware,
+        vfio=read_driver(VFIO, config.daemon.sysfs),
         numa=read_numa(os.sched_getaffinity(0), config.daemon.sysfs),
         memory=config.daemon.memory,
         hugepages=read_hugepages(config.daemon.sysfs, Path(f"/proc/{daemon_pid or 'self'}")),
@@ -242,21 +266,73 @@ def _devices(
 ) -> tuple[DeviceFacts, ...]:
     """What there is of each device; the kernel's table is read once for all sockets."""
     known = {PciAddress(device.pci_address): device for device in told.devices}
+    daemon = _opener(config, told)
     sockets = {address: device.socket_path for address, device in known.items()} | dict(mapping.value or ())
     dead = dead_sockets(socket for address, socket in sockets.items() if address in addresses and socket)
     devices = []
     for address in addresses:
         device, path = known.get(address), sockets.get(address)
+        pci = read_facts(address, config.daemon.sysfs) if vdpad and not config.daemon.simulate else None
         devices.append(
             DeviceFacts(
                 address=address,
-                pci=read_facts(address, config.daemon.sysfs) if vdpad and not config.daemon.simulate else None,
+                pci=pci,
+                vfio=_vfio(pci, daemon) if pci and daemon else (),
                 socket=_socket(path, dead.get(path, ""), config.daemon, vdpad=vdpad) if path else None,
                 state=_state(device) if device else None,
                 reason=device.reason if device else "",
             )
         )
     return tuple(devices)
+
+
+def _opener(config: AgentConfig, told: Told) -> _Process | None:
+    """Who opens device files: the daemon, or one that were started here; None where that is not known.
+
+    A copy of sysfs has no /dev beside it.
+    """
+    pid = told.status.daemon.pid if told.status else 0
+    if config.daemon.sysfs != _SYSFS or not (pid or told.presence is Presence.ABSENT):
+        return None
+    try:
+        return _process(pid or None)
+    except (OSError, LookupError, ValueError):
+        return None
+
+
+def _vfio(pci: PciFacts, daemon: _Process) -> tuple[VfioFacts, ...]:
+    """What must be opened for a device that is bound to vfio-pci; not opened here, since a group can be only once."""
+    if pci.driver != VFIO or pci.iommu_group is None:
+        return ()
+    try:
+        return tuple(_vfio_file(path, daemon) for path in (VFIO_CONTAINER, f"/dev/vfio/{pci.iommu_group}"))
+    except OSError:
+        return ()
+
+
+def _vfio_file(path: str, daemon: _Process) -> VfioFacts:
+    """One of them.
+
+    Raises:
+        OSError: the files that the daemon sees may not be looked at.
+    """
+    user, seen = _user(daemon.user), daemon.root / path.lstrip("/")
+    # A root that may not be looked at must not pass for one without the file.
+    daemon.root.stat()
+    try:
+        status = seen.stat()
+    except FileNotFoundError:
+        return VfioFacts(path=path, user=user)
+    usable = _usable(seen, status, daemon)
+    return VfioFacts(path=path, user=user, usable=usable, mode=stat.S_IMODE(status.st_mode), owner=_owner(status))
+
+
+def _usable(path: Path, status: os.stat_result, process: _Process) -> bool:
+    """Whether a process may read and write a file; where an access control list decides it counts as yes."""
+    if process.capabilities >> _DAC_OVERRIDE & 1 or _ACL in os.listxattr(path):
+        return True
+    shift = 6 if process.user == status.st_uid else 3 if status.st_gid in process.groups else 0
+    return status.st_mode >> shift & 0o6 == 0o6  # noqa: PLR2004 - read and write
 
 
 def _state(device: pb.Device) -> DeviceState:
@@ -323,12 +399,28 @@ def _limits_of(pid: int | None) -> LimitFacts:
     # vdpad raises its own limit of open files as far as it may.
     _, open_files = resource.prlimit(pid or 0, resource.RLIMIT_NOFILE)
     locked_bytes, _ = resource.prlimit(pid or 0, resource.RLIMIT_MEMLOCK)
-    match = _CAPABILITIES.search(Path(f"/proc/{pid or 'self'}/status").read_bytes())
-    unlimited = locked_bytes == resource.RLIM_INFINITY or (match and int(match[1], 16) >> _IPC_LOCK & 1)
+    unlimited = locked_bytes == resource.RLIM_INFINITY or _process(pid).capabilities >> _IPC_LOCK & 1
     return LimitFacts(
         pid=pid,
         open_files=None if open_files == resource.RLIM_INFINITY else open_files,
         locked_bytes=None if unlimited else locked_bytes,
+    )
+
+
+def _process(pid: int | None) -> _Process:
+    """What a process may do; None: this one.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    directory = Path(f"/proc/{pid or 'self'}")
+    lines = (line.partition(":") for line in (directory / "status").read_text(errors="replace").splitlines())
+    told = {name: value.split() for name, _, value in lines}
+    return _Process(
+        root=directory / "root",
+        user=int(told["Uid"][1]),
+        groups=frozenset(map(int, [told["Gid"][1], *told["Groups"]])),
+        capabilities=int(told["CapEff"][0], 16),
     )
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +58,7 @@ def read_facts(address: PciAddress, sysfs: Path) -> PciFacts:
         pf=None if physfn is None else directory.address("physfn", physfn),
         driver=directory.driver(),
         iommu_group=directory.iommu_group(),
+        neighbours=directory.neighbours(address),
         numa_node=directory.node(),
         no_iommu=_no_iommu(sysfs),
         unreadable=tuple(dict.fromkeys(directory.unreadable)),
@@ -104,6 +106,11 @@ def read_hugepages(sysfs: Path, process: Path) -> tuple[HugepageFacts, ...]:
         )
         for size, path in sorted(sizes.items())
     )
+
+
+def read_driver(name: str, sysfs: Path) -> bool:
+    """Returns whether the kernel has a driver for PCI devices, loaded as a module or built in."""
+    return _is_directory(sysfs / "bus" / "pci" / "drivers" / name) is True
 
 
 def read_enforcing(sysfs: Path) -> bool:
@@ -168,6 +175,18 @@ class _Directory:
             self.unreadable.append("iommu_group")
             return None
         return int(number)
+
+    def neighbours(self, address: PciAddress) -> tuple[tuple[str, str], ...]:
+        """The other devices of the IOMMU group that are bound to a driver; what cannot be read is none."""
+        try:
+            entries = sorted(_entries(self._path / "iommu_group" / "devices"))
+        except OSError:
+            return ()
+        bound = []
+        for entry in entries:
+            with suppress(OSError):
+                bound.append((entry.name, (entry / "driver").readlink().name))
+        return tuple((name, driver) for name, driver in bound if name != address and _DRIVER.fullmatch(driver))
 
 
 def _is_directory(path: Path) -> bool | None:

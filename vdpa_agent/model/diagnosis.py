@@ -12,6 +12,7 @@ from vdpa_agent.model.loaded import ABSENT, Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.model.preflight import (
+    VFIO,
     Finding,
     HugepageFacts,
     NumaFacts,
@@ -19,12 +20,16 @@ from vdpa_agent.model.preflight import (
     Severity,
     assess,
     forbidden,
+    kernel_driver_of,
     takes_hugepages,
 )
 
 _OPEN_FILES_BASE: Final = 64
 _OPEN_FILES_PER_DEVICE: Final = 16
 """A device takes a socket, and its front end a connection and two descriptors for each of a few queues."""
+
+VFIO_CONTAINER: Final = "/dev/vfio/vfio"
+"""What VFIO groups are put into to be used (the kernel's Documentation/driver-api/vfio.rst)."""
 
 _OTHERS_MAY_WRITE: Final = 0o002
 _STICKY: Final = 0o1000
@@ -114,12 +119,32 @@ class SocketFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VfioFacts:
+    """A file below /dev/vfio that the daemon must open to read and write.
+
+    Attributes:
+        path: the file, as the daemon sees it.
+        user: the user that the daemon is.
+        usable: whether that user may.
+        mode: its permission bits; None: there is no such file.
+        owner: its owner and group, as `root:root`.
+    """
+
+    path: str
+    user: str
+    usable: bool = False
+    mode: int | None = None
+    owner: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
     """One device of the node.
 
     Attributes:
         address: its address.
         pci: what sysfs says of it; None where that does not matter.
+        vfio: what the daemon must open for it: VFIO's container, then its group; empty where that is not known.
         socket: its socket; None where there is none.
         state: what a running agent says of it; None: no agent runs.
         reason: why it is in that state, in the agent's words.
@@ -127,6 +152,7 @@ class DeviceFacts:
 
     address: PciAddress
     pci: PciFacts | None = None
+    vfio: tuple[VfioFacts, ...] = ()
     socket: SocketFacts | None = None
     state: DeviceState | None = None
     reason: str = ""
@@ -165,6 +191,7 @@ class Node:
         directories: where the agent and its daemon write.
         devices: the devices that are judged.
         hardware: whether they are to be real devices that vdpad drives.
+        vfio: whether the kernel has the driver vfio-pci.
         numa: what there is on which NUMA node.
         memory: what the daemon takes its memory from: auto, hugepages or none.
         hugepages: of each size, what there is.
@@ -188,6 +215,7 @@ class Node:
     directories: tuple[DirectoryFacts, ...]
     devices: tuple[DeviceFacts, ...]
     hardware: bool
+    vfio: bool
     numa: NumaFacts
     memory: str
     hugepages: tuple[HugepageFacts, ...]
@@ -238,6 +266,7 @@ def diagnose(node: Node) -> Diagnosis:
         *_directories(node),
         *_memory(node),
         *_limits(node),
+        *_vfio(node),
         *_selinux(node),
     ]
     each = {device.address: list(_device(node, device)) for device in node.devices}
@@ -385,6 +414,18 @@ def _limits(node: Node) -> Iterator[Check]:
         yield Check("locked memory", wrong, Severity.DOUBT, f"{remedy}  # for a systemd unit LimitMEMLOCK=infinity")
 
 
+def _vfio(node: Node) -> Iterator[Check]:
+    if not any(device.pci and kernel_driver_of(device.pci) == VFIO for device in node.devices):
+        return
+    if node.vfio:
+        yield Check("vfio", f"the module {VFIO} is loaded")
+    else:
+        # Each device that it keeps from being served is told by itself.
+        wrong = f"the module {VFIO} is not loaded, so nothing can be bound to it"
+        remedy = f"modprobe {VFIO}  # at each boot: echo {VFIO} > /etc/modules-load.d/{VFIO}.conf"
+        yield Check("vfio", wrong, Severity.DOUBT, remedy)
+
+
 def _selinux(node: Node) -> Iterator[Check]:
     if not node.enforcing:
         yield Check("selinux", "not enforced")
@@ -408,15 +449,15 @@ def _device(node: Node, device: DeviceFacts) -> Iterator[Check]:
         hugepages = takes_hugepages(node.memory, node.numa, node.hugepages)
         findings = assess(device.pci, node.numa, hugepages=hugepages).findings
     if device.state is not None and not served and device.reason not in {str(finding) for finding in findings}:
-        wrong = not_served(device.address, device.state, device.reason)
-        yield Check(device.address, wrong, Severity.BLOCKS, "it is tried again; the agent's log may tell more")
+        reason = not_served(device.address, device.state, device.reason)
+        yield Check(device.address, reason, Severity.BLOCKS, "it is tried again; the agent's log may tell more")
     for finding in findings:
         # What is served in spite of all is not blocked.
         severity = Severity.DOUBT if served else finding.severity
         yield Check(device.address, finding.reason, severity, finding.remedy)
-    wrong_socket = list(_socket(node, device))
-    yield from wrong_socket
-    if (device.state is None or served) and not findings and not wrong_socket and not unlisted:
+    wrong = [*_device_files(device), *_socket(node, device)]
+    yield from wrong
+    if (device.state is None or served) and not findings and not wrong and not unlisted:
         yield Check(device.address, _right(device))
 
 
@@ -432,6 +473,23 @@ def _unlisted(node: Node, device: DeviceFacts) -> Check | None:
         return None
     add = f"echo {address} >> {node.pci_list}"
     return Check(address, f"{address} is not in {node.pci_list}", Severity.DOUBT, add)
+
+
+def _device_files(device: DeviceFacts) -> Iterator[Check]:
+    """The first file of VFIO's that the daemon cannot open: it does not come to the other then."""
+    file = next((file for file in device.vfio if not file.usable), None)
+    if file is None:
+        return
+    severity = Severity.DOUBT if device.state in SERVED else Severity.BLOCKS
+    if file.mode is None:
+        remedy = "give the container /dev/vfio, as hostDevices of the chart; without a container: udevadm trigger"
+        yield Check(device.address, f"{file.path} is not there", severity, remedy)
+    else:
+        wrong = f"{file.user} may not read and write {file.path}, mode {file.mode:04o} of {file.owner}"
+        chown = f'chown {file.user} {file.path}  # for good by udev: SUBSYSTEM=="vfio", OWNER="{file.user}"'
+        # The kernel makes the container for everybody: who opens it has no device yet (its drivers/vfio/container.c).
+        remedy = f"chmod 0666 {file.path}" if file.path == VFIO_CONTAINER else chown
+        yield Check(device.address, wrong, severity, remedy)
 
 
 def _socket(node: Node, device: DeviceFacts) -> Iterator[Check]:

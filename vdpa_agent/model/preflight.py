@@ -22,6 +22,7 @@ class PciFacts(NamedTuple):
         pf: the physical function that it belongs to.
         driver: the kernel driver that it is bound to; None: it is bound to none.
         iommu_group: the number of its IOMMU group; None: it is in none that an IOMMU stands behind.
+        neighbours: the other devices of that group that are bound to a driver, by name, each with the driver.
         numa_node: the NUMA node that it is attached to; None: the machine makes no difference.
         no_iommu: whether vfio may do without an IOMMU.
         unreadable: the names in sysfs that could not be read or make no sense; what they say is not known.
@@ -37,6 +38,7 @@ class PciFacts(NamedTuple):
     pf: PciAddress | None = None
     driver: str | None = None
     iommu_group: int | None = None
+    neighbours: tuple[tuple[str, str], ...] = ()
     numa_node: int | None = None
     no_iommu: bool | None = None
     unreadable: tuple[str, ...] = ()
@@ -137,10 +139,18 @@ _NETRONOME: Final = 0x19EE
 _CORIGINE: Final = 0x1DA8
 
 # ifc, sfc and nfp make a VFIO container of their own while they probe.
-_VFIO: Final = "vfio-pci"
+VFIO: Final = "vfio-pci"
+"""The kernel driver that hands a device to a process."""
+
+_DRIVERS_BESIDE_VFIO: Final = frozenset({"pci-stub", "pcieport"})
+"""The drivers that do no DMA, with which a group is viable all the same.
+
+The kernel's Documentation/driver-api/vfio.rst wants all devices of a group bound to VFIO or to nothing; these two say
+that they manage DMA themselves (driver_managed_dma), as do VFIO's own, which have its name in theirs.
+"""
 
 _IFC: Final = _VdpaDriver(
-    "vdpa=1", _VFIO, frozenset((_VIRTIO, device) for device in (0x1000, 0x1001, 0x1041, 0x1042)), _INTEL
+    "vdpa=1", VFIO, frozenset((_VIRTIO, device) for device in (0x1000, 0x1001, 0x1041, 0x1042)), _INTEL
 )
 """DPDK's drivers/vdpa/ifc: ifcvf_vdpa.c (its table, its vdpa argument), base/ifcvf.h (the numbers)."""
 
@@ -155,10 +165,10 @@ It reaches the device through the kernel's own driver, which also programs the I
 (doc.dpdk.org/guides/vdpadevs/mlx5.html and platform/mlx5.html).
 """
 
-_SFC: Final = _VdpaDriver("class=vdpa", _VFIO, frozenset({(_XILINX, 0x1100)}))
+_SFC: Final = _VdpaDriver("class=vdpa", VFIO, frozenset({(_XILINX, 0x1100)}))
 """DPDK's drivers/vdpa/sfc/sfc_vdpa.c, drivers/common/sfc_efx/base/efx.h (the number: VFs of Riverhead, the EF100)."""
 
-_NFP: Final = _VdpaDriver("class=vdpa", _VFIO, frozenset({(_NETRONOME, 0x6003)}))
+_NFP: Final = _VdpaDriver("class=vdpa", VFIO, frozenset({(_NETRONOME, 0x6003)}))
 """DPDK's drivers/vdpa/nfp/nfp_vdpa.c, drivers/common/nfp/nfp_dev.h (the number)."""
 
 _UNKNOWN: Final = _VdpaDriver("class=vdpa", None)
@@ -179,7 +189,7 @@ _BY_VENDOR: Final[MappingProxyType[int, _VdpaDriver]] = MappingProxyType(
 _UIO: Final = frozenset({"uio_pci_generic", "igb_uio"})
 """The other kernel drivers that DPDK's PCI bus can map a device of (drivers/bus/pci/linux/pci.c)."""
 
-_SHOWN_NODES: Final = 4
+_SHOWN: Final = 4
 
 
 def devargs_of(facts: PciFacts, overrides: Mapping[PciAddress, str]) -> str:
@@ -192,6 +202,11 @@ def devargs_of(facts: PciFacts, overrides: Mapping[PciAddress, str]) -> str:
     if facts.address in overrides:
         return overrides[facts.address]
     return _vdpa_driver(facts).devargs
+
+
+def kernel_driver_of(facts: PciFacts) -> str | None:
+    """Returns the kernel driver that a device must be bound to for its vDPA driver; None: not known."""
+    return _vdpa_driver(facts).kernel_driver
 
 
 def forbidden(sizes: Iterable[HugepageFacts]) -> Finding | None:
@@ -249,7 +264,8 @@ def assess(facts: PciFacts, numa: NumaFacts, *, hugepages: bool) -> Verdict:
         return Verdict((missing,))
     found = [_readable(facts)]
     if facts.exists:
-        found += [_bound(facts), _translated(facts), _known(facts), _virtual(facts), _near_cpus(facts, numa)]
+        found += [_bound(facts), _translated(facts), _alone(facts)]
+        found += [_known(facts), _virtual(facts), _near_cpus(facts, numa)]
         if hugepages:
             found.append(_near_hugepages(facts, numa))
     return Verdict(tuple(finding for finding in found if finding is not None))
@@ -270,20 +286,20 @@ def _readable(facts: PciFacts) -> Finding | None:
 
 
 def _bound(facts: PciFacts) -> Finding | None:
-    wanted = _vdpa_driver(facts).kernel_driver
+    wanted = kernel_driver_of(facts)
     if "driver" in facts.unreadable or (facts.driver is not None and wanted in {None, facts.driver}):
         return None
     if facts.driver is None:
         reason = f"{facts.address} is bound to no driver"
     else:
         reason = f"{facts.address} is bound to {facts.driver}, not to {wanted}"
-    severity = Severity.DOUBT if wanted == _VFIO and facts.driver in _UIO else Severity.BLOCKS
-    return Finding(severity, reason, f"driverctl set-override {facts.address} {wanted or _VFIO}")
+    severity = Severity.DOUBT if wanted == VFIO and facts.driver in _UIO else Severity.BLOCKS
+    return Finding(severity, reason, f"driverctl set-override {facts.address} {wanted or VFIO}")
 
 
 def _translated(facts: PciFacts) -> Finding | None:
     # For mlx5 the kernel's driver sees to the addresses.
-    if _vdpa_driver(facts).kernel_driver != _VFIO or facts.iommu_group is not None or "iommu_group" in facts.unreadable:
+    if kernel_driver_of(facts) != VFIO or facts.iommu_group is not None or "iommu_group" in facts.unreadable:
         return None
     if facts.no_iommu:
         # DPDK maps nothing then (lib/eal/linux/eal_vfio.c): the device takes a front end's addresses for the host's.
@@ -294,6 +310,25 @@ def _translated(facts: PciFacts) -> Finding | None:
     else:
         severity, reason = Severity.BLOCKS, f"{facts.address} is in no IOMMU group"
     return Finding(severity, reason, "turn the IOMMU on in the firmware and boot with intel_iommu=on or amd_iommu=on")
+
+
+def _alone(facts: PciFacts) -> Finding | None:
+    """Which devices of its IOMMU group the kernel uses: VFIO hands out a group as a whole."""
+    if kernel_driver_of(facts) != VFIO or facts.iommu_group is None or facts.driver in _UIO:
+        return None
+    held = {
+        name: driver for name, driver in facts.neighbours if "vfio" not in driver and driver not in _DRIVERS_BESIDE_VFIO
+    }
+    if not held:
+        return None
+    shown = list(held)[:_SHOWN]
+    told = ", ".join(f"{name} on {held[name]}" for name in shown) + (", ..." if len(held) > _SHOWN else "")
+    remedy = " && ".join(f"driverctl set-override {name} {VFIO}" for name in shown)
+    if facts.pf in held:
+        # Without its kernel driver it would have no VFs.
+        remedy = "use a slot with ACS, where each device has a group of its own"
+    reason = f"{facts.address} shares IOMMU group {facts.iommu_group} with {told}"
+    return Finding(Severity.BLOCKS, reason, remedy)
 
 
 def _known(facts: PciFacts) -> Finding | None:
@@ -349,4 +384,4 @@ def _near_hugepages(facts: PciFacts, numa: NumaFacts) -> Finding | None:
 
 def _few(nodes: Iterable[int]) -> str:
     numbers = [str(node) for node in sorted(nodes)]
-    return ", ".join(numbers[:_SHOWN_NODES]) + (", ..." if len(numbers) > _SHOWN_NODES else "")
+    return ", ".join(numbers[:_SHOWN]) + (", ..." if len(numbers) > _SHOWN else "")
