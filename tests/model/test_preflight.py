@@ -204,6 +204,7 @@ def test_a_machine_without_nodes_has_none_that_is_wrong() -> None:
 
 _IDS = st.none() | st.sampled_from([0x8086, 0x1AF4, 0x15B3, 0x10EE, 0x19EE]) | st.integers(0, 0xFFFF)
 _NAMES = ["vendor", "device", "subsystem_vendor", "class", "physfn", "driver", "iommu_group", "numa_node"]
+_WORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=32)
 _FACTS = st.builds(
     PciFacts,
     address=st.sampled_from([ADDRESS, PciAddress("ffffffff:ff:1f.7")]),
@@ -214,6 +215,7 @@ _FACTS = st.builds(
     is_vf=st.none() | st.booleans(),
     driver=st.none() | st.sampled_from(["vfio-pci", "mlx5_core", "igb_uio", "d" * 32]),
     iommu_group=st.none() | st.integers(0, 10**9 - 1),
+    neighbours=st.lists(st.tuples(_WORDS, _WORDS), max_size=9).map(tuple),
     numa_node=st.none() | st.integers(0, 2**31 - 1),
     no_iommu=st.none() | st.booleans(),
     unreadable=st.lists(st.sampled_from(_NAMES), unique=True).map(tuple),
@@ -246,28 +248,27 @@ def test_every_finding_is_one_short_line_that_names_the_device(
     ],
 )
 def test_what_may_be_in_the_group(neighbours: tuple[tuple[str, str], ...]) -> None:
-    assert assess(replace(IFC, neighbours=neighbours), NOWHERE, hugepages=False) == Verdict()
+    assert assess(IFC._replace(neighbours=neighbours), NOWHERE, hugepages=False) == Verdict()
 
 
 def test_a_group_that_the_kernel_holds_a_part_of() -> None:
     others = tuple((f"0000:83:00.{number}", "ixgbe") for number in range(6))
     shared = f"{ADDRESS} shares IOMMU group 41 with 0000:83:00.0 on ixgbe"
-    one = replace(IFC, neighbours=(others[0], ("0000:82:00.3", "vfio-pci")))
+    one = IFC._replace(neighbours=(others[0], ("0000:82:00.3", "vfio-pci")))
     override = "driverctl set-override 0000:83:00.0 vfio-pci"
     assert _blocks(assess(one, NOWHERE, hugepages=False)) == [f"{shared}: {override}"]
-    (many,) = _blocks(assess(replace(IFC, neighbours=others), NOWHERE, hugepages=False))
-    assert "0000:83:00.3 on ixgbe, ...: driverctl" in many
-    assert many.count("driverctl set-override") == 4
+    (many,) = _blocks(assess(IFC._replace(neighbours=others), NOWHERE, hugepages=False))
+    assert many == f"{shared} and 5 more: {override}  # so each of them"
     # The VFs would be gone with the driver of their physical function.
-    (pf,) = _blocks(assess(replace(IFC, neighbours=(("0000:82:00.0", "ice"),)), NOWHERE, hugepages=False))
+    (pf,) = _blocks(assess(IFC._replace(neighbours=(("0000:82:00.0", "ice"),)), NOWHERE, hugepages=False))
     assert pf.endswith("with 0000:82:00.0 on ice: use a slot with ACS, where each device has a group of its own")
     # mlx5 works through the kernel's own driver; without an IOMMU there is no group to share; uio knows no groups.
     for facts in (
-        replace(MLX5, iommu_group=41),
-        replace(IFC, iommu_group=None, no_iommu=True),
-        replace(IFC, driver="uio_pci_generic"),
+        MLX5._replace(iommu_group=41),
+        IFC._replace(iommu_group=None, no_iommu=True),
+        IFC._replace(driver="uio_pci_generic"),
     ):
-        assert not _blocks(assess(replace(facts, neighbours=others), NOWHERE, hugepages=False))
+        assert not _blocks(assess(facts._replace(neighbours=others), NOWHERE, hugepages=False))
 
 
 SMALL: Final = HugepageFacts(size_kib=2048, total=64, free=60, forbidden_by="/c/hugetlb.2MB.max")
@@ -279,12 +280,12 @@ V1: Final = "/c/hugetlb.1GB.limit_in_bytes"
     ("sizes", "told"),
     [
         ([], None),
-        ([replace(HUGE, total=0, free=0, forbidden_by=V1)], None),
+        ([HUGE._replace(total=0, free=0, forbidden_by=V1)], None),
         ([SMALL, HUGE], None),
-        ([SMALL, replace(HUGE, free=0)], "/c/hugetlb.2MB.max"),
-        ([SMALL, replace(HUGE, forbidden_by=V1)], "/c/hugetlb.2MB.max"),
-        ([replace(SMALL, free=0)], "/c/hugetlb.2MB.max"),
-        ([replace(HUGE, forbidden_by=V1)], V1),
+        ([SMALL, HUGE._replace(free=0)], "/c/hugetlb.2MB.max"),
+        ([SMALL, HUGE._replace(forbidden_by=V1)], "/c/hugetlb.2MB.max"),
+        ([SMALL._replace(free=0)], "/c/hugetlb.2MB.max"),
+        ([HUGE._replace(forbidden_by=V1)], V1),
     ],
 )
 def test_whether_the_cgroup_forbids_every_hugepage(sizes: list[HugepageFacts], told: str | None) -> None:

@@ -186,7 +186,7 @@ class _Directory:
         for entry in entries:
             with suppress(OSError):
                 bound.append((entry.name, (entry / "driver").readlink().name))
-        return tuple((name, driver) for name, driver in bound if name != address and _DRIVER.fullmatch(driver))
+        return tuple(pair for pair in bound if pair[0] != address and all(map(_DRIVER.fullmatch, pair)))
 
 
 def _is_directory(path: Path) -> bool | None:

@@ -142,11 +142,12 @@ _CORIGINE: Final = 0x1DA8
 VFIO: Final = "vfio-pci"
 """The kernel driver that hands a device to a process."""
 
-_DRIVERS_BESIDE_VFIO: Final = frozenset({"pci-stub", "pcieport"})
+_DRIVERS_BESIDE_VFIO: Final = frozenset({"pci-stub", "pcieport", "shpchp"})
 """The drivers that do no DMA, with which a group is viable all the same.
 
-The kernel's Documentation/driver-api/vfio.rst wants all devices of a group bound to VFIO or to nothing; these two say
-that they manage DMA themselves (driver_managed_dma), as do VFIO's own, which have its name in theirs.
+The kernel's Documentation/driver-api/vfio.rst wants all devices of a group bound to VFIO or to nothing; the first two
+say that they manage DMA themselves (driver_managed_dma), as do VFIO's own, which have its name in theirs. The third is
+one of bridges, which kernels before 5.19 let pass whatever they are bound to: a refusal would be wrong there.
 """
 
 _IFC: Final = _VdpaDriver(
@@ -189,7 +190,7 @@ _BY_VENDOR: Final[MappingProxyType[int, _VdpaDriver]] = MappingProxyType(
 _UIO: Final = frozenset({"uio_pci_generic", "igb_uio"})
 """The other kernel drivers that DPDK's PCI bus can map a device of (drivers/bus/pci/linux/pci.c)."""
 
-_SHOWN: Final = 4
+_SHOWN_NODES: Final = 4
 
 
 def devargs_of(facts: PciFacts, overrides: Mapping[PciAddress, str]) -> str:
@@ -321,9 +322,9 @@ def _alone(facts: PciFacts) -> Finding | None:
     }
     if not held:
         return None
-    shown = list(held)[:_SHOWN]
-    told = ", ".join(f"{name} on {held[name]}" for name in shown) + (", ..." if len(held) > _SHOWN else "")
-    remedy = " && ".join(f"driverctl set-override {name} {VFIO}" for name in shown)
+    first, *others = held
+    told = f"{first} on {held[first]}" + (f" and {len(others)} more" if others else "")
+    remedy = f"driverctl set-override {first} {VFIO}" + ("  # so each of them" if others else "")
     if facts.pf in held:
         # Without its kernel driver it would have no VFs.
         remedy = "use a slot with ACS, where each device has a group of its own"
@@ -384,4 +385,4 @@ def _near_hugepages(facts: PciFacts, numa: NumaFacts) -> Finding | None:
 
 def _few(nodes: Iterable[int]) -> str:
     numbers = [str(node) for node in sorted(nodes)]
-    return ", ".join(numbers[:_SHOWN]) + (", ..." if len(numbers) > _SHOWN else "")
+    return ", ".join(numbers[:_SHOWN_NODES]) + (", ..." if len(numbers) > _SHOWN_NODES else "")
