@@ -41,12 +41,14 @@ class KeptTransport(asyncio.Transport):
 
     Attributes:
         written: all of it.
+        writes: how often something was.
         blocked: whether its peer does not read.
     """
 
     def __init__(self, protocol: HttpConnection) -> None:
         super().__init__()
         self.written = b""
+        self.writes = 0
         self.blocked = False
         self._protocol = protocol
         self._closing = False
@@ -58,6 +60,7 @@ class KeptTransport(asyncio.Transport):
     def write(self, data: Any) -> None:
         assert not self._closing
         self.written += data
+        self.writes += 1
 
     def is_closing(self) -> bool:
         return self._closing

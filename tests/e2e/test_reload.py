@@ -77,7 +77,7 @@ def _replace_directory(path: Path, content: str) -> None:
     fresh = path.parent.with_name("fresh")
     fresh.mkdir()
     (fresh / path.name).write_text(content)
-    path.parent.rename(path.parent.with_name("gone"))
+    path.parent.rename(path.parent.with_name(f"gone-{time.monotonic_ns()}"))
     fresh.rename(path.parent)
 
 
@@ -98,6 +98,10 @@ def test_ways_to_write(run_dir: Path, write: Callable[[Path, str], None]) -> Non
         # Once more: the watch must have followed whatever was replaced.
         write_atomically(path, mapping_text(OLD))
         agent.wait_answer(B, OLD[B], timeout_s=RIGHT_WITHIN_S)
+        # And again, when the agent does nothing but wait: it may have been about to read by itself the first time.
+        time.sleep(0.1)
+        write(path, mapping_text(NEW))
+        agent.wait_answer(A, NEW[A], timeout_s=RIGHT_WITHIN_S)
         assert not agent.log.named("file_refused")
 
 

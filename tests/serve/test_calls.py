@@ -5,7 +5,15 @@ import asyncio
 import pytest
 from grpclib.const import Status
 from h2.connection import H2Connection
-from h2.events import DataReceived, Event, ResponseReceived, StreamEnded, TrailersReceived
+from h2.events import (
+    DataReceived,
+    Event,
+    RemoteSettingsChanged,
+    ResponseReceived,
+    SettingsAcknowledged,
+    StreamEnded,
+    TrailersReceived,
+)
 from h2.settings import SettingCodes
 
 from tests.abuse.wire import HEADERS, KNOWN, KNOWN_SOCKET, PATH, message, request
@@ -72,6 +80,17 @@ async def test_a_call_that_came_whole_is_answered_before_anybody_else_has_a_turn
     assert _answered(client.heard())
     assert client.connection.running == []
     assert served.services.handled.codes[OK] == 1
+
+
+async def test_the_greeting_goes_out_with_the_answer_to_the_peers(served: Served) -> None:
+    silent, transport = served.connect()
+    assert transport.written == b""
+    silent.close()
+    client = _Client(served)
+    assert client.transport.writes == 1
+    greeted, acknowledged = client.heard()
+    assert isinstance(greeted, RemoteSettingsChanged)
+    assert isinstance(acknowledged, SettingsAcknowledged)
 
 
 async def test_more_calls_than_fit_into_the_window_of_a_connection(served: Served) -> None:

@@ -9,10 +9,9 @@ import shlex
 import stat
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
@@ -60,8 +59,7 @@ _IPC_LOCK: Final = 14
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Process:
+class _Process(NamedTuple):
     """What a process may do, as the kernel tells (proc_pid_status(5)).
 
     Attributes:
@@ -77,8 +75,7 @@ class _Process:
     capabilities: int
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(NamedTuple):
     """What a running agent told; without one, why there is none.
 
     Attributes:

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from vdpa_agent.model.daemon import SERVED, DeviceState
 from vdpa_agent.model.health import Role, no_device_list, no_mapping, not_served
@@ -48,8 +47,7 @@ class Presence(Enum):
     ABSENT = "absent"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentFacts:
+class AgentFacts(NamedTuple):
     """What a running agent told.
 
     Attributes:
@@ -63,8 +61,7 @@ class AgentFacts:
     daemon_pid: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgramFacts:
+class ProgramFacts(NamedTuple):
     """The daemon's program.
 
     Attributes:
@@ -78,8 +75,7 @@ class ProgramFacts:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DirectoryFacts:
+class DirectoryFacts(NamedTuple):
     """A directory that the agent and its daemon write to.
 
     Attributes:
@@ -97,8 +93,7 @@ class DirectoryFacts:
     writable: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SocketFacts:
+class SocketFacts(NamedTuple):
     """The socket file of a device, and what it should be.
 
     Attributes:
@@ -118,8 +113,7 @@ class SocketFacts:
     wanted_owner: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VfioFacts:
+class VfioFacts(NamedTuple):
     """A file below /dev/vfio that the daemon must open to read and write.
 
     Attributes:
@@ -137,8 +131,7 @@ class VfioFacts:
     owner: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFacts:
+class DeviceFacts(NamedTuple):
     """One device of the node.
 
     Attributes:
@@ -158,8 +151,7 @@ class DeviceFacts:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitFacts:
+class LimitFacts(NamedTuple):
     """What a process may take.
 
     Attributes:
@@ -173,8 +165,7 @@ class LimitFacts:
     locked_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class Node(NamedTuple):
     """All that is known of a node.
 
     Attributes:
@@ -226,8 +217,7 @@ class Node:
     user: str
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """One thing that was looked at.
 
     Attributes:
@@ -243,8 +233,7 @@ class Check:
     remedy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(NamedTuple):
     """Everything that was looked at, and what follows.
 
     Attributes:

@@ -117,7 +117,7 @@ class HttpConnection(H2Protocol, asyncio.BufferedProtocol):
         outlet = cast("asyncio.Transport", _Outlet(self._transport))
         self.connection = _Connection(self._http, outlet, config=_GRPCLIB, peer=self._peer)
         self.processor = self._events = _Events(self._calls, self.connection, self._http, self._turn_away)
-        self.connection.flush()
+        # What h2 greets with goes out with its answer to the peer's greeting, which comes without waiting for it.
 
     def get_buffer(self, _sizehint: int) -> bytearray:
         """Where the next bytes go to."""
