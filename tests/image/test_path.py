@@ -70,7 +70,8 @@ def test_the_agent_is_process_1_without_privilege(agent: Container, shared: Path
 
 
 def test_it_needs_no_other_directory_to_write_to(agent: Container, shared: Path) -> None:
-    assert ask(shared, FOUR[0]) == socket(0)
+    # All of them: as long as one is missing, the daemon may be writing its mapping.
+    assert [ask(shared, address) for address in FOUR] == [socket(number) for number in range(4)]
     assert sorted(path.name for path in shared.iterdir()) == [
         "pciList.dat",
         "socketList.dat",
