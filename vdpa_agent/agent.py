@@ -55,6 +55,7 @@ async def run(config: AgentConfig, logs: LogWriter) -> None:
     stop = Latest(Stop.NO)
     gc.freeze()  # what is loaded stays: no collection need look at it
     gc.set_threshold(_COLLECT_AFTER)
+    gc.enable()
     with stop_signals(partial(_asked_to_stop, stop)):
         await _serve(config, logs, stop)
         log.info("agent_stopped")

@@ -1,6 +1,7 @@
 """What each command does with its options; heavy imports wait until a command needs them."""
 
 import argparse
+import gc
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -78,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
     )
     # Process 1 is deaf to signals that it does not handle, and the agent is not there yet to do so.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    gc.disable()  # until all is loaded: what is imported stays
     with _without_tls():
         import asyncio  # noqa: PLC0415
 
