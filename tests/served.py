@@ -111,8 +111,10 @@ class Served:
 
 
 def receive(connection: HttpConnection, data: bytes) -> None:
-    """Has a connection read some bytes, as much at once as it would."""
+    """Has a connection read some bytes, as much at once as it would; none once it is closed, as asyncio's."""
     for begin in range(0, len(data), READ_BYTES):
+        if connection._transport.is_closing():
+            return
         piece = data[begin : begin + READ_BYTES]
         connection.get_buffer(-1)[: len(piece)] = piece
         connection.buffer_updated(len(piece))

@@ -25,6 +25,8 @@ FUZZED: Final = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 async def hear(served: Served, steps: list[Step]) -> None:
     """One connection that gets all these bytes."""
+    served.peers.defects.clear()
+    served.complaints.clear()
     connection, transport = served.connect()
     try:
         for step in steps:
