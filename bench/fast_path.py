@@ -7,7 +7,6 @@ import sys
 from functools import cache
 from typing import Final, cast
 
-import structlog
 from grpclib.const import Status
 from h2.connection import ConnectionInputs
 from h2.errors import ErrorCodes
@@ -17,7 +16,6 @@ from hpack.exceptions import HPACKError, OversizedHeaderListError
 from vdpa_agent.cli import main
 from vdpa_agent.config import LimitsConfig
 from vdpa_agent.serve import connections
-from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.calls import BEGIN, OK, Headers, Services
 from vdpa_agent.serve.limits import Reason, TokenBucket
 from vdpa_agent.serve.peers import Account, Peer, Peers
@@ -69,8 +67,6 @@ _FREE: Final = {
     b"grpc-timeout": re.compile(rb"[1-9][0-9]{0,7}[HMSm]|[1-9][0-9]{3,7}u"),
 }
 
-log = structlog.get_logger("vdpa_agent.serve.vdpadpdk")
-
 
 class Front(HttpConnection):
     """A connection that answers plain calls by itself until the first thing that is not plain.
@@ -81,7 +77,7 @@ class Front(HttpConnection):
 
     def __init__(self, services: Services, peers: Peers, peer: Peer, account: Account, room: bytearray) -> None:
         super().__init__(services, peers, peer, account, room)
-        self._answers: Answers = services.methods[_PATH].func.__self__._answers  # noqa: SLF001
+        self._at_once = services.at_once[_PATH]
         self._handled = services.handled
         self._plain = True
         self._ended = False
@@ -274,18 +270,12 @@ class Front(HttpConnection):
             or self._window < _ANSWER_MAX
         ):
             return False
-        address = data[7:].decode()
-        answers = self._answers
-        answers._refresh()  # noqa: SLF001
-        path = answers._sockets.get(address)  # type: ignore[call-overload] # noqa: SLF001
-        if path is None:
+        answer = self._at_once(data[5:])
+        if answer is None:
             return False
         _, began_s = self._begun.pop(stream)
         self._account.open_calls -= 1
-        answers.promised += 1
-        log.info("socket_asked", device=address, socket=path)
-        socket = path.encode()
-        message = b"\0\0\0\0%c\n%c%b" % (len(socket) + 2, len(socket), socket)
+        message = b"\0" + len(answer).to_bytes(4, "big") + answer
         out += _HEAD.pack(0, len(_BEGINNING), _HEADERS, _END_HEADERS, stream) + _BEGINNING
         out += _HEAD.pack(0, len(message), _DATA, 0, stream) + message
         out += _HEAD.pack(0, len(_ENDING), _HEADERS, _END_HEADERS | _END_STREAM, stream) + _ENDING
@@ -312,8 +302,7 @@ class Front(HttpConnection):
         outlet = cast("asyncio.Transport", _Outlet(self._transport))
         self.connection = _Connection(http, outlet, config=_GRPCLIB, peer=self._peer)
         self.processor = self._events = _Events(self._calls, self.connection, http, self._turn_away)
-        for event in self.connection.feed(self._greeting):
-            self._events.process(event)
+        self._events.take(self.connection.feed(self._greeting))
         http.clear_outbound_data_buffer()
         http.outbound_flow_control_window = self._window
         http.decoder = self._decoder

@@ -11,89 +11,11 @@ from typing import Any, Final
 
 import pytest
 
+from tests.cli.nodes import NOBODY, OTHER, Findings, Node, findings
 from tests.processes import AgentProcess, built, mapping_text, running, write_list
-from tests.trees import PF, VF, Tree
+from tests.trees import PF, VF
 
-OTHER: Final = "0000:82:00.3"
 IOMMU_ON: Final = "turn the IOMMU on in the firmware and boot with intel_iommu=on or amd_iommu=on"
-IN_A_MOUNT_NAMESPACE: Final = """
-set -e
-mkdir -p "$1/dev/vfio"
-touch "$1/dev/null"
-mount --bind /dev/null "$1/dev/null"
-mkdir -p "$1/sys/devices/system/cpu"
-mount --rbind /sys/devices/system/cpu "$1/sys/devices/system/cpu"
-mount --rbind "$1/dev" /dev
-mount --rbind "$1/sys" /sys
-shift
-exec "$@"
-"""
-"""Runs a command where /dev and /sys are what a directory has below it."""
-WITHOUT_CAPABILITIES: Final = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
-NOBODY: Final = ("setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all")
-
-
-class Node:
-    """A node as files below a directory: both lists, the sockets, sysfs."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.pci_list = directory / "pciList.dat"
-        self.socket_list = directory / "socketList.dat"
-        self.sockets = directory / "vhost"
-        self.tree = Tree(directory / "sys")
-
-    def doctor(self, *arguments: str, under: tuple[str, ...] = ()) -> "Findings":
-        """What doctor says, as a process of its own."""
-        command = [
-            *(*under, sys.executable, "-m", "vdpa_agent", "doctor"),
-            f"--address={self.directory / 'vdpa.sock'}",
-            f"--pci-list={self.pci_list}",
-            f"--socket-list={self.socket_list}",
-            f"--socket-dir={self.sockets}",
-            f"--sysfs={self.tree.root}",
-            f"--vdpad={built('native/vdpad/vdpad', 'native')}",
-            *arguments,
-        ]
-        return _findings([*command, "--output=json"])
-
-    def vf(self, address: str = VF, **changes: Any) -> Path:
-        """Lists a VF of Intel's IFC that is as it should be, but for the changes."""
-        with self.pci_list.open("a") as listed:
-            listed.write(f"{address}\n")
-        wanted: dict[str, Any] = {"driver": "vfio-pci", "group": 41, "pf": PF, "node": 0, **changes}
-        return self.tree.device(address, "1af4:1041", **wanted)  # type: ignore[arg-type]
-
-
-class Findings:
-    """What doctor told."""
-
-    def __init__(self, code: int, told: dict[str, Any]) -> None:
-        self.code = code
-        self.told = told
-
-    def of(self, subject: str, result: str | None = None) -> list[str]:
-        """What was told of a subject, with the remedy behind it."""
-        return [
-            f"{check['told']} => {check['remedy']}".removesuffix(" => ")
-            for check in self.told["checks"]
-            if check["subject"] == subject and result in {None, check["result"]}
-        ]
-
-    def results(self) -> set[str]:
-        return {check["result"] for check in self.told["checks"] if check["subject"] != "agent"}
-
-
-def _findings(command: list[str]) -> Findings:
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert not ran.stderr, ran.stderr
-    return Findings(ran.returncode, json.loads(ran.stdout))
-
-
-@pytest.fixture
-def node(run_dir: Path) -> Node:
-    run_dir.chmod(0o755)
-    return Node(run_dir)
 
 
 def test_a_node_as_it_should_be(node: Node) -> None:
@@ -290,123 +212,6 @@ def test_limits(node: Node) -> None:
     assert node.doctor("--simulate", under=limited[:3]).of("locked memory") == []
 
 
-def test_the_module_of_vfio(node: Node) -> None:
-    node.vf(driver="")
-    found = node.doctor()
-    modprobe = "modprobe vfio-pci  # at each boot: echo vfio-pci > /etc/modules-load.d/vfio-pci.conf"
-    assert found.of("vfio", "doubt") == [
-        f"the module vfio-pci is not loaded, so nothing can be bound to it => {modprobe}"
-    ]
-    node.vf(OTHER)
-    assert node.doctor().of("vfio") == ["the module vfio-pci is loaded"]
-    assert node.doctor("--simulate").of("vfio") == []
-
-
-def test_mlx5_wants_no_vfio(node: Node) -> None:
-    node.vf(driver="mlx5_core")
-    for name, value in {"vendor": "0x15b3", "device": "0x101e"}.items():
-        (node.tree.root / "bus/pci/devices" / VF / name).write_text(value)
-    found = node.doctor()
-    assert (found.code, found.of("vfio")) == (0, [])
-
-
-class Host(Node):
-    """A node whose sysfs is at /sys, with a /dev beside it, as a process sees them in a mount namespace of its own."""
-
-    def files(self, container: int | None, group: int | None) -> None:
-        """Makes VFIO's files with these modes; None: there is no such file."""
-        directory = self.directory / "dev/vfio"
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, mode in {"vfio": container, "41": group}.items():
-            (directory / name).unlink(missing_ok=True)
-            if mode is not None:
-                (directory / name).touch()
-                (directory / name).chmod(mode)
-
-    def namespace(self, *command: str) -> tuple[str, ...]:
-        return ("unshare", "--mount", "sh", "-c", IN_A_MOUNT_NAMESPACE, "sh", str(self.directory), *command)
-
-
-@pytest.fixture
-def host(run_dir: Path) -> Host:
-    run_dir.chmod(0o755)
-    return Host(run_dir)
-
-
-NO_FILE: Final = (
-    "is not there => give the container /dev/vfio, as hostDevices of the chart; without a container: udevadm trigger"
-)
-RULE: Final = 'chown nobody /dev/vfio/41  # for good by udev: SUBSYSTEM=="vfio", OWNER="nobody"'
-
-
-@pytest.mark.parametrize(
-    ("container", "group", "told"),
-    [
-        (0o666, 0o666, []),
-        (None, None, [f"/dev/vfio/vfio {NO_FILE}"]),
-        (0o666, None, [f"/dev/vfio/41 {NO_FILE}"]),
-        (
-            0o600,
-            0o666,
-            ["nobody may not read and write /dev/vfio/vfio, mode 0600 of root:root => chmod 0666 /dev/vfio/vfio"],
-        ),
-        (0o666, 0o600, [f"nobody may not read and write /dev/vfio/41, mode 0600 of root:root => {RULE}"]),
-        (0o666, 0o644, [f"nobody may not read and write /dev/vfio/41, mode 0644 of root:root => {RULE}"]),
-    ],
-)
-def test_the_files_of_vfio(host: Host, container: int | None, group: int | None, told: list[str]) -> None:
-    host.vf()
-    host.files(container, group)
-    assert host.doctor("--sysfs=/sys", under=host.namespace(*NOBODY)).of(VF, "blocks") == told
-    # A copy of sysfs says nothing of /dev.
-    assert host.doctor(under=host.namespace(*NOBODY)).of(VF, "blocks") == []
-
-
-def test_who_may_use_the_files_of_vfio(host: Host) -> None:
-    host.vf()
-    host.files(0o666, 0o660)
-    group = host.directory / "dev/vfio/41"
-
-    def blocked(*under: str) -> bool:
-        return bool(host.doctor("--sysfs=/sys", under=host.namespace(*under)).of(VF, "blocks"))
-
-    in_group = ("setpriv", "--reuid=65534", "--regid=65534", "--groups=4711", "--bounding-set=-all", "--inh-caps=-all")
-    assert not blocked()
-    assert blocked(*in_group)
-    os.chown(group, 1, 4711)
-    assert not blocked(*in_group)
-    assert not blocked()
-    assert blocked(*WITHOUT_CAPABILITIES)  # root, as in a pod
-    os.chown(group, 0, 4711)
-    assert not blocked(*WITHOUT_CAPABILITIES)
-    group.chmod(0o060)
-    assert blocked(*WITHOUT_CAPABILITIES)  # the owner's bits count for the owner
-
-
-def test_the_daemon_of_a_running_agent_must_open_the_files_of_vfio(host: Host) -> None:
-    host.vf()
-    host.files(0o666, 0o600)
-    group = host.directory / "dev/vfio/41"
-    os.chown(group, 1, 1)
-    vdpad = built("native/vdpad/vdpad", "native")
-    in_a_pod = host.namespace(*WITHOUT_CAPABILITIES)
-    # doctor may do more than the daemon, and sees no file of VFIO's itself.
-    elsewhere = host.namespace("sh", "-c", 'mount -t tmpfs none /dev/vfio && exec "$@"', "sh")
-    with running(host.directory, "--memory=none", f"--vdpad={vdpad}", under=in_a_pod) as agent:
-        agent.wait_logged("device_failed", device=VF)
-
-        def told() -> list[str]:
-            found = host.doctor("--sysfs=/sys", under=elsewhere).of(VF, "blocks")
-            return [check for check in found if "/dev/vfio" in check]
-
-        (wrong,) = told()
-        assert wrong.startswith("root may not read and write /dev/vfio/41, mode 0600 of daemon:daemon => chown root ")
-        os.chown(group, 0, 0)
-        assert told() == []
-        group.unlink()
-        assert told() == [f"/dev/vfio/41 {NO_FILE}"]
-
-
 def test_selinux(node: Node) -> None:
     node.vf()
     node.sockets.mkdir()
@@ -448,7 +253,7 @@ def test_an_agent_that_is_not_for_this_user(node: Node) -> None:
 def _beside(agent: AgentProcess, *arguments: str) -> Findings:
     """What doctor says when it is told nothing but where the agent is."""
     command = [sys.executable, "-m", "vdpa_agent", "doctor", f"--address={agent.listen}", *arguments]
-    return _findings([*command, "--output=json"])
+    return findings([*command, "--output=json"])
 
 
 def _status(agent: AgentProcess) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from vdpa_agent.cli import client
+from vdpa_agent.cli.process import Process, read_process
 from vdpa_agent.config import AgentConfig, DaemonConfig, DaemonMode, VhostMode
 from vdpa_agent.daemon.child import find_program
 from vdpa_agent.daemon.sockets import dead_sockets
@@ -25,7 +26,10 @@ from vdpa_agent.errors import DaemonUnusable, FileRefused, NotReachable
 from vdpa_agent.files.formats import Form, decode_device_list, decode_mapping_file, form_of
 from vdpa_agent.files.last_good import Content, Unreadable, read
 from vdpa_agent.model.daemon import DeviceState
-from vdpa_agent.model.diagnosis import (
+from vdpa_agent.model.health import Role
+from vdpa_agent.model.loaded import ABSENT, Loaded
+from vdpa_agent.model.mapping import Mapping as SocketMapping
+from vdpa_agent.model.node import (
     VFIO_CONTAINER,
     AgentFacts,
     DeviceFacts,
@@ -37,9 +41,6 @@ from vdpa_agent.model.diagnosis import (
     SocketFacts,
     VfioFacts,
 )
-from vdpa_agent.model.health import Role
-from vdpa_agent.model.loaded import ABSENT, Loaded
-from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.model.preflight import VFIO, PciFacts
 from vdpa_agent.serve.pb import device_service_pb2 as pb
@@ -48,31 +49,9 @@ _VERSION_S: Final = 5.0
 """How long a program may take to say its version."""
 
 _LABEL: Final = "security.selinux"
-_ACL: Final = "system.posix_acl_access"
 _SYSFS: Final = Path("/sys")
 
-_DAC_OVERRIDE: Final = 1
-"""CAP_DAC_OVERRIDE, which stands above the permissions of files (linux/capability.h)."""
-_IPC_LOCK: Final = 14
-"""CAP_IPC_LOCK, which stands above the limit of locked memory."""
-
 T = TypeVar("T")
-
-
-class _Process(NamedTuple):
-    """What a process may do, as the kernel tells (proc_pid_status(5)).
-
-    Attributes:
-        root: the root of the files that it sees.
-        user: the user that it is, by number.
-        groups: its groups, by number.
-        capabilities: those in effect, a bit for each.
-    """
-
-    root: Path
-    user: int
-    groups: frozenset[int]
-    capabilities: int
 
 
 class Told(NamedTuple):
@@ -283,7 +262,7 @@ def _devices(
     return tuple(devices)
 
 
-def _opener(config: AgentConfig, told: Told) -> _Process | None:
+def _opener(config: AgentConfig, told: Told) -> Process | None:
     """Who opens device files: the daemon, or one that were started here; None where that is not known.
 
     A copy of sysfs has no /dev beside it.
@@ -292,12 +271,12 @@ def _opener(config: AgentConfig, told: Told) -> _Process | None:
     if config.daemon.sysfs != _SYSFS or not (pid or told.presence is Presence.ABSENT):
         return None
     try:
-        return _process(pid or None)
-    except (OSError, LookupError, ValueError):
+        return read_process(pid or None)
+    except OSError:
         return None
 
 
-def _vfio(pci: PciFacts, daemon: _Process) -> tuple[VfioFacts, ...]:
+def _vfio(pci: PciFacts, daemon: Process) -> tuple[VfioFacts, ...]:
     """What must be opened for a device that is bound to vfio-pci; not opened here, since a group can be only once."""
     if pci.driver != VFIO or pci.iommu_group is None:
         return ()
@@ -307,7 +286,7 @@ def _vfio(pci: PciFacts, daemon: _Process) -> tuple[VfioFacts, ...]:
         return ()
 
 
-def _vfio_file(path: str, daemon: _Process) -> VfioFacts:
+def _vfio_file(path: str, daemon: Process) -> VfioFacts:
     """One of them.
 
     Raises:
@@ -320,16 +299,8 @@ def _vfio_file(path: str, daemon: _Process) -> VfioFacts:
         status = seen.stat()
     except FileNotFoundError:
         return VfioFacts(path=path, user=user)
-    usable = _usable(seen, status, daemon)
+    usable = daemon.may_use(seen, status)
     return VfioFacts(path=path, user=user, usable=usable, mode=stat.S_IMODE(status.st_mode), owner=_owner(status))
-
-
-def _usable(path: Path, status: os.stat_result, process: _Process) -> bool:
-    """Whether a process may read and write a file; where an access control list decides it counts as yes."""
-    if process.capabilities >> _DAC_OVERRIDE & 1 or _ACL in os.listxattr(path):
-        return True
-    shift = 6 if process.user == status.st_uid else 3 if status.st_gid in process.groups else 0
-    return status.st_mode >> shift & 0o6 == 0o6  # noqa: PLR2004 - read and write
 
 
 def _state(device: pb.Device) -> DeviceState:
@@ -396,7 +367,7 @@ def _limits_of(pid: int | None) -> LimitFacts:
     # vdpad raises its own limit of open files as far as it may.
     _, open_files = resource.prlimit(pid or 0, resource.RLIMIT_NOFILE)
     locked_bytes, _ = resource.prlimit(pid or 0, resource.RLIMIT_MEMLOCK)
-    unlimited = locked_bytes == resource.RLIM_INFINITY or _process(pid).capabilities >> _IPC_LOCK & 1
+    unlimited = locked_bytes == resource.RLIM_INFINITY or _locks_any_memory(pid)
     return LimitFacts(
         pid=pid,
         open_files=None if open_files == resource.RLIM_INFINITY else open_files,
@@ -404,21 +375,11 @@ def _limits_of(pid: int | None) -> LimitFacts:
     )
 
 
-def _process(pid: int | None) -> _Process:
-    """What a process may do; None: this one.
-
-    Raises:
-        OSError: there is no such process.
-    """
-    directory = Path(f"/proc/{pid or 'self'}")
-    lines = (line.partition(":") for line in (directory / "status").read_text(errors="replace").splitlines())
-    told = {name: value.split() for name, _, value in lines}
-    return _Process(
-        root=directory / "root",
-        user=int(told["Uid"][1]),
-        groups=frozenset(map(int, [told["Gid"][1], *told["Groups"]])),
-        capabilities=int(told["CapEff"][0], 16),
-    )
+def _locks_any_memory(pid: int | None) -> bool:
+    try:
+        return read_process(pid).locks_any_memory
+    except OSError:
+        return False
 
 
 def _label(path: Path) -> str:

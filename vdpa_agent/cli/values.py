@@ -3,6 +3,7 @@
 import grp
 import pwd
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -49,24 +50,12 @@ def count_or_none(text: str) -> int:
 
 def user(text: str) -> int:
     """Reads a user, by name or number."""
-    if text.isdecimal():
-        return int(text)
-    try:
-        return pwd.getpwnam(text).pw_uid
-    except KeyError:
-        message = f"there is no user {text!r} here, give a number"
-        raise ValueError(message) from None
+    return _id("user", text, lambda name: pwd.getpwnam(name).pw_uid)
 
 
 def group(text: str) -> int:
     """Reads a group, by name or number."""
-    if text.isdecimal():
-        return int(text)
-    try:
-        return grp.getgrnam(text).gr_gid
-    except KeyError:
-        message = f"there is no group {text!r} here, give a number"
-        raise ValueError(message) from None
+    return _id("group", text, lambda name: grp.getgrnam(name).gr_gid)
 
 
 def seconds(text: str) -> float:
@@ -117,3 +106,13 @@ def host_port(text: str) -> "HostPort | None":
         message = f"{shown(text)} is not HOST:PORT such as 127.0.0.1:9917 or [::1]:9917"
         raise ValueError(message)
     return HostPort(match[1] or match[2], int(match[3]))
+
+
+def _id(kind: str, text: str, look_up: Callable[[str], int]) -> int:
+    if text.isdecimal():
+        return int(text)
+    try:
+        return look_up(text)
+    except KeyError:
+        message = f"there is no {kind} {text!r} here, give a number"
+        raise ValueError(message) from None
