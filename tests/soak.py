@@ -26,7 +26,7 @@ from tests.processes import (
     write_atomically,
     write_list,
 )
-from vdpa_agent.daemon.sockets import dead_sockets
+from vdpa_agent.node.sockets import dead_sockets
 
 POOL: Final = tuple(f"0000:82:{device:02x}.{function}" for device in range(2) for function in range(8))
 RESTING: Final = POOL[:8]

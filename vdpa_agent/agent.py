@@ -14,7 +14,6 @@ import structlog
 from vdpa_agent import __version__
 from vdpa_agent.config import AgentConfig, DaemonMode, HostPort, settings_in_force
 from vdpa_agent.daemon.reaper import Reaper, reaping
-from vdpa_agent.daemon.sockets import dead_sockets
 from vdpa_agent.daemon.supervisor import Supervisor
 from vdpa_agent.errors import AgentError
 from vdpa_agent.files.lists import Lists
@@ -25,6 +24,7 @@ from vdpa_agent.model.daemon import DaemonStatus, Statistics, Stop
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import example_mapping
 from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.node.sockets import dead_sockets
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import Ask, DeviceService
 from vdpa_agent.serve.handled import Handled

@@ -110,7 +110,7 @@ def test_a_mapping_of_somebody_elses(node: Node) -> None:
     assert (found.code, found.told["could_be_served"]) == (0, 1)
     assert found.of("mapping", "ok") == [f"{node.socket_list}, which somebody else writes, has 2 entries"]
     assert found.of(VF, "ok")[0].startswith(f"socket {live} (mode ")
-    assert found.of(OTHER, "blocks") == [f"nobody listens on {node.sockets / 'dead'} => {start}"]
+    assert found.of(OTHER, "blocks") == [f"the socket file {node.sockets / 'dead'} is gone => {start}"]
     assert found.of("daemon") == []
     assert (
         node.doctor("82:00.7").of("0000:82:00.7", "blocks")[0].startswith(f"0000:82:00.7 is not in {node.socket_list}")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.conftest import FOUR
 from tests.processes import AgentProcess, eventually, processes_of, running, write_atomically, write_list
-from vdpa_agent.daemon.sockets import dead_sockets
+from vdpa_agent.node.sockets import dead_sockets
 
 KILLS: Final = 100
 SERVED_EVERY: Final = 5

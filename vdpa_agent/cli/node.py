@@ -17,11 +17,8 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from vdpa_agent.cli import client
-from vdpa_agent.cli.process import Process, read_process
 from vdpa_agent.config import AgentConfig, DaemonConfig, DaemonMode, VhostMode
 from vdpa_agent.daemon.child import find_program
-from vdpa_agent.daemon.sockets import dead_sockets
-from vdpa_agent.daemon.sysfs import read_driver, read_enforcing, read_facts, read_hugepages, read_numa
 from vdpa_agent.errors import DaemonUnusable, FileRefused, NotReachable
 from vdpa_agent.files.formats import Form, decode_device_list, decode_mapping_file, form_of
 from vdpa_agent.files.last_good import Content, Unreadable, read
@@ -43,6 +40,9 @@ from vdpa_agent.model.node import (
 )
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.model.preflight import VFIO, PciFacts
+from vdpa_agent.node.process import Process, read_process
+from vdpa_agent.node.sockets import dead_sockets
+from vdpa_agent.node.sysfs import read_driver, read_enforcing, read_facts, read_hugepages, read_numa
 from vdpa_agent.serve.pb import device_service_pb2 as pb
 
 _VERSION_S: Final = 5.0

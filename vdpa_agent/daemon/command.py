@@ -13,13 +13,13 @@ import structlog
 
 from vdpa_agent.config import DaemonConfig, VhostMode
 from vdpa_agent.daemon.control import Control
-from vdpa_agent.daemon.sockets import dead_sockets
 from vdpa_agent.errors import DaemonUnusable
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import DaemonStatus, Device, DeviceState, Statistics
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.node.sockets import dead_sockets
 
 _LOOK_S: Final = 1.0
 """How often the sockets are looked at without any event."""

@@ -12,8 +12,6 @@ import structlog
 
 from vdpa_agent.config import DaemonConfig, VhostMode
 from vdpa_agent.daemon.control import Control
-from vdpa_agent.daemon.sockets import dead_sockets
-from vdpa_agent.daemon.sysfs import read_facts, read_hugepages, read_numa
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.backoff import Backoff
@@ -23,6 +21,8 @@ from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.naming import SocketNaming, assign_names
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.model.preflight import assess, devargs_of, takes_hugepages
+from vdpa_agent.node.sockets import dead_sockets
+from vdpa_agent.node.sysfs import read_facts, read_hugepages, read_numa
 
 _RETRY: Final = Backoff(first_s=1.0, cap_s=4.0)
 """When a device that the daemon refused to add or remove is asked for again: within 5 s of whatever mends it."""

@@ -10,12 +10,12 @@ import structlog
 from vdpa_agent.config import DaemonConfig, Memory, VhostMode
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
-from vdpa_agent.daemon.sockets import remove_stale_sockets
-from vdpa_agent.daemon.sysfs import read_hugepages
 from vdpa_agent.errors import DaemonError
 from vdpa_agent.model.daemon import Statistics
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.model.preflight import forbidden
+from vdpa_agent.node.sockets import remove_stale_sockets
+from vdpa_agent.node.sysfs import read_hugepages
 
 _PING_S: Final = 2.0
 """How often a running daemon is asked for its version."""
@@ -45,7 +45,8 @@ class Vdpad:
         """Its command line: it starts with no device, where no socket of an earlier one is left."""
         config = self._config
         if config.vhost_mode is VhostMode.SERVER:
-            remove_stale_sockets(config.socket_dir)
+            for path in remove_stale_sockets(config.socket_dir):
+                log.warning("stale_socket_removed", socket=path)
         argv = [
             config.program,
             f"--control-fd={control_fd}",

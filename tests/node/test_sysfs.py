@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trees import PF, VF, Tree
-from vdpa_agent.daemon.sysfs import read_facts, read_hugepages, read_numa
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.model.preflight import NumaFacts, PciFacts, Verdict, assess, devargs_of
+from vdpa_agent.node.sysfs import read_facts, read_hugepages, read_numa
 
 NOBODY: Final = 65534
 

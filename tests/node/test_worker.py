@@ -1,0 +1,48 @@
+"""A worker that is held holds nobody else."""
+
+import asyncio
+import threading
+
+import pytest
+
+from vdpa_agent.node.worker import Stuck, Worker
+
+
+def test_results_and_errors_come_back() -> None:
+    async def scenario() -> None:
+        worker = Worker("test")
+        assert await worker.run(threading.get_ident, timeout_s=20) != threading.get_ident()
+        with pytest.raises(ZeroDivisionError):
+            await worker.run(lambda: 1 // 0, timeout_s=20)
+        assert await worker.run(lambda: 7, timeout_s=20) == 7
+
+    asyncio.run(scenario())
+
+
+def test_what_is_stuck_is_refused_until_it_ends() -> None:
+    async def scenario() -> None:
+        worker, ends = Worker("test"), threading.Event()
+        with pytest.raises(Stuck):
+            await worker.run(ends.wait, timeout_s=0.01)
+        called: list[int] = []
+        with pytest.raises(Stuck):
+            await worker.run(lambda: called.append(1), timeout_s=20)
+        ends.set()
+        while True:
+            try:
+                assert await worker.run(lambda: 3, timeout_s=20) == 3
+                break
+            except Stuck:
+                await asyncio.sleep(0.001)
+        assert called == []
+
+    asyncio.run(scenario())
+
+
+def test_the_process_does_not_wait_for_it() -> None:
+    async def scenario() -> None:
+        worker = Worker("test")
+        with pytest.raises(Stuck):
+            await worker.run(threading.Event().wait, timeout_s=0.01)
+
+    asyncio.run(scenario())  # returns, though the thread never does

@@ -1,0 +1,1 @@
+"""What this node is: its sysfs, processes and unix sockets, read without harm to anybody."""
