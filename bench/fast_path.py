@@ -151,7 +151,6 @@ class Front(HttpConnection):
         if self._plain:
             self._parting = True
             self._forget_begun()
-            self._peers.leave(self._account)
             self.gone.set_result(None)
         else:
             super().connection_lost(exc)

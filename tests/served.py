@@ -74,7 +74,11 @@ class KeptTransport(asyncio.Transport):
         self._closing = True
         if not self._lost:
             self._lost = True
-            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
+            asyncio.get_running_loop().call_soon(self._lose)
+
+    def _lose(self) -> None:
+        self._protocol.connection_lost(None)
+        self._protocol._peers.leave(self._protocol._account)  # as the socket does
 
     def get_write_buffer_size(self) -> int:
         return len(self.written)
@@ -102,8 +106,8 @@ class Served:
 
     def connect(self) -> tuple[HttpConnection, KeptTransport]:
         """A new connection."""
-        account = self.peers.enter(ME)
-        assert account is not None
+        account = self.peers.account_of(ME)
+        assert self.peers.enter(ME, account)
         connection = HttpConnection(self.services, self.peers, ME, account, self.room)
         transport = KeptTransport(connection)
         connection.connection_made(transport)

@@ -21,6 +21,7 @@ from vdpa_agent.files.names import NamesFile
 from vdpa_agent.latest import Latest
 from vdpa_agent.logs import LogWriter
 from vdpa_agent.model.daemon import DaemonStatus, Statistics, Stop
+from vdpa_agent.model.health import Standing
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import example_mapping
 from vdpa_agent.model.pci import PciAddress
@@ -87,7 +88,10 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
         lines_dropped=lambda: {"agent": logs.dropped_lines},
     )
     async with (
-        listening(config.serve, _services(config, view, answers, _no_statistics)) as (peers, handled),
+        listening(config.serve, _services(config, view, answers, _no_statistics), Latest(Standing())) as (
+            peers,
+            handled,
+        ),
         _tracing(handled, wanted=config.serve.tracing),
         _http(config.serve.http_listen, sources(peers=peers, handled=handled)),
     ):
@@ -130,7 +134,10 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
     lists.check()
     supervisor.adopt_role()
     async with (
-        listening(config.serve, _services(config, view, answers, supervisor.statistics)) as (peers, handled),
+        listening(config.serve, _services(config, view, answers, supervisor.statistics), Latest(Standing())) as (
+            peers,
+            handled,
+        ),
         _tracing(handled, wanted=config.serve.tracing),
         _http(config.serve.http_listen, sources(peers=peers, handled=handled)),
         asyncio.TaskGroup() as tasks,

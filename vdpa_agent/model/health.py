@@ -56,6 +56,18 @@ class Health(NamedTuple):
         return tuple(check.reason for check in self.checks if check.reason)
 
 
+class Standing(NamedTuple):
+    """What the agent stands on: its own socket and the directory of it.
+
+    Attributes:
+        not_ready: why it cannot be reached now, empty if it can.
+        not_live: why only a new container can help, empty if the agent can recover by itself.
+    """
+
+    not_ready: str = ""
+    not_live: str = ""
+
+
 def role_of(daemon: DaemonStatus, mapping: Loaded[Mapping]) -> Role:
     """The role that the agent has now."""
     if daemon.managed:

@@ -23,7 +23,13 @@ class Acceptor:
     """In place of asyncio's server, which takes as many at once as may wait, and makes a transport for each."""
 
     def __init__(
-        self, bound: socket.socket, let_in: Callable[[socket.socket], bool], *, at_once: int, most: int
+        self,
+        bound: socket.socket,
+        let_in: Callable[[socket.socket], bool],
+        *,
+        at_once: int,
+        most: int,
+        full: Callable[[], str] = str,
     ) -> None:
         """Takes none yet.
 
@@ -32,11 +38,13 @@ class Acceptor:
             let_in: is given each connection; whether it stays, else it has been closed.
             at_once: connections that stay, before those that are open have their turn.
             most: the same with those that do not.
+            full: why none can be taken now; empty: they can.
         """
         self._bound = bound
         self._let_in = let_in
         self._at_once = at_once
         self._most = most
+        self._full = full
         self._loop = asyncio.get_running_loop()
         self._told_s = self._loop.time() - _TELL_AGAIN_S
         self._again: asyncio.TimerHandle | None = None
@@ -54,6 +62,9 @@ class Acceptor:
     def _take(self) -> None:
         stayed = 0
         for _ in range(self._most):
+            if reason := self._full():
+                self._rest(reason)
+                return
             try:
                 connected, _address = self._bound.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -61,13 +72,13 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in _OUT_OF:
                     raise
-                self._rest(error)
+                self._rest(os.strerror(error.errno).lower())
                 return
             stayed += self._let_in(connected)
             if stayed == self._at_once:
                 return
 
-    def _rest(self, error: OSError) -> None:
+    def _rest(self, reason: str) -> None:
         """Takes none for a while: the socket would stay readable, and the loop be busy with that alone."""
         self._loop.remove_reader(self._bound)
         self._again = self._loop.call_later(_AGAIN_S, self.start)
@@ -75,6 +86,6 @@ class Acceptor:
             self._told_s = self._loop.time()
             log.error(
                 "connections_not_accepted",
-                reason=os.strerror(error.errno or 0).lower(),
-                remedy="raise the limit of open files, or see who keeps so many connections open",
+                reason=reason,
+                remedy="see who keeps so many connections open, or raise the limit of open files",
             )

@@ -3,8 +3,11 @@
 import asyncio
 import socket
 from collections.abc import Collection
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
+from vdpa_agent.node.guarded import Closers, GuardedSocket
 from vdpa_agent.serve.acceptor import Acceptor
 from vdpa_agent.serve.calls import Services
 from vdpa_agent.serve.handled import Handled
@@ -21,21 +24,32 @@ _LAST_WORDS_S: Final = 0.2
 _CLOSE_S: Final = 1.0
 """How long the closing of connections may take; a client that reads nothing holds its own up."""
 
+_HELD_MAX: Final = 512
+"""Closes that have not ended before no more connections are taken; each is a thread. Kernels since 6.16 have none."""
+
 _LOOK_S: Final = 1.0
 """How often connections are looked at for what takes too long."""
 
 
 class Connections:
-    """All open connections of a listening socket."""
+    """All open connections of a listening socket, also of one that takes the place of another."""
 
-    def __init__(self, services: Collection[Any], peers: Peers, bound: socket.socket) -> None:
+    def __init__(self, services: Collection[Any], peers: Peers) -> None:
+        """Listens nowhere yet.
+
+        Args:
+            services: what can be called.
+            peers: the accounts.
+        """
         self._services = Services(services)
         self._peers = peers
         self._room = bytearray(READ_BYTES)
         self._open: set[HttpConnection] = set()
         self._arriving: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
-        self._acceptor = Acceptor(bound, self._let_in, at_once=_LET_IN_AT_ONCE, most=_AT_ONCE)
+        self._closers = Closers()
+        self._bound: socket.socket | None = None
+        self._acceptor: Acceptor | None = None
         self._looks: asyncio.TimerHandle | None = None
 
     @property
@@ -43,13 +57,21 @@ class Connections:
         """How the calls of all of them ended."""
         return self._services.handled
 
-    def start(self) -> None:
-        """Takes connections."""
+    def listen(self, bound: socket.socket) -> None:
+        """Takes connections of a socket that listens, and of the one before no more; those that are open go on.
+
+        Args:
+            bound: the socket, which is closed when its time is over.
+        """
+        self._unlisten()
+        bound.settimeout(0)
+        self._bound = bound
+        self._acceptor = Acceptor(bound, self._let_in, at_once=_LET_IN_AT_ONCE, most=_AT_ONCE, full=self._full)
         self._acceptor.start()
 
     async def end(self) -> None:
         """Takes no new connection, ends running calls, and closes every connection."""
-        self._acceptor.end()
+        self._unlisten()
         if self._arriving:
             await asyncio.wait(self._arriving)
         for connection in self._open:
@@ -58,18 +80,39 @@ class Connections:
         calls = [task for connection in self._open for task in connection.running]
         if calls:
             await asyncio.wait(calls, timeout=_LAST_WORDS_S)
-        gone = [connection.gone for connection in self._open]
         for connection in list(self._open):
             connection.close()
-        if gone:
-            await asyncio.wait(gone, timeout=_CLOSE_S)
+        await self._gone()
+        for connection in list(self._open):
+            connection.abort()
+        await self._gone()
         if self._looks is not None:
             self._looks.cancel()
 
-    def _let_in(self, connected: socket.socket) -> bool:
+    async def _gone(self) -> None:
+        if self._open:
+            await asyncio.wait([connection.gone for connection in self._open], timeout=_CLOSE_S)
+
+    def _unlisten(self) -> None:
+        if self._acceptor is None or self._bound is None:
+            return
+        self._acceptor.end()
+        with suppress(OSError):
+            self._bound.shutdown(socket.SHUT_RDWR)
+        # Who still waits to be accepted may have sent descriptors.
+        self._closers.close(self._bound.detach())
+        self._acceptor = self._bound = None
+
+    def _full(self) -> str:
+        return "too many connections with descriptors wait to be closed" if self._closers.held >= _HELD_MAX else ""
+
+    def _let_in(self, plain: socket.socket) -> bool:
+        connected = GuardedSocket(plain, self._closers)
         peer = self._peers.identify(connected)
-        account = self._peers.enter(peer)
-        if account is None:
+        account = self._peers.account_of(peer)
+        stays = self._peers.enter(peer, account)
+        connected.ended = partial(self._peers.leave, account)
+        if not stays:
             connected.close()
             return False
         connection = HttpConnection(self._services, self._peers, peer, account, self._room)

@@ -29,6 +29,8 @@ class Reason(StrEnum):
     """Too many calls made and cancelled."""
     PROTOCOL = "protocol"
     """What it sent is not HTTP/2."""
+    DESCRIPTORS = "descriptors"
+    """It passed descriptors along with its bytes."""
     UNREAD = "unread"
     """It does not read what it is sent."""
     PREFACE = "preface"

@@ -1,49 +1,153 @@
-"""Opens the gRPC socket: one agent per path, its final mode from the first moment, taken away at the end."""
+"""Serves the gRPC socket, and makes it again when another process has taken it away."""
 
 import asyncio
-import errno
-import fcntl
-import os
 import resource
-import socket
-from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, TypeVar
 
 import structlog
 from grpclib.reflection.service import ServerReflection
 
 from vdpa_agent.config import ServeConfig
-from vdpa_agent.errors import AlreadyRunning, ListenError
+from vdpa_agent.errors import ListenError
+from vdpa_agent.latest import Latest
+from vdpa_agent.model.health import Standing
+from vdpa_agent.node.worker import Stuck, Worker
 from vdpa_agent.serve.connections import Connections
 from vdpa_agent.serve.handled import Handled
 from vdpa_agent.serve.peers import Peers
+from vdpa_agent.serve.place import Place
+from vdpa_agent.serve.repeats import Repeats
 
 _OTHER_FILES: Final = 256
 """Descriptors that the agent needs beside those of its connections."""
+
+_LOOK_S: Final = 1.0
+"""How often the place on disk is looked at, and how long that may take."""
+
+_START_S: Final = 10.0
+"""How long the file system may take when the socket is made first."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def listening(config: ServeConfig, services: Collection[Any]) -> AsyncIterator[tuple[Peers, Handled]]:
+async def listening(
+    config: ServeConfig, services: Collection[Any], standing: Latest[Standing]
+) -> AsyncIterator[tuple[Peers, Handled]]:
     """Serves `services` and their reflection on the socket while the context lasts; yields what counts who calls.
+
+    Args:
+        config: where, and whom.
+        services: what can be called.
+        standing: is set to what is wrong with the socket and its directory, while something is.
 
     Raises:
         AlreadyRunning: another instance holds the socket.
         ListenError: the socket cannot be opened there.
     """
     _raise_file_limit(config.limits.connections + _OTHER_FILES)
-    with _held(config.listen), _bound(config) as bound:
+    keeper = _Keeper(config, standing)
+    try:
+        await keeper.take()
         peers = Peers(config.limits, asyncio.get_running_loop().time)
-        connections = Connections(ServerReflection.extend(services), peers, bound)
-        connections.start()
-        log.info("listening", socket=str(config.listen), mode=f"{config.listen_mode:04o}")
+        connections = Connections(ServerReflection.extend(services), peers)
         try:
-            yield peers, connections.handled
+            keeper.adopt(connections)
+            log.info("listening", socket=str(config.listen), mode=f"{config.listen_mode:04o}")
+            async with asyncio.TaskGroup() as tasks:
+                keeping = tasks.create_task(keeper.run(connections), name="listener")
+                yield peers, connections.handled
+                keeping.cancel()
         finally:
             await connections.end()
+    finally:
+        await keeper.leave()
+
+
+class _Keeper:
+    """Has the socket made, looked at, and made again, by a thread: any file system may hang."""
+
+    def __init__(self, config: ServeConfig, standing: Latest[Standing]) -> None:
+        self._config = config
+        self._standing = standing
+        self._place = Place(config)
+        self._worker = Worker("listener")
+        self._repeats = Repeats(asyncio.get_running_loop().time, at_once=3, every_s=10.0, of_all=10)
+
+    async def take(self) -> None:
+        """Makes the socket.
+
+        Raises:
+            ListenError: it cannot be made there.
+        """
+        try:
+            await self._worker.run(self._place.take, timeout_s=_START_S)
+        except Stuck:
+            message = f"--listen: {self._config.listen}: {self._no_answer()}; choose another --listen"
+            raise ListenError(message) from None
+
+    async def leave(self) -> None:
+        """Takes the socket away, unless the file system hangs."""
+        with suppress(Stuck):
+            await self._worker.run(self._place.leave, timeout_s=_LOOK_S)
+
+    def adopt(self, connections: Connections) -> None:
+        """Has connections taken by the socket that was made last."""
+        bound, self._place.bound = self._place.bound, None
+        if bound is not None:
+            connections.listen(bound)
+
+    async def run(self, connections: Connections) -> None:
+        """Looks after the place, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            with suppress(Stuck):
+                await self._look_after(connections)
+
+    async def _look_after(self, connections: Connections) -> None:
+        standing = await self._in_time(self._place.look)
+        self.adopt(connections)  # what was late
+        self._standing.set(standing)
+        if not standing.not_ready:
+            return
+        if count := self._repeats.due(standing):
+            log.warning("socket_lost", reason=standing.not_ready, count=count)
+        if standing.not_live:
+            return
+        try:
+            await self._in_time(self._place.take)
+        except ListenError as error:
+            reason = str(error)
+            self._standing.set(Standing(not_ready=reason))
+            if count := self._repeats.due(reason):
+                log.error("socket_not_restored", reason=reason, count=count)
+        else:
+            self.adopt(connections)
+            self._standing.set(Standing())
+            if count := self._repeats.due("restored"):
+                log.info("socket_restored", socket=str(self._config.listen), count=count)
+
+    async def _in_time(self, job: Callable[[], T]) -> T:
+        """What a job returns.
+
+        Raises:
+            Stuck: it takes too long; everybody was informed.
+        """
+        try:
+            return await self._worker.run(job, timeout_s=_LOOK_S)
+        except Stuck:
+            reason = self._no_answer()
+            self._standing.set(Standing(not_ready=reason))
+            if count := self._repeats.due(reason):
+                log.warning("socket_lost", reason=reason, count=count)
+            raise
+
+    def _no_answer(self) -> str:
+        return f"the file system of {self._config.listen.parent} does not answer"
 
 
 def _raise_file_limit(needed: int) -> None:
@@ -59,62 +163,3 @@ def _raise_file_limit(needed: int) -> None:
             needed=needed,
             remedy="raise the hard limit of open files, or lower --max-connections",
         )
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Holds the lock beside the socket; the kernel frees it when the process ends, however it ends."""
-    lock = path.with_name(f"{path.name}.lock")
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise _listen_error(lock, error) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            message = f"another agent, process {holder}, holds {path}; stop it or choose another --listen"
-            raise AlreadyRunning(message) from error
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _bound(config: ServeConfig) -> Iterator[socket.socket]:
-    """A socket that listens at the path; it appears by rename, complete, in place of a stale one."""
-    path = config.listen
-    fresh = path.with_name(f"{path.name}.new")
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        fresh.unlink(missing_ok=True)
-        bound.bind(str(fresh))
-        if config.listen_group is not None:
-            os.chown(fresh, -1, config.listen_group)
-        fresh.chmod(config.listen_mode)
-        bound.listen(config.limits.backlog)
-        if path.exists() and not path.is_socket():
-            raise FileExistsError(errno.EEXIST, "something that is not a socket is there, move it away", str(path))
-        fresh.rename(path)
-        # While it is open, no other file can get the inode's number.
-        held = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError as error:
-        bound.close()
-        raise _listen_error(path, error) from error
-    try:
-        yield bound
-    finally:
-        bound.close()
-        with suppress(OSError):
-            if os.path.samestat(os.fstat(held), path.lstat()):
-                path.unlink()
-        os.close(held)
-
-
-def _listen_error(path: Path, error: OSError) -> ListenError:
-    reason = error.strerror if error.errno == errno.EEXIST else os.strerror(error.errno or 0).lower()
-    return ListenError(f"--listen: {path}: {reason}; the agent needs a directory that it can write to")

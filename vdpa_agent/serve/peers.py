@@ -12,6 +12,7 @@ import structlog
 
 from vdpa_agent.config import LimitsConfig
 from vdpa_agent.serve.limits import Reason, TokenBucket
+from vdpa_agent.serve.repeats import Repeats
 
 _TOLD_EVERY_S: Final = 10.0
 """The least time between two log lines of a kind about one user."""
@@ -22,8 +23,8 @@ _ARRIVALS_PER_S: Final = 100
 _TURNED_AWAY_COSTS: Final = 10
 """As how many new connections one counts that was turned away."""
 
-_TOLD_MAX: Final = 4_096
-"""Users whose last log line is remembered; beyond, who has just been told of is forgotten with the rest."""
+_TOLD_AT_ONCE: Final = 50
+"""The most lines about all users, at once and in every ten seconds: a container can have 65,536 users."""
 
 _CREDENTIALS: Final = struct.Struct("iII")
 _SO_PEERGROUPS: Final = 59
@@ -82,7 +83,7 @@ class Peers:
         self._accounts: dict[int, Account] = {}
         self._strangers = self._account(max(1, limits.connections_per_uid // 4))
         self.connections = 0
-        self._told: dict[tuple[str, int], float] = {}
+        self._repeats = Repeats(clock, at_once=1, every_s=_TOLD_EVERY_S, of_all=_TOLD_AT_ONCE)
 
     def identify(self, connected: Any) -> Peer:
         """Who is at the other end of a connected unix socket."""
@@ -94,61 +95,58 @@ class Peers:
             allowed = not self.limits.allow_gids.isdisjoint(_groups(connected))
         return Peer(pid, uid, gid, allowed)
 
-    def enter(self, peer: Peer) -> Account | None:
-        """The account of a peer that connected; None if it has to leave."""
+    def account_of(self, peer: Peer) -> Account:
+        """The account of a peer that connected."""
+        if not peer.allowed:
+            return self._strangers
+        account = self._accounts.get(peer.uid)
+        if account is None:
+            self._forget_absent()
+            limits = self.limits
+            account = self._accounts[peer.uid] = self._account(
+                limits.connections_per_uid if peer.uid else limits.connections
+            )
+        return account
+
+    def enter(self, peer: Peer, account: Account) -> bool:
+        """Whether a connection may stay; it counts until `leave`, also while one that may not is being closed."""
         limits = self.limits
-        account = self._strangers
-        if peer.allowed:
-            found = self._accounts.get(peer.uid)
-            if found is None:
-                self._forget_absent()
-                most = limits.connections_per_uid if peer.uid else limits.connections
-                found = self._accounts[peer.uid] = self._account(most)
-            account = found
         room = limits.connections - (limits.connections_for_root if peer.uid else 0)
+        stays = False
         if self.connections >= room or account.connections >= account.connections_max:
             self.tell(peer, Reason.CONNECTIONS)
-            return None
-        if peer.uid and not account.arrivals.take():
+        elif peer.uid and not account.arrivals.take():
             self.tell(peer, Reason.CONNECTION_RATE)
-            return None
+        else:
+            stays = True
         self.connections += 1
         account.connections += 1
-        return account
+        return stays
 
     def charge(self, account: Account) -> None:
         """Who was turned away may not come back at once with the same."""
         account.arrivals.pay(_TURNED_AWAY_COSTS)
 
     def leave(self, account: Account) -> None:
-        """A connection that had entered is gone."""
+        """Nothing is left of a connection."""
         self.connections -= 1
         account.connections -= 1
 
     def tell(self, peer: Peer, reason: Reason) -> None:
         """Counts who was turned away, and logs it if nothing was logged about this user lately."""
         self.turned_away[reason] += 1
-        if not self._may_tell("peer_refused" if reason is Reason.NOT_ALLOWED else "peer_misbehaved", peer.uid):
+        event = "peer_refused" if reason is Reason.NOT_ALLOWED else "peer_misbehaved"
+        if not (count := self._repeats.due((event, peer.uid))):
             return
         if reason is Reason.NOT_ALLOWED:
-            log.warning("peer_refused", pid=peer.pid, uid=peer.uid, program=_program(peer.pid))
+            log.warning("peer_refused", pid=peer.pid, uid=peer.uid, program=_program(peer.pid), count=count)
         else:
-            log.warning("peer_misbehaved", reason=str(reason), pid=peer.pid, uid=peer.uid)
+            log.warning("peer_misbehaved", reason=str(reason), pid=peer.pid, uid=peer.uid, count=count)
 
     def tell_defect(self, peer: Peer, call: str, error: BaseException) -> None:
         """Logs that a call failed by a fault of the agent's own, if none was logged lately."""
-        if self._may_tell("call_failed", peer.uid):
-            log.error("call_failed", call=call, exc_info=error)
-
-    def _may_tell(self, event: str, uid: int) -> bool:
-        now = self._clock()
-        last = self._told.get((event, uid))
-        if last is not None and now - last < _TOLD_EVERY_S:
-            return False
-        if len(self._told) >= _TOLD_MAX:
-            self._told.clear()
-        self._told[event, uid] = now
-        return True
+        if count := self._repeats.due(("call_failed", peer.uid)):
+            log.error("call_failed", call=call, exc_info=error, count=count)
 
     def _account(self, connections_max: int) -> Account:
         limits = self.limits

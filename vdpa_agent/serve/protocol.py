@@ -25,6 +25,7 @@ from hpack import Encoder
 from hyperframe.frame import Frame, GoAwayFrame, RstStreamFrame
 
 from vdpa_agent.config import LimitsConfig
+from vdpa_agent.node.guarded import DescriptorsPassed
 from vdpa_agent.serve.calls import BEGIN, OK, Calls, Services
 from vdpa_agent.serve.limits import Reason, TokenBucket
 from vdpa_agent.serve.peers import Account, Peer, Peers
@@ -83,7 +84,7 @@ class HttpConnection(H2Protocol, asyncio.BufferedProtocol):
             services: what can be called.
             peers: the accounts.
             peer: who has connected.
-            account: the peer's, which the connection leaves at its end.
+            account: the peer's.
             room: where all connections read to, one at a time.
         """
         # Not super().__init__: it takes one handler and one configuration for all connections.
@@ -153,8 +154,10 @@ class HttpConnection(H2Protocol, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Ends its calls."""
+        if isinstance(exc, DescriptorsPassed):
+            self._peers.tell(self._peer, Reason.DESCRIPTORS)
+            self._peers.charge(self._account)
         super().connection_lost(exc)
-        self._peers.leave(self._account)
         self.gone.set_result(None)
 
     def look(self, now_s: float) -> None:
@@ -184,6 +187,10 @@ class HttpConnection(H2Protocol, asyncio.BufferedProtocol):
     def close(self) -> None:
         """Closes without a word."""
         self._part(None)
+
+    def abort(self) -> None:
+        """Closes, whether the peer has read everything or not."""
+        self._transport.abort()
 
     def _turn_away(self, reason: Reason, code: ErrorCodes | None = ErrorCodes.ENHANCE_YOUR_CALM) -> None:
         self._peers.tell(self._peer, reason)

@@ -1,0 +1,138 @@
+"""Unix sockets whose peer may pass descriptors: none is ever taken, and none is closed on the event loop.
+
+The last close of a passed file is the receiver's: it may wait for a lingering TCP connection, or for a file system that
+does not answer. So nothing that carries a descriptor is read, and what still carries one is closed by a thread.
+"""
+
+import asyncio
+import fcntl
+import os
+import socket
+import termios
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+_SO_PASSRIGHTS: Final = 83
+"""From Linux' asm-generic/socket.h, since 6.16; Python has no name for it."""
+
+_ROOM_BYTES: Final = 64 * 1024
+_ROOMS_MAX: Final = 16
+"""How much of what is left of a connection is read, in pieces, to see that it carries no descriptor."""
+
+_AGAIN_S: Final = 1.0
+"""When a thread is tried again after the machine had none left."""
+
+
+class DescriptorsPassed(ConnectionError):
+    """The peer passes descriptors with what would be read next; nothing of it was read."""
+
+
+def refuse_descriptors(bound: socket.socket) -> None:
+    """Has the kernel refuse descriptors at their sender, for all connections of a listening socket.
+
+    Kernels before 6.16 cannot: there a `GuardedSocket` is all the guard.
+    """
+    with suppress(OSError):
+        bound.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+
+
+class Closers:
+    """Closes what may block, each in a thread of its own that nobody waits for.
+
+    Attributes:
+        held: how many closes have not ended.
+    """
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.room = bytearray(_ROOM_BYTES)
+        self._loop = asyncio.get_running_loop()
+
+    def close(self, descriptor: int, ended: Callable[[], None] = lambda: None) -> None:
+        """Closes a descriptor in a thread; `ended` is called on the event loop when that is done."""
+        self.held += 1
+        self._start(descriptor, ended)
+
+    def _start(self, descriptor: int, ended: Callable[[], None]) -> None:
+        try:
+            threading.Thread(target=self._close, args=(descriptor, ended), name="closer", daemon=True).start()
+        except RuntimeError:  # the machine has no thread left
+            self._loop.call_later(_AGAIN_S, self._start, descriptor, ended)
+
+    def _close(self, descriptor: int, ended: Callable[[], None]) -> None:
+        with suppress(OSError):
+            os.close(descriptor)
+        with suppress(RuntimeError):  # the loop is closed: the process ends
+            self._loop.call_soon_threadsafe(self._ended, ended)
+
+    def _ended(self, ended: Callable[[], None]) -> None:
+        self.held -= 1
+        ended()
+
+
+class GuardedSocket(socket.socket):
+    """A connected unix stream socket for asyncio, in place of the plain one."""
+
+    def __init__(self, connected: socket.socket, closers: Closers) -> None:
+        """Takes the place of a socket, which is detached.
+
+        Args:
+            connected: the socket.
+            closers: close it if something is left in it.
+        """
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=connected.detach())
+        self.settimeout(0)
+        # An out-of-band byte is thrown away by a plain read, and its descriptors with it.
+        with suppress(OSError):
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        self._closers = closers
+        self.ended: Callable[[], None] = lambda: None
+        """Is called once, on the event loop, when nothing of the connection is left in the kernel."""
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """As of a plain socket.
+
+        Raises:
+            DescriptorsPassed: what comes next carries descriptors.
+        """
+        room = bytearray(size)
+        return bytes(room[: self.recv_into(room, size, flags)])
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """As of a plain socket.
+
+        Raises:
+            DescriptorsPassed: what comes next carries descriptors.
+        """
+        room = memoryview(buffer)[:nbytes] if nbytes else buffer
+        # There is no room for descriptors, so the kernel reports that some were cut off; it installs none.
+        size, _, seen, _ = self.recvmsg_into([room], 0, flags | socket.MSG_PEEK)
+        if seen & socket.MSG_CTRUNC:
+            raise DescriptorsPassed
+        # What came since is another piece: this takes what was looked at, and no more.
+        return super().recv_into(buffer, size, flags) if size else 0
+
+    def close(self) -> None:
+        """Closes it at once if nothing that carries a descriptor is left in it, else by a thread."""
+        if self.fileno() < 0:
+            return
+        with suppress(OSError):
+            self.shutdown(socket.SHUT_RDWR)  # from now on nothing can be added
+        if self._is_clean():
+            super().close()
+            self.ended()
+        else:
+            self._closers.close(self.detach(), self.ended)
+
+    def _is_clean(self) -> bool:
+        for _ in range(_ROOMS_MAX):
+            try:
+                if not self.recv_into(self._closers.room):
+                    return not any(fcntl.ioctl(self, termios.FIONREAD, bytes(4)))
+            except DescriptorsPassed:
+                return False
+            except OSError:
+                continue  # that its peer has reset it is reported once
+        return False

@@ -1,0 +1,217 @@
+"""The place of the gRPC socket on disk: one agent per path, and nothing outside of the directory is ever touched."""
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Final
+
+from vdpa_agent.config import ServeConfig
+from vdpa_agent.errors import AlreadyRunning, ListenError
+from vdpa_agent.model.health import Standing
+from vdpa_agent.node.guarded import refuse_descriptors
+
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
+    (stat.S_ISREG, "a regular file"),
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+class Place:
+    """The socket's path and the lock beside it.
+
+    Everything here may block, as any file system may, and is to be done by a `Worker`. Whoever may write to the
+    directory is not trusted: links are not followed, and the socket appears by rename, complete, out of a directory
+    that nobody else can enter.
+
+    Attributes:
+        bound: the socket that listens at the path; another one after it had to be made again. Whoever takes it closes
+            it.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        """Opens nothing yet."""
+        self.bound: socket.socket | None = None
+        self._config = config
+        self._path = config.listen
+        self._lock_path = config.listen.with_name(f"{config.listen.name}.lock")
+        self._lock: int | None = None
+        self._socket: int | None = None
+
+    def take(self) -> None:
+        """Holds the lock, and listens at the path; what is as it should be is left alone.
+
+        Raises:
+            AlreadyRunning: another instance holds the lock.
+            ListenError: it cannot be done; the message says what is in the way.
+        """
+        try:
+            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _listen_error(self._path, error) from error
+        if not _is_at(self._lock_path, self._lock):
+            self._hold()
+        if not _is_at(self._path, self._socket):
+            self._bind()
+
+    def look(self) -> Standing:
+        """What is wrong with the place; `take` puts right what is not beyond the agent."""
+        directory = self._path.parent
+        try:
+            descriptor = os.open(directory, _DIRECTORY)
+        except OSError as error:
+            return Standing(not_ready=f"the directory {directory} is gone: {_reason(error)}")
+        try:
+            linked = os.fstat(descriptor).st_nlink
+        finally:
+            os.close(descriptor)
+        if not linked:
+            # It is a mount whose source was removed: nothing can be made in it any more.
+            reason = f"the directory {directory} was removed while it is mounted; only a new container can fix that"
+            return Standing(not_ready=reason, not_live=reason)
+        for path, descriptor_of in ((self._lock_path, self._lock), (self._path, self._socket)):
+            if not _is_at(path, descriptor_of):
+                return Standing(not_ready=f"{path} was removed or replaced by another process")
+        return Standing()
+
+    def leave(self) -> None:
+        """Takes the socket away, if it is still this one, and frees the lock."""
+        with suppress(OSError):
+            if _is_at(self._path, self._socket):
+                self._path.unlink()
+        for descriptor in (self._socket, self._lock):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._socket = self._lock = None
+
+    def _hold(self) -> None:
+        """Takes the lock; the kernel frees it when the process ends, however it ends."""
+        path = self._lock_path
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        with ExitStack() as undo:
+            try:
+                descriptor = os.open(path, flags, 0o600)
+                undo.callback(os.close, descriptor)
+                _refuse_foreign(path, os.fstat(descriptor))
+                # Whoever can open it can lock it.
+                os.fchmod(descriptor, 0o600)
+            except OSError as error:
+                reason = "it is a symbolic link" if error.errno == errno.ELOOP else _reason(error)
+                message = f"--listen: {path}: {reason}; move it away, or choose another --listen"
+                raise ListenError(message) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                message = f"another agent, process {holder}, holds {self._path}; stop it or choose another --listen"
+                raise AlreadyRunning(message) from error
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            undo.pop_all()
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = descriptor
+
+    def _bind(self) -> None:
+        """Listens at the path, in place of a socket that is there."""
+        with ExitStack() as undo:
+            try:
+                bound, held = self._made(undo)
+            except OSError as error:
+                raise _listen_error(self._path, error) from error
+        if self._socket is not None:
+            os.close(self._socket)
+        self.bound, self._socket = bound, held
+
+    def _made(self, undo: ExitStack) -> tuple[socket.socket, int]:
+        config, path = self._config, self._path
+        with suppress(FileNotFoundError):
+            _refuse_no_socket(path)
+        parent = os.open(path.parent, _DIRECTORY)
+        undo.callback(os.close, parent)
+        name = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)).name
+        undo.callback(_remove_directory, name, parent)
+        private = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+        undo.callback(os.close, private)
+        found = os.fstat(private)
+        if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise PermissionError(errno.EPERM, "another process interferes")
+        undo.callback(_remove, path.name, private)
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        failed = undo.enter_context(ExitStack())
+        failed.callback(bound.close)
+        # By the descriptor: the directory's name may lead elsewhere by now.
+        bound.bind(f"/proc/self/fd/{private}/{path.name}")
+        if config.listen_group is not None:
+            os.chown(path.name, -1, config.listen_group, dir_fd=private, follow_symlinks=False)
+        os.chmod(path.name, config.listen_mode, dir_fd=private)
+        refuse_descriptors(bound)
+        bound.listen(config.limits.backlog)
+        # While it is open, no other file can get the inode's number.
+        held = os.open(path.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=private)
+        failed.callback(os.close, held)
+        os.rename(path.name, path.name, src_dir_fd=private, dst_dir_fd=parent)
+        failed.pop_all()
+        return bound, held
+
+
+def _is_at(path: Path, descriptor: int | None) -> bool:
+    """Whether an open file is what a path names, without following a link."""
+    if descriptor is None:
+        return False
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except OSError:
+        return False
+
+
+def _refuse_foreign(path: Path, found: os.stat_result) -> None:
+    """Refuses a lock file that is no plain file of this user alone."""
+    wrong = ""
+    if not stat.S_ISREG(found.st_mode):
+        wrong = f"it is {_kind(found)}"
+    elif found.st_nlink != 1:
+        wrong = f"the file has {found.st_nlink} names"
+    elif found.st_uid != os.geteuid():
+        wrong = f"it belongs to user {found.st_uid}, the agent runs as {os.geteuid()}"
+    if wrong:
+        message = f"--listen: {path}: {wrong}; move it away, or choose another --listen"
+        raise ListenError(message)
+
+
+def _refuse_no_socket(path: Path) -> None:
+    found = path.lstat()
+    if not stat.S_ISSOCK(found.st_mode):
+        message = f"--listen: {path}: {_kind(found)} is there, not a socket; move it away, or choose another --listen"
+        raise ListenError(message)
+
+
+def _kind(found: os.stat_result) -> str:
+    return next((words for is_kind, words in _KINDS if is_kind(found.st_mode)), "a device")
+
+
+def _remove(name: str, directory: int) -> None:
+    with suppress(OSError):
+        os.unlink(name, dir_fd=directory)
+
+
+def _remove_directory(name: str, directory: int) -> None:
+    with suppress(OSError):
+        os.rmdir(name, dir_fd=directory)
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno or 0).lower()
+
+
+def _listen_error(path: Path, error: OSError) -> ListenError:
+    return ListenError(f"--listen: {path}: {_reason(error)}; the agent needs a directory that it can write to")
