@@ -26,7 +26,7 @@ _AGAIN_S: Final = 1.0
 
 
 class DescriptorsPassed(ConnectionError):
-    """The peer passes descriptors with what would be read next; nothing of it was read."""
+    """The peer passes descriptors with what would be read next, or right after it; nothing of it was read."""
 
 
 def refuse_descriptors(bound: socket.socket) -> None:
