@@ -1,4 +1,6 @@
-"""Passes descriptors that block whoever closes them last, prints `ready`, and holds their other ends until its input ends.
+"""Passes descriptors that block whoever closes them last, prints `ready`, and holds their other ends.
+
+It goes when its input ends.
 
 usage: python -m tests.abuse.descriptors HOW SOCKET
 """

@@ -51,4 +51,4 @@ def forget_passrights() -> None:
 
 if __name__ == "__main__":
     forget_passrights()
-    os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606 - that is its purpose
+    os.execvp(sys.argv[1], sys.argv[1:])

@@ -9,8 +9,8 @@ from grpclib.const import Cardinality, Status
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.processes import series
+from tests.served import snapshots
 from vdpa_agent.config import LimitsConfig
-from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import DaemonState, DaemonStatus, Device, DeviceState, Statistics
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.pci import PciAddress
@@ -33,8 +33,7 @@ HANDLED = Handled({"/p.S/M": Cardinality.UNARY_UNARY, "/p.S/W": Cardinality.UNAR
 def _metrics(statistics: Ask, handled: Handled = HANDLED) -> Metrics:
     devices = {A: DeviceState.READY, B: DeviceState.FAILED, C: DeviceState.CONNECTED}
     known = MappingProxyType({address: Device(address, "/v/x", state) for address, state in devices.items()})
-    daemon = DaemonStatus(managed=True, state=DaemonState.RUNNING, pid=1, devices=known)
-    view = View(Latest(Loaded((A, B, C))), Latest(Loaded()), Latest(daemon))
+    view = View(snapshots(Loaded((A, B, C)), daemon=DaemonStatus(state=DaemonState.RUNNING, pid=1), devices=known))
     return Metrics(
         Sources(
             view=view,
