@@ -97,7 +97,8 @@ async def test_what_has_no_descriptor_is_closed_at_once(held: ExitStack) -> None
     for data in (b"", b"x" * 100_000):
         ours, theirs = _pair(held, closers)
         theirs.send(data)
-        descriptor, ended = ours.fileno(), []
+        descriptor = ours.fileno()
+        ended: list[int] = []
         ours.ended = lambda ended=ended: ended.append(1)  # type: ignore[misc]
         ours.close()
         ours.close()

@@ -5,7 +5,7 @@ import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -193,21 +193,58 @@ async def test_a_new_client_takes_the_place_of_the_oldest_that_is_silent() -> No
         assert (await _said(kept[1], _get("/hello?again"))).endswith(b"|again")
 
 
-async def test_who_is_being_answered_keeps_the_place() -> None:
-    all_busy = asyncio.Barrier(5)
-    go = asyncio.Event()
+async def _stall(connect: Callable[[], Awaitable[Streams]], requests: int = 1) -> Streams:
+    """A client that asks for more than it reads, and begins to be answered."""
+    reader, writer = await connect()
+    writer.write(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n" * requests)
+    await reader.readuntil(b"\r\n\r\n")
+    return reader, writer
 
-    async def slow(_query: Query) -> Answer:
-        await all_busy.wait()
-        await go.wait()
-        return Answer(b"done")
 
-    async with _server(slow=slow) as connect:
-        busy = [asyncio.ensure_future(_said(await connect(), _get("/slow"))) for _ in range(4)]
-        await all_busy.wait()
-        assert await _said(await connect(), _get("/hello")) == b""
-        go.set()
-        assert all(answer.endswith(b"done") for answer in await asyncio.gather(*busy))
+@pytest.mark.parametrize("limits", [HttpLimits(connections=4), HttpLimits(connections_per_address=4)])
+async def test_a_new_client_takes_the_place_of_the_one_that_went_on_least_lately(limits: HttpLimits) -> None:
+    async with _server(limits) as connect:
+        stalled = [await _stall(connect) for _ in range(4)]
+        kept = await connect()  # the first has to leave
+        for _ in range(8):
+            assert (await _said(await connect(), _get("/hello"))).endswith(b"|")
+            kept[1].write(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n")
+            await kept[0].readuntil(b"|")
+        for reader, _ in stalled[:2]:
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+                await reader.readexactly(len(BIG))
+
+
+async def test_no_address_takes_the_places_of_all() -> None:
+    async with serving(HostPort("0.0.0.0", 0), {"/hello": _hello}, HttpLimits(connections_per_address=4)) as where:
+        others = [await asyncio.open_connection("127.0.0.1", where.port) for _ in range(4)]
+        for _ in range(40):
+            _, writer = await asyncio.open_connection("127.0.0.1", where.port, local_addr=("127.0.0.2", 0))
+            others.append((_, writer))
+        for reader, writer in others[:4]:
+            writer.write(_get("/hello"))
+            assert (await reader.read()).endswith(b"|")
+        for _, writer in others:
+            writer.close()
+
+
+async def test_all_answers_of_a_connection_have_the_patience_of_one() -> None:
+    page = b"x" * 1024 * 1024
+    served = 0
+
+    async def counted(_query: Query) -> Answer:
+        nonlocal served
+        served += 1
+        return Answer(page)
+
+    async with _server(QUICK, counted=counted) as connect:
+        reader, writer = await connect()
+        writer.write(b"GET /counted HTTP/1.1\r\nHost: a\r\n\r\n" * 4_000)
+        async with asyncio.timeout(60):
+            with suppress(ConnectionResetError):
+                while await reader.read(len(page) // 2):  # ever a bit, before its patience is over
+                    await asyncio.sleep(0.05)
+        assert served < 200
 
 
 async def test_who_comes_while_there_is_no_descriptor_is_served_later() -> None:

@@ -24,6 +24,9 @@ _READ_BYTES: Final = 4096
 
 _BACKLOG: Final = 128
 
+_FORGIVEN: Final = 0.1
+"""How much of the time that passes is given back to a client that was slow to read."""
+
 _PART_S: Final = 1.0
 """How long what a refused client still sends is read."""
 
@@ -34,14 +37,16 @@ class HttpLimits(NamedTuple):
     """How much anybody may take of the server.
 
     Attributes:
-        connections: how many may be open; one more makes the oldest leave that waits for a request.
+        connections: how many may be open; one more makes another one leave.
+        connections_per_address: how many of one address may be; one more makes another one of it leave.
         head_bytes: the longest request.
         head_s: how long a request may take to come, and a new connection to begin with one, in seconds.
         idle_s: how long a connection may wait for its next request, in seconds.
-        send_s: how long an answer may take to be read, in seconds.
+        send_s: how long all answers of a connection may take to be read, in seconds; a tenth of the time is given back.
     """
 
     connections: int = 32
+    connections_per_address: int = 16
     head_bytes: int = 8192
     head_s: float = 5.0
     idle_s: float = 90.0
@@ -132,10 +137,13 @@ class _Server:
             await asyncio.wait(self._open)
 
     def _let_in(self, connected: socket.socket) -> bool:
-        if not self._make_room():
+        try:
+            address = str(connected.getpeername()[0])
+        except OSError:  # it is gone already
             connected.close()
             return False
-        connection = _Connection(self._pages, self._limits)
+        self._make_room(address)
+        connection = _Connection(self._pages, self._limits, address)
         task = self._loop.create_task(connection.serve(connected))
         self._open[task] = connection
         task.add_done_callback(partial(self._done, connected))
@@ -145,29 +153,37 @@ class _Server:
         self._open.pop(task, None)
         connected.close()  # also of a task that was cancelled before its first step
 
-    def _make_room(self) -> bool:
-        if len(self._open) < self._limits.connections:
-            return True
-        for task, connection in self._open.items():
-            if connection.waits:
-                del self._open[task]
-                task.cancel()
-                return True
-        return False
+    def _make_room(self, address: str) -> None:
+        """Makes another connection leave if there are too many: a probe that comes must always be taken."""
+        own = [task for task, connection in self._open.items() if connection.address == address]
+        if len(own) >= self._limits.connections_per_address:
+            candidates = own
+        elif len(self._open) >= self._limits.connections:
+            candidates = list(self._open)
+        else:
+            return
+        task = min(candidates, key=lambda task: self._open[task].moved_s)
+        del self._open[task]
+        task.cancel()
 
 
 class _Connection:
     """One connection, from request to request.
 
     Attributes:
-        waits: whether it has no request to answer.
+        address: whose it is.
+        moved_s: when it went on last: when it came, began to wait, had a request, or had a piece of an answer taken.
     """
 
     _reader: asyncio.StreamReader
     _writer: asyncio.StreamWriter
 
-    def __init__(self, pages: Mapping[str, Page], limits: HttpLimits) -> None:
-        self.waits = True
+    def __init__(self, pages: Mapping[str, Page], limits: HttpLimits, address: str) -> None:
+        self.address = address
+        self._clock = asyncio.get_running_loop().time
+        self.moved_s = self._clock()
+        self._sent_s = self.moved_s
+        self._patience_s = limits.send_s
         self._pages = pages
         self._limits = limits
         self._method = b""
@@ -194,7 +210,7 @@ class _Connection:
 
     async def _exchange(self, patience_s: float) -> bool:
         """Takes one request and answers it; whether another one may follow."""
-        self.waits = True
+        self.moved_s = self._clock()
         self._method = b""
         try:
             request = await self._receive(patience_s)
@@ -210,7 +226,7 @@ class _Connection:
             return await self._refuse(HTTPStatus(error.error_status_hint), str(error).lower())
         if has_body:
             return await self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "no page takes a body")
-        self.waits = False
+        self.moved_s = self._clock()
         await self._send(await self._answer(request))
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
@@ -275,14 +291,19 @@ class _Connection:
             headers.append(("Connection", "close"))
         response = h11.Response(status_code=answer.status, headers=headers, reason=answer.status.phrase)
         body = b"" if self._method == b"HEAD" else answer.body
-        async with asyncio.timeout(self._limits.send_s):
+        began_s = self._clock()
+        patience_s = min(self._limits.send_s, self._patience_s + (began_s - self._sent_s) * _FORGIVEN)
+        async with asyncio.timeout(patience_s):
             out = self._http.send(response) or b""
             for at in range(0, len(body), _PIECE_BYTES):
                 self._writer.write(out + (self._http.send(h11.Data(body[at : at + _PIECE_BYTES])) or b""))
                 out = b""
                 await self._writer.drain()
+                self.moved_s = self._clock()
             self._writer.write(out + (self._http.send(h11.EndOfMessage()) or b""))
             await self._writer.drain()
+        self._sent_s = self._clock()
+        self._patience_s = patience_s - (self._sent_s - began_s)
 
 
 def _told(status: HTTPStatus, reason: str) -> Answer:
