@@ -17,6 +17,7 @@ from vdpa_agent.daemon.reaper import Reaper, reaping
 from vdpa_agent.daemon.supervisor import Supervisor
 from vdpa_agent.errors import AgentError
 from vdpa_agent.files.lists import Lists
+from vdpa_agent.files.mapping_file import MappingFile
 from vdpa_agent.files.names import NamesFile
 from vdpa_agent.latest import Latest
 from vdpa_agent.logs import LogWriter
@@ -96,18 +97,17 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
 
 
 async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop], reaper: Reaper) -> None:
-    lists = Lists(
-        config.files,
-        takes_requests=config.daemon.mode is not DaemonMode.NONE,
-        mapping_is_ours=lambda: supervisor.status.value.managed,
-    )
+    takes_requests = config.daemon.mode is not DaemonMode.NONE
+    lists = Lists(config.files, takes_requests=takes_requests, shrink_settle_s=config.daemon.drain_timeout_s)
+    names = _Names(NamesFile(config.files.socket_list))
+    await names.load()
     supervisor = Supervisor(
         config.daemon,
         socket_list=config.files.socket_list,
         wanted=lists.devices,
         mapping=lists.mapping,
-        names=NamesFile(config.files.socket_list),
-        retire_mapping=lists.retire_mapping,
+        names=names,
+        retire_mapping=MappingFile(config.files, takes_requests=takes_requests).retire,
         reaper=reaper,
     )
     view = View(
@@ -127,7 +127,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         restarts=supervisor.restarts,
         lines_dropped=lambda: {"agent": logs.dropped_lines, "daemon": supervisor.dropped.lines},
     )
-    lists.check()
+    await lists.first()
     supervisor.adopt_role()
     async with (
         listening(config.serve, _services(config, view, answers, supervisor.statistics)) as (peers, handled),
@@ -137,6 +137,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
     ):
         eternal = [
             tasks.create_task(_eternal(lists.run()), name="lists"),
+            tasks.create_task(_eternal(names.run()), name="names"),
             tasks.create_task(_eternal(view.run()), name="view"),
             tasks.create_task(_eternal(answers.run()), name="answers"),
         ]
@@ -150,6 +151,29 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             answers.end()
             for task in eternal:
                 task.cancel()
+
+
+class _Names:
+    """Hands the names to and fro between the file and who gives them, who does not wait."""
+
+    def __init__(self, file: NamesFile) -> None:
+        self._file = file
+        self._names: Latest[dict[PciAddress, str]] = Latest({})
+
+    async def load(self) -> None:
+        self._names.set((await self._file.read()).names)
+
+    async def run(self) -> None:
+        async for names in self._names.changes():
+            if names:
+                await self._file.write(names)
+
+    def read(self) -> dict[PciAddress, str]:
+        return self._names.value
+
+    def write(self, names: dict[PciAddress, str]) -> bool:
+        self._names.set(names)
+        return True
 
 
 @asynccontextmanager

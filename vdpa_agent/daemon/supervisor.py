@@ -106,7 +106,7 @@ class Supervisor:
         wanted: Latest[Loaded[DeviceList]],
         mapping: Latest[Loaded[Mapping]],
         names: NameStore,
-        retire_mapping: Callable[[], None],
+        retire_mapping: Callable[[], Awaitable[None]],
         reaper: Reaper,
         spread: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - jitter, not a secret
     ) -> None:
@@ -196,7 +196,7 @@ class Supervisor:
 
     async def _live(self, stop: Latest[Stop]) -> _End:
         """One life of the daemon, from before its spawn until after its end."""
-        self._retire_mapping()
+        await self._retire_mapping()
         self._move(DaemonEvent.START)
         pump = LogPump(self.dropped)
         end = _End()
@@ -218,7 +218,7 @@ class Supervisor:
             self._publish(pid=None, started_at_s=None, last_exit=end.reason, last_exit_code=end.code, unhealthy="")
             self._move(DaemonEvent.ENDED)
             self._program.forget(f"the daemon ended: {end.reason}")
-            self._retire_mapping()
+            await self._retire_mapping()
         if not end.planned and not stop.value:
             self._died()
         return end
