@@ -180,13 +180,14 @@ def test_daemon_by_hand(run_dir: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_agent_stops_in_order(run_dir: Path, options: tuple[str, ...], number: signal.Signals) -> None:
-    (run_dir / ".pciList.last", "pciList.dat").write_text("0000:82:00.2\n")
+    (run_dir / "pciList.dat").write_text("0000:82:00.2\n")
     with running(run_dir, *options) as agent:
         agent.wait_answer("0000:82:00.2", str(run_dir / "vhost" / "vdpa-0"))
         pid = agent.daemon_pid()
         assert agent.stop(number) == 0
         assert not Path(f"/proc/{pid}").exists()
         assert sorted(path.name for path in run_dir.iterdir()) == [
+            ".pciList.last",
             "pciList.dat",
             "socketNames.json",
             "vdpa.sock.lock",

@@ -57,11 +57,8 @@ async def follow(files: Iterable[Path]) -> AsyncGenerator[None]:
             await asyncio.sleep(_STEP_S)  # a directory is another one now; that may go on without a pause
         except FileRefused as error:
             if failures.is_new(str(error)):
-                log.warning(
-                    "watch_interrupted",
-                    reason=str(error),
-                    remedy="until then files are looked at every second; see fs.inotify limits and open files",
-                )
+                remedy = "meanwhile the files are looked at every second"
+                log.warning("watch_interrupted", reason=str(error), remedy=remedy)
             await asyncio.sleep(_BROKEN_S)
             yield
 

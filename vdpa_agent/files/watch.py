@@ -1,12 +1,15 @@
 """Watch: the kernel's notes of what happens in some directories, by inotify."""
 
 import ctypes
+import errno
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from stat import S_ISDIR
 from types import TracebackType
 from typing import Final, Self
+
+from vdpa_agent.errors import FileRefused
 
 _NAMES: Final = 0x00000FC0
 """Of linux/inotify.h: IN_MOVED_FROM to IN_MOVE_SELF, what comes and goes. Of a parent it is all that matters."""
@@ -15,6 +18,11 @@ _CHANGES: Final = _NAMES | 0x0000000E
 """The same with IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE: all but what reading the files does."""
 
 _QUEUE_BYTES: Final = 64 * 1024
+
+_LIMITS: Final = {
+    errno.EMFILE: "raise fs.inotify.max_user_instances, or the limit of open files",
+    errno.ENOSPC: "raise fs.inotify.max_user_watches",
+}
 
 _Identity = tuple[int, int]
 
@@ -34,7 +42,8 @@ class Watch:
         """Watches from now on; of directories that do not exist, the nearest ancestor.
 
         Raises:
-            OSError: a limit of the kernel is reached, or a directory may not be watched or has just gone.
+            FileRefused: a limit of inotify is reached, or a directory may not be watched.
+            OSError: a directory cannot be opened, or has just gone.
         """
         self._directories = tuple(directories)
         self._descriptors: list[int] = []
@@ -84,8 +93,17 @@ class Watch:
 
 
 def _checked(result: int, path: Path | None = None) -> int:
+    """What a call gave.
+
+    Raises:
+        FileRefused: it failed; for a limit, inotify(7) borrows the errors of quite other ones.
+    """
     if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path or "inotify"))
+        number = ctypes.get_errno()
+        reason = os.strerror(number).lower()
+        where = f"inotify on {path}" if path else "inotify"
+        message = f"{where}: {reason}; {_LIMITS[number]}" if number in _LIMITS else f"{where}: {reason}"
+        raise FileRefused(message)
     return result
 
 
