@@ -20,8 +20,6 @@ _LINKS_MAX: Final = 40
 """The most symbolic links on the way to a file: MAXSYMLINKS of Linux."""
 
 _REMEDIES: Final = {
-    errno.EACCES: "give the agent permission",
-    errno.EPERM: "give the agent permission",
     errno.EMFILE: "raise the agent's limit of open files",
     errno.ENFILE: "raise the machine's limit of open files",
     errno.ENOSPC: "free some space",
@@ -33,6 +31,7 @@ _REMEDIES: Final = {
 }
 
 _LEADS_OUT: Final = "a symbolic link that leads out of its directory; put a file in its place"
+_ENDLESS: Final = "a symbolic link without an end; put a file in its place"
 _NOT_REGULAR: Final = "not a regular file; put a file in its place"
 
 
@@ -66,10 +65,17 @@ class Found(NamedTuple):
     detached: bool
 
 
-def words(error: OSError) -> str:
-    """The reason of a failed call, and what to do about it."""
+def words(error: OSError, *, needed: str = "write") -> str:
+    """The reason of a failed call, and what to do about it.
+
+    Args:
+        error: the failure.
+        needed: the permission that the call needs.
+    """
     number = error.errno or 0
-    return f"{os.strerror(number).lower()}; {_REMEDIES.get(number, 'see to the disk')}"
+    permission = f"give the agent {needed} permission"
+    remedy = permission if isinstance(error, PermissionError) else _REMEDIES.get(number, "see to the disk")
+    return f"{os.strerror(number).lower()}; {remedy}"
 
 
 def read(path: Path) -> Content:
@@ -92,7 +98,7 @@ def find(path: Path) -> Found | Unreadable | None:
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ENOTDIR}:
             return None
-        return Unreadable(words(error))
+        return Unreadable(words(error, needed="read"))
 
 
 def replace(path: Path, content: bytes, *, mode: int = 0o644) -> None:
@@ -121,15 +127,21 @@ def replace(path: Path, content: bytes, *, mode: int = 0o644) -> None:
             raise
 
 
-def move(source: Path, target: Path) -> None:
+def move(source: Path, target: Path, *, only: Found | None = None) -> None:
     """Renames a file, over another one if there is one; both are regular and have one name.
+
+    Args:
+        source: the file.
+        target: what it becomes.
+        only: the file that it must be; None: any.
 
     Raises:
         FileRefused: one of them is anything else.
-        OSError: it cannot be renamed; a FileNotFoundError if there is none.
+        OSError: it cannot be renamed; a FileNotFoundError if it is not there any more.
     """
     with _opened(source.parent) as here, _opened(target.parent) as there:
-        if not _refuse_odd(here, source.name):
+        status = _refuse_odd(here, source.name)
+        if status is None or (only and only.identity != (status.st_dev, status.st_ino)):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
         _refuse_odd(there, target.name)
         os.rename(source.name, target.name, src_dir_fd=here, dst_dir_fd=there)
@@ -139,14 +151,17 @@ def clear(path: Path) -> None:
     """Takes a name away, whatever has it; what it leads to, or is called otherwise too, is not touched.
 
     Raises:
-        OSError: it cannot be taken away, or is a directory with something in it.
+        FileRefused: it is a directory with something in it.
+        OSError: it cannot be taken away.
     """
     try:
         path.unlink(missing_ok=True)
-    except (IsADirectoryError, PermissionError):
-        if not path.is_dir() or path.is_symlink():
-            raise
-        path.rmdir()
+    except IsADirectoryError:
+        try:
+            path.rmdir()
+        except OSError as error:
+            message = f"{path.name} is a directory with something in it; remove it"
+            raise FileRefused(message) from error
 
 
 @contextmanager
@@ -178,7 +193,9 @@ def _find_beneath(top: int, name: str) -> Found:
             if S_ISLNK(status.st_mode):
                 links += 1
                 target = os.readlink(part, dir_fd=above[-1])
-                if links > _LINKS_MAX or target.startswith("/"):
+                if links > _LINKS_MAX:
+                    raise FileRefused(_ENDLESS)
+                if target.startswith("/"):
                     raise FileRefused(_LEADS_OUT)
                 left += reversed([piece for piece in target.split("/") if piece not in {"", "."}])
             elif left:
@@ -210,8 +227,8 @@ def _find(directory: int, name: str, seen: os.stat_result) -> Found:
         os.close(descriptor)
 
 
-def _refuse_odd(directory: int, name: str) -> bool:
-    """Whether there is such a file.
+def _refuse_odd(directory: int, name: str) -> os.stat_result | None:
+    """What a file to be replaced or renamed is; None: it is not there.
 
     Raises:
         FileRefused: there is something that is not a regular file with one name.
@@ -220,9 +237,9 @@ def _refuse_odd(directory: int, name: str) -> bool:
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
-        return False
+        return None
     _refuse_irregular(status, f"{name} is not a regular file; remove it")
-    return True
+    return status
 
 
 def _refuse_irregular(status: os.stat_result, not_regular: str) -> None:

@@ -9,9 +9,8 @@ from typing import Final
 import structlog
 
 from vdpa_agent.errors import FileRefused
-from vdpa_agent.files.off_loop import Once, off_loop
+from vdpa_agent.files.off_loop import OffLoop, Once
 from vdpa_agent.files.watch import Watch
-from vdpa_agent.node.worker import Worker
 
 _AT_ONCE: Final = 32
 """So many events are passed on at once; what comes then, before a pause, is gathered."""
@@ -41,17 +40,17 @@ async def follow(files: Iterable[Path]) -> AsyncGenerator[None]:
     """
     directories = frozenset(file.parent for file in files)
     place = min(directories)
-    worker = Worker("watch")
+    off_loop = OffLoop("watch")
     failures = Once()
     pace = _Pace()
     yield
     while True:
         try:
-            with await off_loop(worker, partial(Watch, directories), place) as watch:
+            with await off_loop.do(partial(Watch, directories), place) as watch:
                 if failures.forget():
                     log.info("watch_restored")
                 yield  # for what came before the watch
-                while await off_loop(worker, watch.is_current, place):
+                while await off_loop.do(watch.is_current, place):
                     await pace.wait(watch)
                     yield
             await asyncio.sleep(_STEP_S)  # a directory is another one now; that may go on without a pause

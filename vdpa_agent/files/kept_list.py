@@ -9,9 +9,8 @@ from vdpa_agent.config import FilesConfig
 from vdpa_agent.errors import FileRefused
 from vdpa_agent.files import disk
 from vdpa_agent.files.formats import decode_device_list
-from vdpa_agent.files.off_loop import Once, off_loop
+from vdpa_agent.files.off_loop import OffLoop, Once
 from vdpa_agent.model.pci import DeviceList
-from vdpa_agent.node.worker import Worker
 
 log = structlog.get_logger(__name__)
 
@@ -22,13 +21,13 @@ class KeptList:
     def __init__(self, config: FilesConfig) -> None:
         """Reads nothing yet."""
         self._path: Path = config.socket_list.with_name(f".{config.pci_list.stem}.last")
-        self._worker = Worker("kept list")
+        self._off_loop = OffLoop("kept list")
         self._failures = Once()
 
     async def read(self) -> DeviceList | None:
         """The list that last counted; None where there is none, or it makes no sense."""
         try:
-            content = await off_loop(self._worker, partial(disk.read, self._path), self._path)
+            content = await self._off_loop.do(partial(disk.read, self._path), self._path)
             if isinstance(content, disk.Unreadable):
                 raise FileRefused(content.reason)
             return None if content is None else decode_device_list(content)[0]
@@ -40,7 +39,7 @@ class KeptList:
         """Has the file hold this list; a failure is logged once a reason, and matters only to the next agent."""
         content = "".join(f"{address}\n" for address in devices).encode()
         try:
-            await off_loop(self._worker, partial(_keep, self._path, content), self._path)
+            await self._off_loop.do(partial(_keep, self._path, content), self._path)
         except FileRefused as error:
             if self._failures.is_new(str(error)):
                 log.error(

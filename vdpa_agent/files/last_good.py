@@ -113,36 +113,29 @@ class LastGood(Generic[T]):
         if self._caution is None or self._good is None or before is None:
             return 0.0
         lost = self._caution.lost(self._good, self._decoded)
-        if lost and (self._shrinks or 2 * lost > len(self._good)):
-            return self._shrink(self._caution, before, self._decoded, age_s)
-        return _SETTLE_S - age_s if self._caution.lost(before, self._decoded) else 0.0
-
-    def _shrink(self, caution: Caution[T], before: T, decoded: T, age_s: float) -> float:
-        """Lets only what is new in a value count, until it has stayed; returns how long that takes still."""
-        wait_s = max(caution.settle_s, _SETTLE_S)
-        if age_s >= wait_s:
-            return 0.0
-        merged = caution.joined(before, decoded)
+        if not lost or not (self._shrinks or 2 * lost > len(self._good)):
+            return _SETTLE_S - age_s if self._caution.lost(before, self._decoded) else 0.0
+        # What is new in it counts at once.
+        merged = self._caution.joined(before, self._decoded)
+        self._published.set(self._published.value._replace(value=merged))
         if age_s < _SETTLE_S:
             # An editor may be in the middle of it, which is no problem to speak of.
-            self._published.set(self._published.value._replace(value=merged))
             return _SETTLE_S - age_s
-        going = caution.lost(merged, decoded)
-        wait = f"{caution.settle_s:g} s"
-        what = f"lost {going} of its {len(merged)} devices: these" if len(decoded) else f"was emptied: {going} devices"
-        self._published.set(Loaded(merged, f"the list {what} go in {wait} unless it is written again"))
-        if not self._shrinks:
-            self._shrinks = True
-            self.readings.shrunk += 1
-            log.warning(
-                "device_list_shrinks",
-                file=str(self._path),
-                before=len(before),
-                devices=len(decoded),
-                wait_s=caution.settle_s,
-                remedy="write the whole list again; else what is missing goes",
-            )
-        return wait_s - age_s
+        self._shrink(merged, lost, self._caution.settle_s, left=len(self._decoded))
+        return max(self._caution.settle_s, _SETTLE_S) - age_s
+
+    def _shrink(self, meanwhile: T, lost: int, settle_s: float, *, left: int) -> None:
+        """Reports that entries go unless the list is written again."""
+        had = len(self._good or ())
+        what = f"lost {lost} of its {had} devices: these" if left else f"was emptied: {lost} devices"
+        problem = f"the list {what} go in {settle_s:g} s unless it is written again"
+        self._published.set(Loaded(meanwhile, problem))
+        if self._shrinks:
+            return
+        self._shrinks = True
+        self.readings.shrunk += 1
+        remedy = "write the whole list again; else what is missing goes"
+        log.warning("device_list_shrinks", file=str(self._path), before=had, after=left, wait_s=settle_s, remedy=remedy)
 
     def _publish(self) -> None:
         before = self._published.value
@@ -154,7 +147,7 @@ class LastGood(Generic[T]):
             self.readings.loaded_at_s = time.time()
             if self._shrinks and self._caution and self._good and self._caution.lost(self._good, self._decoded):
                 log.warning(
-                    "device_list_shrunk", file=str(self._path), before=len(self._good), devices=len(self._decoded)
+                    "device_list_shrunk", file=str(self._path), before=len(self._good), after=len(self._decoded)
                 )
             log.info("file_loaded", file=str(self._path), entries=len(self._decoded))
             self._good, self._shrinks = self._decoded, False

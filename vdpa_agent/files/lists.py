@@ -18,13 +18,12 @@ from vdpa_agent.files.follow import follow
 from vdpa_agent.files.formats import decode_device_list, decode_mapping_file
 from vdpa_agent.files.kept_list import KeptList
 from vdpa_agent.files.last_good import Caution, LastGood
-from vdpa_agent.files.off_loop import off_loop
+from vdpa_agent.files.off_loop import OffLoop
 from vdpa_agent.files.requests import Requests
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.loaded import Loaded, Readings
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList
-from vdpa_agent.node.worker import Worker
 
 T = TypeVar("T", bound=Sized)
 
@@ -79,12 +78,12 @@ class Lists:
 
     async def first(self) -> None:
         """Looks at both files, each for at most some seconds even if its file system does not answer."""
-        if self._takes_requests:
-            self._device_list.fallback = await self._kept.read()
-        # What is found in the mapping's place may become the device list.
-        await self._mapping_reader.first()
-        if self._takes_requests:
-            await self._device_reader.first()
+        if not self._takes_requests:
+            await self._mapping_reader.first()
+            return
+        # What is found in the mapping's place may become the device list, so that is looked at last.
+        self._device_list.fallback, _ = await asyncio.gather(self._kept.read(), self._mapping_reader.first())
+        await self._device_reader.first()
 
     async def run(self) -> None:
         """Follows the files until cancelled."""
@@ -133,7 +132,7 @@ class _Reader(Generic[T]):
         self._path = path
         self._last_good = last_good
         self._take = take
-        self._worker = Worker(f"read {path.name}"[:15])
+        self._off_loop = OffLoop(f"read {path.name}")
         self._detached = False
 
     async def run(self) -> None:
@@ -154,7 +153,7 @@ class _Reader(Generic[T]):
     async def _look(self) -> float | None:
         now = asyncio.get_running_loop().time()
         try:
-            content = await off_loop(self._worker, partial(self._read, now), self._path)
+            content = await self._off_loop.do(partial(self._read, now), self._path)
         except FileRefused as error:
             content = Unreadable(str(error))
         return self._last_good.look(content, now)

@@ -8,9 +8,8 @@ from vdpa_agent.config import FilesConfig
 from vdpa_agent.errors import FileRefused
 from vdpa_agent.files import disk
 from vdpa_agent.files.disk import Found, Unreadable
-from vdpa_agent.files.off_loop import Once, off_loop
+from vdpa_agent.files.off_loop import OffLoop, Once
 from vdpa_agent.files.requests import accept, is_request
-from vdpa_agent.node.worker import Worker
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +26,7 @@ class MappingFile:
         """
         self._config = config
         self._takes_requests = takes_requests
-        self._worker = Worker("mapping")
+        self._off_loop = OffLoop("mapping")
         self._failures = Once()
 
     async def retire(self) -> None:
@@ -38,7 +37,7 @@ class MappingFile:
         """
         path = self._config.socket_list
         try:
-            await off_loop(self._worker, self._retire, path)
+            await self._off_loop.do(self._retire, path)
         except FileRefused as error:
             if self._failures.is_new(str(error)):
                 log.error(
@@ -66,7 +65,7 @@ class MappingFile:
     def _judge(self, aside: Path) -> None:
         found = disk.find(aside)
         if isinstance(found, Found) and self._takes_requests and is_request(found) and not self._superseded(found):
-            accept(self._config, aside, found.content)
+            accept(self._config, aside, found)
         elif found is not None:
             disk.clear(aside)
 

@@ -11,10 +11,9 @@ import structlog
 
 from vdpa_agent.errors import AddressError, FileRefused
 from vdpa_agent.files import disk
-from vdpa_agent.files.off_loop import Once, off_loop
+from vdpa_agent.files.off_loop import OffLoop, Once
 from vdpa_agent.model.mapping import FILE_MAX_BYTES
 from vdpa_agent.model.pci import PciAddress, parse_pci_address, shown
-from vdpa_agent.node.worker import Worker
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 """What the kernel calls this boot of the node: proc_sys_kernel(5)."""
@@ -57,14 +56,14 @@ class NamesFile:
         """
         self._path = socket_list.with_name("socketNames.json")
         self._boot_id_path = boot_id
-        self._worker = Worker("names")
+        self._off_loop = OffLoop("names")
         self._unreadable = Once()
         self._unwritable = Once()
 
     async def read(self) -> KeptNames:
         """The names that an earlier agent gave; none where there is no such file or it makes no sense."""
         try:
-            kept = await off_loop(self._worker, self._read, self._path)
+            kept = await self._off_loop.do(self._read, self._path)
         except FileRefused as error:
             if self._unreadable.is_new(str(error)):
                 log.warning(
@@ -77,7 +76,7 @@ class NamesFile:
     async def write(self, names: Mapping[PciAddress, str]) -> bool:
         """Replaces the file; a failure is logged once a reason, and matters only to the next agent."""
         try:
-            await off_loop(self._worker, partial(self._write, dict(names)), self._path)
+            await self._off_loop.do(partial(self._write, dict(names)), self._path)
         except FileRefused as error:
             if self._unwritable.is_new(str(error)):
                 log.error(
@@ -93,7 +92,7 @@ class NamesFile:
     async def is_current(self, names: Mapping[PciAddress, str]) -> bool:
         """Whether the file is as `write` would leave it; false also where that cannot be seen."""
         try:
-            return await off_loop(self._worker, partial(self._is_current, dict(names)), self._path)
+            return await self._off_loop.do(partial(self._is_current, dict(names)), self._path)
         except FileRefused:
             return False
 
@@ -162,8 +161,11 @@ def _names(entries: _Object) -> dict[PciAddress, str]:
         except AddressError as error:
             message = f"entry {number}: {error}"
             raise FileRefused(message) from error
-        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-            message = f"entry {number}: {shown(str(name))} is not a name such as vdpa-0"
+        if not isinstance(name, str):
+            message = f"entry {number}: the name of {address} is not a string"
+            raise FileRefused(message)
+        if _NAME.fullmatch(name) is None:
+            message = f"entry {number}: {shown(name)} is not a name such as vdpa-0"
             raise FileRefused(message)
         if address in names or name in given:
             message = f"entry {number}: {address if address in names else name} occurs twice"

@@ -1,5 +1,6 @@
-"""Does file work off the event loop, within a time, and gives every failure in words."""
+"""OffLoop: does file work off the event loop, within a time, and gives every failure in words."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -17,27 +18,43 @@ _REASONS_MAX: Final = 64
 """So many reasons are remembered: what a file is refused for can quote the file."""
 
 
-async def off_loop(worker: Worker, job: Callable[[], T], path: Path) -> T:
-    """Returns what `job` returns. Cancellation leaves the job to its thread.
+class OffLoop:
+    """One thread for file work, one job at a time."""
 
-    Args:
-        worker: its thread; while a job of before is stuck in it, a further one is refused at once.
-        job: what may block.
-        path: what it works on, for messages.
+    def __init__(self, name: str) -> None:
+        """Starts no thread yet.
 
-    Raises:
-        FileRefused: the job refused something, failed with an OSError, or did not end in time.
-    """
-    try:
-        return await worker.run(job, timeout_s=_ANSWER_S)
-    except Stuck as error:
-        message = f"{path}: the file system does not answer within {_ANSWER_S:g} s; see to the mount of {path.parent}"
-        raise FileRefused(message) from error
-    except OSError as error:
-        raise FileRefused(words(error)) from error
-    except RuntimeError as error:
-        message = f"{path}: no thread can be started to read or write it; raise the limit of processes (pids, nproc)"
-        raise FileRefused(message) from error
+        Args:
+            name: the thread's, for people who look at the process.
+        """
+        self._worker = Worker(name)
+        self._turn = asyncio.Lock()
+
+    async def do(self, job: Callable[[], T], path: Path) -> T:
+        """Returns what `job` returns. Cancellation leaves the job to the thread.
+
+        While a job of before is stuck, a further one is refused at once.
+
+        Args:
+            job: what may block.
+            path: what it works on, for messages.
+
+        Raises:
+            FileRefused: the job refused something, failed with an OSError, or did not end in time.
+        """
+        try:
+            async with self._turn:
+                return await self._worker.run(job, timeout_s=_ANSWER_S)
+        except Stuck as error:
+            message = f"{path}: the file system does not answer within {_ANSWER_S:g} s; see to the mount below it"
+            raise FileRefused(message) from error
+        except OSError as error:
+            raise FileRefused(words(error)) from error
+        except RuntimeError as error:
+            message = (
+                f"{path}: no thread can be started to read or write it; raise the limit of processes (pids, nproc)"
+            )
+            raise FileRefused(message) from error
 
 
 class Once:

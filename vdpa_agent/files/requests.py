@@ -42,7 +42,7 @@ class Requests:
         self._since = None
         source = self._config.socket_list
         try:
-            accept(self._config, source, found.content)
+            accept(self._config, source, found)
         except FileNotFoundError:
             return None
         except (OSError, FileRefused) as error:
@@ -65,24 +65,24 @@ def is_request(found: Found) -> bool:
     return form_of(found.content) is Form.LINES
 
 
-def accept(config: FilesConfig, source: Path, content: bytes) -> None:
+def accept(config: FilesConfig, source: Path, found: Found) -> None:
     """Moves a device list to its place; a malformed one aside.
 
     Raises:
         FileRefused: something is in the way that is no file.
-        OSError: it cannot be moved.
+        OSError: it cannot be moved; a FileNotFoundError if it is not there any more.
     """
-    if reason := _refusal(content):
+    if reason := _refusal(found.content):
         refused = config.socket_list.with_name(f"{config.socket_list.name}.refused")
-        disk.move(source, refused)
+        disk.move(source, refused, only=found)
         log.warning("device_list_refused", file=str(config.socket_list), reason=reason, moved_to=str(refused))
         return
-    disk.move(source, config.pci_list)
+    disk.move(source, config.pci_list, only=found)
     log.info(
         "device_list_taken",
         file=str(config.socket_list),
         moved_to=str(config.pci_list),
-        devices=len(decode_device_list(content)[0]),
+        devices=len(decode_device_list(found.content)[0]),
     )
 
 

@@ -19,8 +19,9 @@ _CHANGES: Final = _NAMES | 0x0000000E
 
 _QUEUE_BYTES: Final = 64 * 1024
 
-_LIMITS: Final = {
+_REMEDIES: Final = {
     errno.EMFILE: "raise fs.inotify.max_user_instances, or the limit of open files",
+    errno.EACCES: "give the agent read permission",
     errno.ENOSPC: "raise fs.inotify.max_user_watches",
 }
 
@@ -102,7 +103,7 @@ def _checked(result: int, path: Path | None = None) -> int:
         number = ctypes.get_errno()
         reason = os.strerror(number).lower()
         where = f"inotify on {path}" if path else "inotify"
-        message = f"{where}: {reason}; {_LIMITS[number]}" if number in _LIMITS else f"{where}: {reason}"
+        message = f"{where}: {reason}; {_REMEDIES[number]}" if number in _REMEDIES else f"{where}: {reason}"
         raise FileRefused(message)
     return result
 
