@@ -161,11 +161,16 @@ async def test_the_last_good_list_outlives_the_agent(run_dir: Path) -> None:
     path.write_text(_written(DEVICES))
     async with _followed(_lists(run_dir)):
         await _appears(run_dir / ".pciList.last")
-    for make_bad in (
-        lambda: path.write_text("garbage\n"),
-        lambda: (path.unlink(), path.mkdir()),
-        lambda: (path.rmdir(), path.symlink_to("/etc/shadow")),
-    ):
+
+    def make_directory() -> None:
+        path.unlink()
+        path.mkdir()
+
+    def make_link() -> None:
+        path.rmdir()
+        path.symlink_to("/etc/shadow")
+
+    for make_bad in (lambda: path.write_text("garbage\n"), make_directory, make_link):
         make_bad()
         lists = _lists(run_dir)
         with capture_logs() as logs:

@@ -23,7 +23,7 @@ _STEP_S: Final = 0.002
 
 _RECHECK_S: Final = 4.0
 """Without any event the files are looked at again after this time: the kernel drops events when its queue is full,
-and knows nothing of what happens behind an overlay or on another machine.
+and has none for what is mounted over a directory, or is done on another machine.
 """
 
 _BROKEN_S: Final = 1.0
