@@ -51,7 +51,7 @@ async def hear(served: Served, steps: list[Step]) -> None:
     assert served.peers.defects == []
     assert served.complaints == []
     assert connection.running == []
-    assert (account.connections, account.open_calls, connection._calls.busy) == (0, 0, 0)
+    assert (account.connections, account.open_calls, account.watches, connection._calls.busy) == (0, 0, 0, 0)
     _check_frames(transport.written)
 
 

@@ -45,8 +45,29 @@ OK: Final[Headers] = [(b"grpc-status", b"0")]
 _AT_ONCE_BYTES: Final = 4_096
 """What the peer's windows must have room for before a call is answered at once; no such answer is longer."""
 
+_REFUSALS: Final = {
+    Reason.NOT_ALLOWED: (Status.PERMISSION_DENIED, "this user may not call; see --allow-uid, --allow-gid"),
+    Reason.CALL_RATE: (Status.RESOURCE_EXHAUSTED, "this user makes too many calls a second"),
+    Reason.OPEN_CALLS: (Status.RESOURCE_EXHAUSTED, "this user has too many open calls"),
+    Reason.WATCHES: (Status.RESOURCE_EXHAUSTED, "this user watches too many streams"),
+    Reason.ANSWER_BYTES: (Status.RESOURCE_EXHAUSTED, "this user gets too many bytes of answers a second"),
+}
+"""How calls are refused for what their user takes."""
+
 _NOT_POST: Final[Headers] = [(b":status", b"405"), (b"allow", b"POST"), (b"content-type", b"text/plain")]
 _SPEAKS_GRPC: Final = b"this socket speaks gRPC: ask it by vdpa-agent or grpcurl\n"
+
+
+class Framed(bytes):
+    """A message as it is sent, with its prefix: made once, it can be the answer to any number of calls."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, message: Any) -> "Framed":
+        """The frame of a message, or of the bytes of one."""
+        body = message if isinstance(message, bytes) else message.SerializeToString()
+        return cls(_PREFIX.pack(0, len(body)) + body)
 
 
 class Call(grpclib.server.Stream[Any, Any]):
@@ -78,6 +99,9 @@ class Call(grpclib.server.Stream[Any, Any]):
         )
         self.path = path
         self.began_s = asyncio.get_running_loop().time()
+        self.is_owed = path.encode() in calls.services.at_once
+        self.takes_several = method.cardinality.client_streaming
+        self.watches = method.cardinality.server_streaming
         self._message_bytes = calls.peers.limits.message_bytes
         self._calls = calls
 
@@ -85,7 +109,7 @@ class Call(grpclib.server.Stream[Any, Any]):
         """The next request; None after the last one of a method that takes several.
 
         Raises:
-            GRPCError: it is too long, compressed, torn or malformed.
+            GRPCError: it is too long, compressed, torn or malformed, or one too many.
         """
         try:
             prefix = await self._stream.recv_data(_PREFIX.size)
@@ -109,15 +133,23 @@ class Call(grpclib.server.Stream[Any, Any]):
             request = self._recv_type.FromString(data)
         except DecodeError:
             raise GRPCError(Status.INTERNAL, "the request is not the message that this method takes") from None
-        if not self._cardinality.client_streaming:
+        if self.has_request:
+            # What asks within one call costs as much as what asks by many.
+            if not self._calls.account.calls.take():
+                raise self._calls.refused(Reason.CALL_RATE)
+        else:
             self.has_request = True
-            self._calls.busy += 1
+            self._calls.busy += not self.takes_several
         return request
 
     async def send_message(self, message: Any) -> None:
-        """Sends an answer; waits while the peer is slow to read."""
-        body = message.SerializeToString()
-        framed = _PREFIX.pack(0, len(body)) + body
+        """Sends an answer, which may be `Framed` already; waits while the peer is slow to read.
+
+        Raises:
+            GRPCError: the user got too many bytes lately.
+        """
+        framed = message if isinstance(message, Framed) else Framed.of(message)
+        self._charge(len(framed))
         if self._cardinality.server_streaming:
             await self._begin()
             await self._stream.send_data(framed)
@@ -135,6 +167,15 @@ class Call(grpclib.server.Stream[Any, Any]):
         if not self.begun:
             trailers = [*BEGIN, *trailers]
         await self._stream.send_headers(trailers, end_stream=True)  # type: ignore[arg-type]
+
+    def _charge(self, answer_bytes: int) -> None:
+        if self.is_owed:
+            return
+        account = self._calls.account
+        if self._cardinality is grpclib.const.Cardinality.UNARY_STREAM:
+            account.answer_bytes.pay(answer_bytes)  # how many watch is bounded, and all of them see the same
+        elif not account.answer_bytes.take(answer_bytes):
+            raise self._calls.refused(Reason.ANSWER_BYTES)
 
     def _sent_whole(self, answer: bytes) -> bool:
         """Sends all of an answer in one write if the peer's windows have the room; says whether it did."""
@@ -181,13 +222,14 @@ class Services:
             *self.status(Status.UNKNOWN, "the content-type is not application/grpc"),
         ]
         self.refused = {
-            reason: [*BEGIN, *self.status(code, message, [ErrorInfo(reason=reason.upper(), domain=_DOMAIN)])]
-            for reason, code, message in (
-                (Reason.NOT_ALLOWED, Status.PERMISSION_DENIED, "this user may not call; see --allow-uid, --allow-gid"),
-                (Reason.CALL_RATE, Status.RESOURCE_EXHAUSTED, "this user makes too many calls a second"),
-                (Reason.OPEN_CALLS, Status.RESOURCE_EXHAUSTED, "this user has too many open calls"),
-            )
+            reason: [*BEGIN, *self.status(code, message, _details(reason))]
+            for reason, (code, message) in _REFUSALS.items()
         }
+        self._streams = {path for path, method in self.methods.items() if method.cardinality.server_streaming}
+
+    def is_watch(self, headers: dict[bytes, bytes]) -> bool:
+        """Whether a call gets a stream of answers."""
+        return headers.get(b":path") in self._streams
 
     def refusal(self, headers: dict[bytes, bytes]) -> Headers | None:
         """The whole answer to a call that is none of these services'; None for others, and for what is no call."""
@@ -219,6 +261,7 @@ class Calls(grpclib.protocol.AbstractHandler):
         services: what can be called.
         peers: where refusals are counted.
         peer: who calls.
+        account: the peer's.
         busy: how many calls have their request and are being answered.
     """
 
@@ -227,7 +270,7 @@ class Calls(grpclib.protocol.AbstractHandler):
         self.peers = peers
         self.peer = peer
         self.busy = 0
-        self._account = account
+        self.account = account
         self._tasks: dict[grpclib.protocol.Stream, asyncio.Task[None]] = {}
 
     @property
@@ -239,11 +282,18 @@ class Calls(grpclib.protocol.AbstractHandler):
         """The whole answer to a call that is refused by its headers; None if it is taken."""
         if not self.peer.allowed:
             return self._refused(Reason.NOT_ALLOWED)
-        if not self._account.calls.take():
+        if not self.account.calls.take():
             return self._refused(Reason.CALL_RATE)
-        if self._account.open_calls >= self.peers.limits.open_calls_per_uid:
+        if self.account.open_calls >= self.peers.limits.open_calls_per_uid:
             return self._refused(Reason.OPEN_CALLS)
+        if self.account.watches >= self.account.watches_max and self.services.is_watch(headers):
+            return self._refused(Reason.WATCHES)
         return self.services.refusal(headers)
+
+    def refused(self, reason: Reason) -> GRPCError:
+        """The end of a call that has become too much."""
+        self.peers.tell(self.peer, reason)
+        return GRPCError(*_REFUSALS[reason], _details(reason))
 
     def accept(self, stream: grpclib.protocol.Stream, headers: Any, release_stream: Callable[[], None]) -> None:
         """Starts a call that was not refused, or explains itself to who makes none."""
@@ -267,7 +317,8 @@ class Calls(grpclib.protocol.AbstractHandler):
     ) -> None:
         # The task is held here until it is done, and ended with the connection.
         task = asyncio.get_running_loop().create_task(steps)
-        self._account.open_calls += 1
+        self.account.open_calls += 1
+        self.account.watches += call is not None and call.watches
         self._tasks[stream] = task
         # Not at the end of the coroutine: one that is cancelled before its first step never gets there.
         task.add_done_callback(partial(self._done, stream, call, release_stream))
@@ -359,9 +410,10 @@ class Calls(grpclib.protocol.AbstractHandler):
         self, stream: grpclib.protocol.Stream, call: Call | None, release_stream: Callable[[], None], _task: Any
     ) -> None:
         del self._tasks[stream]
-        self._account.open_calls -= 1
+        self.account.open_calls -= 1
         if call is not None:
-            self.busy -= call.has_request
+            self.busy -= call.has_request and not call.takes_several
+            self.account.watches -= call.watches
             took_s = asyncio.get_running_loop().time() - call.began_s
             self.services.handled.add(call.path, call.code, took_s, call.trace)
         release_stream()
@@ -369,6 +421,10 @@ class Calls(grpclib.protocol.AbstractHandler):
     def _refused(self, reason: Reason) -> Headers:
         self.peers.tell(self.peer, reason)
         return self.services.refused[reason]
+
+
+def _details(reason: Reason) -> list[ErrorInfo]:
+    return [ErrorInfo(reason=reason.upper(), domain=_DOMAIN)]
 
 
 def _send_whole(http: H2Connection, number: int, answer: bytes) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import cached_property
 from typing import Final, NoReturn
 
 import grpclib.server
@@ -15,6 +17,8 @@ from vdpa_agent.errors import AddressError
 from vdpa_agent.model.daemon import DaemonState, Device, DeviceState, Statistics
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.pci import PciAddress, parse_pci_address
+from vdpa_agent.model.served import Served
+from vdpa_agent.serve.calls import Framed
 from vdpa_agent.serve.pb import device_service_pb2 as pb
 from vdpa_agent.serve.pb.device_service_grpc import DeviceServiceBase
 from vdpa_agent.serve.view import View
@@ -24,6 +28,10 @@ _DEVICE_STATES: Final = {state: f"DEVICE_STATE_{state.name}" for state in Device
 _DAEMON_STATES: Final = {state: f"DAEMON_STATE_{state.name}" for state in DaemonState}
 _ROLES: Final = {role: f"ROLE_{role.name}" for role in Role}
 
+_STATISTICS_S: Final = 1.0
+"""How long the daemon may take to tell the statistics of all devices together."""
+
+Devices = dict[PciAddress, pb.Device]
 Ask = Callable[[PciAddress], Awaitable[Statistics]]
 
 
@@ -42,6 +50,11 @@ class DeviceService(DeviceServiceBase):
         self._statistics = statistics
         self._settings = settings
         self._started_s = asyncio.get_running_loop().time()
+        self._made_of: Served | None = None
+        self._last = _State(0, {}, {})
+        self._one_at_a_time = asyncio.Lock()
+        self._counted: dict[PciAddress, Statistics] = {}
+        self._counted_s = self._started_s
         self._vhost_mode = f"VHOST_MODE_{settings.get('vhost-mode', 'unspecified').upper()}"
 
     async def ListDevices(  # noqa: N802 - the names on the wire
@@ -51,10 +64,12 @@ class DeviceService(DeviceServiceBase):
         request = await stream.recv_message()
         if request is None:
             return
-        devices = list(self._devices().values())
-        if request.include_statistics:
-            for device in devices:
-                await self._add_statistics(device)
+        state = self._state()
+        if not request.include_statistics:
+            await stream.send_message(state.listed)  # type: ignore[arg-type]  # framed already
+            return
+        statistics = await self._all_statistics()
+        devices = [_with(device, statistics.get(address, {})) for address, device in state.devices.items()]
         await stream.send_message(pb.ListDevicesResponse(devices=devices))
 
     async def GetDevice(  # noqa: N802
@@ -68,30 +83,27 @@ class DeviceService(DeviceServiceBase):
             address = parse_pci_address(request.pci_address)
         except AddressError as error:
             _refuse(Status.INVALID_ARGUMENT, "BAD_PCI_ADDRESS", str(error))
-        device = self._devices().get(address)
+        device = self._state().devices.get(address)
         if device is None:
             self._refuse_unknown(address)
-        await self._add_statistics(device)
+        device = _with(device, await self._statistics(address))
         await stream.send_message(pb.GetDeviceResponse(device=device))
 
     async def WatchDevices(  # noqa: N802
         self, stream: "grpclib.server.Stream[pb.WatchDevicesRequest, pb.WatchDevicesResponse]"
     ) -> None:
-        """Sends the whole state, then what is new or changed since the response before."""
+        """Sends the whole state, then each change; to a reader that is too slow for that, the newest state again."""
         if await stream.recv_message() is None:
             return
-        sent: dict[PciAddress, pb.Device] | None = None
+        sent: int | None = None
         async for _ in self._view.revision.changes():
             if self._view.ended:
                 break
-            devices = self._devices()
-            before = sent or {}
-            changed = [device for address, device in devices.items() if before.get(address) != device]
-            removed = [address for address in before if address not in devices]
-            if sent is None or changed or removed:
-                response = pb.WatchDevicesResponse(initial=sent is None, devices=changed, removed_pci_addresses=removed)
-                sent = devices
-                await stream.send_message(response)
+            state = self._state()
+            if state.number != sent:
+                message = state.change if sent == state.number - 1 else state.whole
+                sent = state.number
+                await stream.send_message(message)  # type: ignore[arg-type]  # framed already
         _refuse(Status.UNAVAILABLE, "STOPPING", "the agent stops")
 
     async def GetStatus(  # noqa: N802
@@ -128,8 +140,15 @@ class DeviceService(DeviceServiceBase):
             )
         )
 
-    def _devices(self) -> dict[PciAddress, pb.Device]:
-        return {address: self._device(device) for address, device in self._view.served.devices.items()}
+    def _state(self) -> "_State":
+        """What is true of all devices now, made once for everybody."""
+        served, last = self._view.served, self._last
+        if served is not self._made_of:
+            self._made_of = served
+            devices = {address: self._device(device) for address, device in served.devices.items()}
+            if devices != last.devices or list(devices) != list(last.devices):
+                self._last = _State(last.number + 1, devices, last.devices)
+        return self._last
 
     def _device(self, device: Device) -> pb.Device:
         facts = device.facts
@@ -149,10 +168,19 @@ class DeviceService(DeviceServiceBase):
             type=facts.kind,
         )
 
-    async def _add_statistics(self, device: pb.Device) -> None:
-        for queue, counters in (await self._statistics(PciAddress(device.pci_address))).items():
-            known = {name: value for name, value in counters.items() if 0 <= value < 2**64}
-            device.statistics.append(pb.QueueStatistics(queue=queue, counters=known))
+    async def _all_statistics(self) -> dict[PciAddress, Statistics]:
+        """The counters of all devices, as many as the daemon tells in time; asked for everybody who waits."""
+        clock = asyncio.get_running_loop().time
+        asked_s = clock()
+        async with self._one_at_a_time:
+            if self._counted_s < asked_s:
+                self._counted = {}
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_STATISTICS_S):
+                        for address in self._view.served.sockets:
+                            self._counted[address] = await self._statistics(address)
+                self._counted_s = clock()
+            return self._counted
 
     def _refuse_unknown(self, address: PciAddress) -> NoReturn:
         if self._view.ended:
@@ -161,6 +189,46 @@ class DeviceService(DeviceServiceBase):
             message = f"no list was read yet, so {address} may be a device of this node or not; try again later"
             _refuse(Status.UNAVAILABLE, "NO_LIST_YET", message)
         _refuse(Status.NOT_FOUND, "NO_SUCH_DEVICE", f"{address} is not a device of this node")
+
+
+class _State:
+    """What is true of all devices, with the messages that say it, each made when somebody needs it first.
+
+    Attributes:
+        number: one more than that of the state before.
+        devices: every device, without statistics.
+    """
+
+    def __init__(self, number: int, devices: Devices, before: Devices) -> None:
+        self.number = number
+        self.devices = devices
+        self._changed = [device for address, device in devices.items() if before.get(address) != device]
+        self._removed = [address for address in before if address not in devices]
+
+    @cached_property
+    def listed(self) -> Framed:
+        """The answer of ListDevices."""
+        return Framed.of(pb.ListDevicesResponse(devices=self.devices.values()))
+
+    @cached_property
+    def whole(self) -> Framed:
+        """What somebody gets to see first who watches."""
+        return Framed.of(pb.WatchDevicesResponse(initial=True, devices=self.devices.values()))
+
+    @cached_property
+    def change(self) -> Framed:
+        """What differs from the state before."""
+        return Framed.of(pb.WatchDevicesResponse(devices=self._changed, removed_pci_addresses=self._removed))
+
+
+def _with(device: pb.Device, statistics: Statistics) -> pb.Device:
+    """A device with its counters."""
+    counted = pb.Device()
+    counted.CopyFrom(device)
+    for queue, counters in statistics.items():
+        known = {name: value for name, value in counters.items() if 0 <= value < 2**64}
+        counted.statistics.append(pb.QueueStatistics(queue=queue, counters=known))
+    return counted
 
 
 def _refuse(status: Status, reason: str, message: str) -> NoReturn:

@@ -17,6 +17,10 @@ class Reason(StrEnum):
     """Too many calls a second of its user."""
     OPEN_CALLS = "open_calls"
     """Too many open calls of its user."""
+    WATCHES = "watches"
+    """Too many streams that its user watches."""
+    ANSWER_BYTES = "answer_bytes"
+    """Too many bytes of answers a second of its user."""
     STREAMS = "streams"
     """Too many open calls of its connection."""
     MESSAGE_SIZE = "message_size"
@@ -58,22 +62,26 @@ class TokenBucket:
         self._left = burst
         self._since = clock()
 
-    def take(self) -> bool:
-        """Takes one token if there is one."""
-        if self._left < 1:
-            # Looked at only when it is empty: most takes need not know the time.
-            now = self._clock()
-            self._left = min(self._burst, self._left + (now - self._since) * self._rate)
-            self._since = now
-            if self._left < 1:
+    def take(self, tokens: float = 1.0) -> bool:
+        """Takes tokens if there are so many, or as many as there can be."""
+        if self._left < tokens:
+            # Looked at only when there are too few: most takes need not know the time.
+            self._refill()
+            if self._left < min(tokens, self._burst):
                 return False
-        self._left -= 1
+        self._left -= tokens
         return True
 
     def pay(self, tokens: float) -> None:
-        """Takes tokens even if there are fewer: who comes next waits longer."""
-        self._left -= tokens
+        """Takes tokens even if there are fewer: whoever comes next waits longer, at most as for twice the burst."""
+        self._refill()
+        self._left = max(self._left - tokens, -self._burst)
 
     def give(self, tokens: float) -> None:
         """Puts tokens back, as far as there is room."""
         self._left = min(self._burst, self._left + tokens)
+
+    def _refill(self) -> None:
+        now = self._clock()
+        self._left = min(self._burst, self._left + (now - self._since) * self._rate)
+        self._since = now

@@ -20,6 +20,15 @@ _TOLD_EVERY_S: Final = 10.0
 _ARRIVALS_PER_S: Final = 100
 """Connections that a user other than root may make for long, a second; as many as may be open at once."""
 
+_ANSWER_BYTES_PER_S: Final = 4 * 1024 * 1024
+_ANSWER_BYTES_BURST: Final = 8 * 1024 * 1024
+"""What the answers to one user may have: for long, a second, and at once. 50 lists of 1,023 devices a second, or 200 of
+256; GetSocketpath, which owes an answer, is not concerned."""
+
+_WATCHES: Final = 64
+_WATCHES_OF_ROOT: Final = 256
+"""Streams that one user may watch."""
+
 _TURNED_AWAY_COSTS: Final = 10
 """As how many new connections one counts that was turned away."""
 
@@ -52,17 +61,42 @@ class Account:
         connections: how many are open.
         connections_max: how many may be.
         open_calls: calls that wait for their answers.
+        watches: those of them that are streams of answers.
+        watches_max: how many may be.
         calls: the rate of new calls.
+        answer_bytes: the rate of what they are answered with.
         arrivals: the rate of new connections, which does not bind root.
     """
 
-    __slots__ = ("arrivals", "calls", "connections", "connections_max", "open_calls")
+    __slots__ = (
+        *(
+            "answer_bytes",
+            "arrivals",
+            "calls",
+            "connections",
+            "connections_max",
+            "open_calls",
+            "watches",
+            "watches_max",
+        ),
+    )
 
-    def __init__(self, connections_max: int, calls: TokenBucket, arrivals: TokenBucket) -> None:
+    def __init__(
+        self,
+        connections_max: int,
+        watches_max: int,
+        *,
+        calls: TokenBucket,
+        answer_bytes: TokenBucket,
+        arrivals: TokenBucket,
+    ) -> None:
         self.connections = 0
         self.connections_max = connections_max
         self.open_calls = 0
+        self.watches = 0
+        self.watches_max = watches_max
         self.calls = calls
+        self.answer_bytes = answer_bytes
         self.arrivals = arrivals
 
 
@@ -103,8 +137,10 @@ class Peers:
         if account is None:
             self._forget_absent()
             limits = self.limits
-            account = self._accounts[peer.uid] = self._account(
-                limits.connections_per_uid if peer.uid else limits.connections
+            account = self._accounts[peer.uid] = (
+                self._account(limits.connections_per_uid)
+                if peer.uid
+                else self._account(limits.connections, _WATCHES_OF_ROOT)
             )
         return account
 
@@ -148,10 +184,15 @@ class Peers:
         if count := self._repeats.due(("call_failed", peer.uid)):
             log.error("call_failed", call=call, exc_info=error, count=count)
 
-    def _account(self, connections_max: int) -> Account:
-        limits = self.limits
-        calls = TokenBucket(limits.calls_per_s, 2 * limits.calls_per_s, self._clock)
-        return Account(connections_max, calls, TokenBucket(_ARRIVALS_PER_S, limits.connections_per_uid, self._clock))
+    def _account(self, connections_max: int, watches_max: int = _WATCHES) -> Account:
+        limits, clock = self.limits, self._clock
+        return Account(
+            connections_max,
+            watches_max,
+            calls=TokenBucket(limits.calls_per_s, 2 * limits.calls_per_s, clock),
+            answer_bytes=TokenBucket(_ANSWER_BYTES_PER_S, _ANSWER_BYTES_BURST, clock),
+            arrivals=TokenBucket(_ARRIVALS_PER_S, limits.connections_per_uid, clock),
+        )
 
     def _forget_absent(self) -> None:
         if len(self._accounts) >= self.limits.connections:
