@@ -107,21 +107,21 @@ class KeptTransport(asyncio.Transport):
         return len(self.written)
 
 
+def example_services() -> list[Any]:
+    """All services but reflection, with the example data."""
+    view = View(snapshots(mapping=Loaded(example_mapping()), role=Role.SERVING))
+
+    async def no_statistics(_address: PciAddress) -> Statistics:
+        return {}
+
+    return [VdpaDpdk(Answers(view), 0.0), DeviceService(view, no_statistics, {}), HealthService(view)]
+
+
 class Served:
     """The services with their example data, without a socket."""
 
     def __init__(self) -> None:
-        view = View(snapshots(mapping=Loaded(example_mapping()), role=Role.SERVING))
-
-        async def no_statistics(_address: PciAddress) -> Statistics:
-            return {}
-
-        services: list[Any] = [
-            VdpaDpdk(Answers(view), 0.0),
-            DeviceService(view, no_statistics, {}),
-            HealthService(view),
-        ]
-        self.services = Services(ServerReflection.extend(services))
+        self.services = Services(ServerReflection.extend(example_services()))
         self.room = bytearray(READ_BYTES)
         self.peers = KeptPeers()
         self.complaints: list[dict[str, Any]] = []

@@ -194,6 +194,7 @@ class LimitsConfig:
         calls_per_s: calls that one user may make for long, a second, and twice as many at once; more are
             RESOURCE_EXHAUSTED.
         unread_bytes: what may wait in memory for a peer to read it; more closes its connection.
+        unread_s: how long anything may wait for a peer that reads nothing, in seconds.
         preface_s: how long a connection may take to speak HTTP/2, in seconds.
         idle_s: how long a connection without a call that is being answered may be silent, in seconds.
         backlog: connections that wait to be accepted; the kernel lowers it to net.core.somaxconn.
@@ -210,6 +211,7 @@ class LimitsConfig:
     open_calls_per_uid: int = 4_096
     calls_per_s: int = 1_000
     unread_bytes: int = 1024 * 1024
+    unread_s: float = 30.0
     preface_s: float = 5.0
     idle_s: float = 300.0
     backlog: int = 4_096

@@ -84,6 +84,7 @@ def reason(answer: Answer) -> str:
     ("data", "code"),
     [
         pytest.param(message(b"\x0a\x01x", compressed=1), "12", id="compressed"),
+        pytest.param(message(request()[5:], compressed=1), "12", id="compressed-and-answerable"),
         pytest.param(message(b"\x0a\x05x"), "13", id="a-field-longer-than-its-message"),
         pytest.param(message(b"\x0a\x02\xff\xfe"), "13", id="a-string-that-is-not-utf-8"),
         pytest.param(message(b"\xff" * 11), "13", id="not-protobuf"),
@@ -146,6 +147,11 @@ def test_another_content_type(wire: Wire, content_type: str | None) -> None:
 @pytest.mark.parametrize("content_type", ["application/grpc", "application/grpc+proto", "application/grpc;charset=x"])
 def test_a_content_type_of_grpc(wire: Wire, content_type: str) -> None:
     assert status(answer(wire, request(), content_type=content_type)) == ("200", "0")
+
+
+@pytest.mark.parametrize("headers", [{"_authority": None}, {"_authority": None, "host": "a"}, {"_authority": ""}])
+def test_a_request_need_not_name_a_host(wire: Wire, headers: dict[str, str | None]) -> None:
+    assert status(answer(wire, request(), **headers)) == ("200", "0")
 
 
 @pytest.mark.parametrize("timeout", ["", "1", "S", "1x", "-1S", "1.5S", "123456789S", "\u0661S"])

@@ -1,10 +1,12 @@
 """Calls that are answered at once, and those that have to wait."""
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 from grpclib.const import Status
 from h2.connection import H2Connection
+from h2.errors import ErrorCodes
 from h2.events import (
     DataReceived,
     Event,
@@ -15,6 +17,7 @@ from h2.events import (
     TrailersReceived,
 )
 from h2.settings import SettingCodes
+from hyperframe.frame import DataFrame, Frame, GoAwayFrame, RstStreamFrame
 
 from tests.abuse.wire import HEADERS, KNOWN, KNOWN_SOCKET, PATH, message, request
 from tests.served import Served, receive
@@ -117,9 +120,11 @@ async def test_a_call_without_room_for_its_answer_waits_for_room(served: Served)
     client = _Client(served, {SettingCodes.INITIAL_WINDOW_SIZE: 10})
     client.ask(1)
     client.send()
-    await asyncio.sleep(0)
     assert len(client.connection.running) == 1
-    begun = client.heard()
+    begun: list[Event] = []
+    while not any(isinstance(event, DataReceived) for event in begun):
+        await asyncio.sleep(0.001)
+        begun += client.heard()
     client.http.increment_flow_control_window(1_000, 1)
     client.send()
     await _settled(client.connection)
@@ -165,13 +170,41 @@ async def test_a_call_of_who_then_goes_is_counted_as_cancelled(served: Served) -
     client.ask(1)
     client.http.close_connection()
     client.send()
-    await asyncio.sleep(0)
+    await client.connection.gone
     assert served.services.handled.codes[CANCELLED] == 1
     assert served.peers.defects == []
-    assert client.connection.gone.done()
+
+
+async def test_after_a_goaway_calls_are_refused_and_those_that_run_go_on(served: Served) -> None:
+    client = _Client(served)
+    client.heard()
+    client.http.send_headers(1, HEADERS)
+    client.send()
+    client.connection.go_away()
+    client.http.send_headers(3, HEADERS)
+    client.http.send_data(3, request(), end_stream=True)
+    client.send()
+    client.http.send_data(1, request(), end_stream=True)
+    client.send()
+    await _settled(client.connection)
+    frames = list(_frames(client.transport.written))
+    (goaway,) = [frame for frame in frames if isinstance(frame, GoAwayFrame)]
+    assert (goaway.error_code, goaway.last_stream_id) == (0, 1)
+    (reset,) = [frame for frame in frames if isinstance(frame, RstStreamFrame)]
+    assert (reset.stream_id, reset.error_code) == (3, ErrorCodes.REFUSED_STREAM)
+    assert b"".join(frame.data for frame in frames if isinstance(frame, DataFrame) and frame.stream_id == 1) == ANSWER
+
+
+def _frames(data: bytes) -> Iterator[Frame]:
+    rest = memoryview(data)
+    while rest:
+        frame, length = Frame.parse_frame_header(rest[:9])
+        frame.parse_body(rest[9 : 9 + length])
+        rest = rest[9 + length :]
+        yield frame
 
 
 async def _settled(connection: HttpConnection) -> None:
     async with asyncio.timeout(5):
         while connection.running:
-            await asyncio.sleep(0)
+            await asyncio.wait(connection.running)

@@ -21,7 +21,7 @@ from h2.exceptions import (
 )
 from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
-from hpack import Encoder
+from hpack import Decoder, Encoder, HeaderTuple
 from hyperframe.frame import Frame, GoAwayFrame, RstStreamFrame
 
 from vdpa_agent.config import LimitsConfig
@@ -49,9 +49,6 @@ _RESETS_BURST: Final = 200
 
 _WAITING_BYTES: Final = 16 * 1024
 """From here on answers wait until the peer has read; asyncio's 64 KiB are 700 of them, beside what the kernel holds."""
-
-_UNREAD_S: Final = 30.0
-"""How long anything may wait for a peer that reads nothing."""
 
 _FRAME_HEADER_BYTES: Final = 9
 _KNOWN_SETTINGS: Final = frozenset(SettingCodes)
@@ -169,7 +166,7 @@ class HttpConnection(H2Protocol, asyncio.BufferedProtocol):
             self._transport.abort()
         elif not self._http.greeted and now_s - self._made_s > limits.preface_s:
             self._turn_away(Reason.PREFACE, ErrorCodes.SETTINGS_TIMEOUT)
-        elif self._blocked_s is not None and now_s - self._blocked_s > _UNREAD_S:
+        elif self._blocked_s is not None and now_s - self._blocked_s > limits.unread_s:
             self._turn_away(Reason.UNREAD)
         elif not self._calls.busy and now_s - self._heard_s > limits.idle_s:
             self._peers.turned_away[Reason.IDLE] += 1
@@ -330,18 +327,22 @@ class _Http(H2Connection):
         self.greeted = False
         self.local_settings = _Settings(limits)
         self.encoder = _Encoder()
+        self.decoder = _Decoder()
         self.decoder.max_header_list_size = limits.header_bytes
         self.resets = TokenBucket(_RESETS_PER_S, _RESETS_BURST, clock)
         self.incoming_buffer = _Frames(self.frames, self.resets, limits.header_bytes)
 
     def _receive_settings_frame(self, frame: Any) -> Any:
         # h2 keeps settings that nobody knows, and there may be 65,536 of them.
-        frame.settings = {code: value for code, value in frame.settings.items() if code in _KNOWN_SETTINGS}
+        known = {code: value for code, value in frame.settings.items() if code in _KNOWN_SETTINGS}
+        if SettingCodes.HEADER_TABLE_SIZE in known:
+            size = known[SettingCodes.HEADER_TABLE_SIZE]
+            known[SettingCodes.HEADER_TABLE_SIZE] = min(size, _HEADER_TABLE_BYTES)
+        frame.settings = known
         taken = super()._receive_settings_frame(frame)
-        encoder = self.encoder
-        encoder.header_table_size = min(encoder.header_table_size, _HEADER_TABLE_BYTES)
-        if len(encoder.table_size_changes) > 2:  # noqa: PLR2004 - the least and the last one are all that count
-            encoder.table_size_changes = [min(encoder.table_size_changes), encoder.table_size_changes[-1]]
+        sizes = self.encoder.table_size_changes
+        if len(sizes) > 2:  # noqa: PLR2004 - the least and the last one are all that count
+            self.encoder.table_size_changes = [min(sizes), sizes[-1]]
         return taken
 
 
@@ -355,8 +356,23 @@ class _Encoder(Encoder):
 
     def encode(self, headers: Any, huffman: bool = True) -> bytes:  # noqa: FBT001, FBT002 - as in hpack
         """The block of some headers."""
-        ready = None if self.table_size_changes else self._ready.get(tuple(headers))
+        ready = self._ready.get(tuple(headers))
+        if self.table_size_changes:
+            ready = None
+            self.header_table.resized = True  # hpack forgets that when the size is set to what it is
         return super().encode(headers, huffman) if ready is None else ready
+
+
+class _Decoder(Decoder):
+    """HPACK's decoder, which gives a request that names no host one: h2 would end the connection for it."""
+
+    def decode(self, data: bytes, raw: bool = False) -> Any:  # noqa: FBT001, FBT002 - as in hpack
+        """The headers of a block."""
+        headers = list(super().decode(data, raw))
+        names = {name for name, _ in headers}
+        if b":method" in names and names.isdisjoint({b":authority", b"host"}):
+            headers.insert(0, HeaderTuple(b":authority", b"localhost"))
+        return headers
 
 
 class _Settings(Settings):

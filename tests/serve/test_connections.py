@@ -1,0 +1,267 @@
+"""Connections on real sockets: who gets one, who loses it, and how all of them end."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from grpclib.reflection.service import ServerReflection
+from h2.errors import ErrorCodes
+from hyperframe.frame import HeadersFrame, PingFrame, SettingsFrame
+
+from tests.abuse.wire import KNOWN, KNOWN_SOCKET, Answer, Wire, message, request, with_headers
+from tests.served import LIMITS, example_services
+from vdpa_agent.config import LimitsConfig
+from vdpa_agent.serve.connections import Connections
+from vdpa_agent.serve.limits import Reason
+from vdpa_agent.serve.pb.vdpadpdk_grpc import VdpaDpdkBase
+from vdpa_agent.serve.pb.vdpadpdk_pb2 import GetSocketpathResponse
+from vdpa_agent.serve.peers import Peer, Peers
+
+pytestmark = pytest.mark.anyio
+
+LIST: Final = "/vdpa_agent.v1.DeviceService/ListDevices"
+WATCH: Final = "/vdpa_agent.v1.DeviceService/WatchDevices"
+HEALTH_WATCH: Final = "/grpc.health.v1.Health/Watch"
+REFLECTION: Final = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+NEIGHBOUR: Final = 2_000
+ME: Final = Peer(pid=0, uid=1_000, gid=0, allowed=True)
+
+
+class _Peers(Peers):
+    """Peers in a time that stands still, of users that the test names."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        super().__init__(limits, lambda: 0.0)
+        self.uid = 1_000
+
+    def identify(self, connected: Any) -> Peer:
+        return super().identify(connected)._replace(uid=self.uid)
+
+
+class _Place:
+    """Connections that can be made to one socket."""
+
+    def __init__(self, run_dir: Path, limits: LimitsConfig, services: Collection[Any]) -> None:
+        self.path = run_dir / "s.sock"
+        self.peers = _Peers(limits)
+        self.connections = Connections(services, self.peers)
+        bound = socket.socket(socket.AF_UNIX)
+        bound.bind(str(self.path))
+        bound.listen(100)
+        self.connections.listen(bound)
+        self.wires: list[Wire] = []
+
+    async def connect(self, uid: int = 1_000, *, greet: bool = True) -> Wire:
+        """A connection of a user, after it was let in or turned away."""
+        turned_away, open_before = self.peers.turned_away.total(), self.peers.connections
+        self.peers.uid = uid
+        wire = await asyncio.to_thread(lambda: Wire(str(self.path), greet=greet))
+        self.wires.append(wire)
+        await eventually(lambda: self.peers.connections > open_before or self.peers.turned_away.total() > turned_away)
+        return wire
+
+
+@asynccontextmanager
+async def _place(
+    run_dir: Path, limits: LimitsConfig = LIMITS, services: Collection[Any] | None = None
+) -> AsyncIterator[_Place]:
+    place = _Place(run_dir, limits, ServerReflection.extend(example_services()) if services is None else services)
+    try:
+        yield place
+    finally:
+        for wire in place.wires:
+            wire.close()
+        await place.connections.end()
+        assert place.peers.connections == 0
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def _answered(wire: Wire, stream: int = 1) -> bool:
+    answer = await asyncio.to_thread(wire.ask, stream, KNOWN)
+    return answer.data.endswith(KNOWN_SOCKET)
+
+
+async def _call(wire: Wire, stream: int, path: str, data: bytes = b"", *, end: bool = True) -> Answer:
+    """The answer to a call, or the part of it that has come if it does not end."""
+    wire.send(wire.call(stream, message(data), headers=with_headers(_path=path), end=end))
+    return await asyncio.to_thread(wire.wait, stream, 20.0 if end else 0.0)
+
+
+async def test_root_has_connections_of_its_own(run_dir: Path) -> None:
+    limits = replace(LIMITS, connections=6, connections_for_root=2)
+    async with _place(run_dir, limits) as place:
+        for number in range(6):
+            wire = await place.connect(1_000 + number)
+            assert place.peers.turned_away[Reason.CONNECTIONS] == max(0, number - 3)
+        await asyncio.to_thread(wire.wait_closed)
+        assert wire.closed
+        for _ in range(2):
+            assert await _answered(await place.connect(0))
+        assert (await asyncio.to_thread((await place.connect(0)).ask, 1)).headers == {}
+
+
+async def test_who_was_turned_away_pays_more_than_who_was_not(run_dir: Path) -> None:
+    limits = replace(LIMITS, connections_per_uid=64)
+    async with _place(run_dir, limits) as place:
+        for number in range(7):
+            wire = await place.connect(greet=False)
+            wire.send(b"nonsense that is no greeting\r\n\r\n")
+            await asyncio.to_thread(wire.wait_closed)
+            assert place.peers.turned_away[Reason.CONNECTION_RATE] == (number == 6)
+        for _ in range(60):  # while who behaves may have as many as there can be
+            await place.connect(NEIGHBOUR)
+        assert place.peers.turned_away[Reason.CONNECTION_RATE] == 1
+
+
+async def _stop_reading(wire: Wire) -> None:
+    """Has more answers made than the kernel keeps, and reads none."""
+    wire.send(SettingsFrame(0, settings={4: 2**31 - 1}).serialize(), reading=False)
+    lists = (wire.call(n, message(b""), headers=with_headers(_path=LIST)) for n in range(1, 1_200, 2))
+    for call in lists:
+        wire.send(call, reading=False, patience_s=0.2)
+        await asyncio.sleep(0)
+
+
+async def test_who_does_not_read_has_to_leave(run_dir: Path) -> None:
+    limits = replace(LIMITS, unread_s=0.1, streams=1_000)
+    async with _place(run_dir, limits) as place:
+        wire = await place.connect()
+        await _stop_reading(wire)
+        await eventually(lambda: place.peers.turned_away[Reason.UNREAD] == 1)
+        await eventually(lambda: place.peers.connections == 0)
+
+
+async def test_who_does_not_read_has_little_in_memory(run_dir: Path) -> None:
+    limits = replace(LIMITS, unread_bytes=18_000, streams=1_000)
+    async with _place(run_dir, limits) as place:
+        wire = await place.connect()
+        await _stop_reading(wire)
+        assert place.peers.turned_away[Reason.UNREAD] == 0
+        for _ in range(240):
+            wire.send(PingFrame(0, b"12345678").serialize(), reading=False, patience_s=0.2)
+            await asyncio.sleep(0)
+        await eventually(lambda: place.peers.turned_away[Reason.UNREAD] == 1)
+
+
+async def test_what_is_said_at_the_last_moment_is_sent(run_dir: Path) -> None:
+    asked, released = asyncio.Event(), asyncio.Event()
+
+    class Slow(VdpaDpdkBase):
+        async def GetSocketpath(self, stream: Any) -> None:  # noqa: N802 - the name on the wire
+            await stream.recv_message()
+            asked.set()
+            await released.wait()
+            await asyncio.sleep(0.01)
+            await stream.send_message(GetSocketpathResponse(socketpath="late"))
+
+    async with _place(run_dir, services=[Slow()]) as place:
+        wire = await place.connect()
+        wire.send(wire.call(1, request()))
+        await asked.wait()
+        released.set()
+        await place.connections.end()
+        answer = await asyncio.to_thread(wire.wait, 1)
+        assert (answer.data, answer.headers.get("grpc-status")) == (message(b"\x0a\x04late"), "0")
+        assert wire.goaway == ErrorCodes.NO_ERROR
+
+
+class _Blocks(Wire):
+    """Keeps the header blocks that came."""
+
+    def _take(self, frame: Any) -> None:
+        if isinstance(frame, HeadersFrame):
+            self.blocks = [*getattr(self, "blocks", []), frame.data]
+        super()._take(frame)
+
+
+@pytest.mark.parametrize("sizes", [[0], [0, 4_096] * 100, [100, 0, 50, 4_096], [2**32 - 1, 10], [7, 7]])
+async def test_a_changed_header_table_is_acknowledged_in_the_next_headers_and_briefly(
+    run_dir: Path, sizes: list[int]
+) -> None:
+    async with _place(run_dir) as place:
+        wire = await asyncio.to_thread(lambda: _Blocks(str(place.path)))
+        with closing(wire):
+            wire.send(b"".join(SettingsFrame(0, settings={1: size}).serialize() for size in sizes))
+            assert await _answered(wire)
+            block, updates = wire.blocks[0], []
+            while block[0] & 0xE0 == 0x20:  # RFC 7541, 6.3
+                number, block = block[0] & 0x1F, block[1:]
+                if number == 0x1F:
+                    shift = 0
+                    while True:
+                        number, more, block = number + ((block[0] & 0x7F) << shift), block[0] & 0x80, block[1:]
+                        shift += 7
+                        if not more:
+                            break
+                updates.append(number)
+            assert len(updates) <= 2
+            assert (min(updates), updates[-1]) == (min(sizes), sizes[-1])
+
+
+@pytest.mark.parametrize(("uid", "most"), [(1_000, 64), (0, 256)])
+@pytest.mark.parametrize("path", [WATCH, HEALTH_WATCH, REFLECTION])
+async def test_what_one_user_watches_is_bounded(run_dir: Path, path: str, uid: int, most: int) -> None:
+    async with _place(run_dir) as place:
+        wires = [await place.connect(uid) for _ in range(most // 64 + 1)]
+        for number in range(most):
+            wire = wires[number % len(wires)]
+            wire.send(wire.call(1 + 2 * number, message(b""), headers=with_headers(_path=path), end=False))
+        for wire in wires:
+            await asyncio.to_thread(wire.ping)
+        assert place.peers.turned_away[Reason.WATCHES] == 0
+        refused = await _call(wires[0], 2_001, path)
+        assert refused.headers["grpc-status"] == "8"
+        assert place.peers.turned_away[Reason.WATCHES] == 1
+        assert await _answered(wires[0], 2_003)
+        other = await place.connect(NEIGHBOUR)
+        await _call(other, 1, path, end=False)
+        await asyncio.to_thread(other.ping)
+        assert place.peers.turned_away[Reason.WATCHES] == 1
+        for wire in wires:
+            wire.close()
+        await eventually(lambda: place.peers.connections == 1)
+        again = await place.connect(uid)
+        await _call(again, 1, path, end=False)
+        await asyncio.to_thread(again.ping)
+        assert place.peers.turned_away[Reason.WATCHES] == 1
+
+
+async def test_long_answers_are_refused_before_short_ones_and_those_that_are_owed_never(run_dir: Path) -> None:
+    async with _place(run_dir) as place:
+        wire = await place.connect()
+        first = await _call(wire, 1, LIST)
+        assert first.headers["grpc-status"] == "0"
+        fit = 8 * 1024 * 1024 // len(first.data)
+        place.peers.account_of(ME).answer_bytes.pay((fit - 2) * len(first.data))
+        assert (await _call(wire, 3, LIST)).headers["grpc-status"] == "0"
+        assert (await _call(wire, 5, LIST)).headers["grpc-status"] == "8"
+        assert place.peers.turned_away[Reason.ANSWER_BYTES] == 1
+        # In this time that stands still nothing comes back; what is short still fits.
+        assert (await _call(wire, 7, "/grpc.health.v1.Health/Check")).headers["grpc-status"] == "0"
+        place.peers.account_of(ME).answer_bytes.pay(2**40)
+        assert (await _call(wire, 9, "/grpc.health.v1.Health/Check")).headers["grpc-status"] == "8"
+        assert await _answered(wire, 11)
+        other = await place.connect(NEIGHBOUR)
+        assert (await _call(other, 1, LIST)).headers["grpc-status"] == "0"
+
+
+async def test_what_asks_within_one_call_costs_as_much_as_many_calls(run_dir: Path) -> None:
+    limits = replace(LIMITS, calls_per_s=50)
+    async with _place(run_dir, limits) as place:
+        wire = await place.connect()
+        list_services = message(b"\x3a\x00")
+        wire.send(wire.call(1, list_services * 500, headers=with_headers(_path=REFLECTION)))
+        answer = await asyncio.to_thread(wire.wait, 1)
+        assert answer.headers["grpc-status"] == "8"
+        assert answer.data.count(b"vdpadpdk.VdpaDpdk") == 100
+        assert await _answered(await place.connect(NEIGHBOUR))
