@@ -11,11 +11,13 @@ from typing import Final, Protocol
 import structlog
 
 from vdpa_agent.config import DaemonConfig, VhostMode
+from vdpa_agent.daemon.answers import parse_facts
 from vdpa_agent.daemon.control import Control
+from vdpa_agent.daemon.messages import ErrorCode
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.backoff import Backoff
-from vdpa_agent.model.daemon import NOTHING_KNOWN, SERVED, DaemonStatus, Device, DeviceFacts, DeviceState
+from vdpa_agent.model.daemon import NOTHING_KNOWN, SERVED, DaemonStatus, Device, DeviceState
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.naming import SocketNaming, assign_names
@@ -26,15 +28,6 @@ from vdpa_agent.node.sysfs import read_facts, read_hugepages, read_numa
 
 _RETRY: Final = Backoff(first_s=1.0, cap_s=4.0)
 """When a device that the daemon refused to add or remove is asked for again: within 5 s of whatever mends it."""
-
-_NO_SUCH_DEVICE: Final = -32001
-"""The daemon's code for a device that it does not have (any more)."""
-
-_TEXT_CHARACTERS: Final = 64
-"""The longest name of a driver that is kept."""
-
-_NUMA_NODES: Final = 1024
-"""No machine has more: MAX_NUMNODES of Linux."""
 
 log = structlog.get_logger(__name__)
 
@@ -174,7 +167,7 @@ class Devices:
             return
         self._added.add(device.address)
         self._refusals.pop(device.address, None)
-        self._set_served(device._replace(facts=_facts(told)))
+        self._set_served(device._replace(facts=parse_facts(told)))
         log.info("device_ready", device=device.address, socket=device.socket)
 
     def _examine(self, address: PciAddress) -> tuple[str, str]:
@@ -197,7 +190,7 @@ class Devices:
         try:
             await control.call("device.remove", {"device": device.address}, timeout_s=None)
         except RequestRefused as error:
-            if error.code != _NO_SUCH_DEVICE:
+            if error.code != ErrorCode.NO_SUCH_DEVICE:
                 self._refused(device._replace(reason=str(error)), "device_not_removed")
                 return False
         self._added.discard(device.address)
@@ -304,26 +297,3 @@ class Devices:
     def _set(self, device: Device) -> None:
         devices = {**self._known(), device.address: device}
         self._status.set(self._status.value._replace(devices=MappingProxyType(devices)))
-
-
-def _facts(told: object) -> DeviceFacts:
-    """Reads the answer to `device.add`; what is absent or odd in it is not known."""
-    answer = told if isinstance(told, dict) else {}
-
-    def number(key: str, bits: int) -> int:
-        value = answer.get(key)
-        return value if isinstance(value, int) and 0 <= value < 2**bits else 0
-
-    def text(key: str) -> str:
-        value = answer.get(key)
-        return value[:_TEXT_CHARACTERS] if isinstance(value, str) else ""
-
-    numa_node = answer.get("numa_node")
-    return DeviceFacts(
-        driver=text("driver"),
-        queue_pairs=number("queue_pairs", 32),
-        features=number("features", 64),
-        protocol_features=number("protocol_features", 64),
-        kind=text("type"),
-        numa_node=numa_node if isinstance(numa_node, int) and 0 <= numa_node < _NUMA_NODES else None,
-    )
