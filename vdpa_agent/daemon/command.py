@@ -38,6 +38,7 @@ class Command:
         mapping: Latest[Loaded[Mapping]],
         status: Latest[DaemonStatus],
     ) -> None:
+        self.name = Path(shlex.split(config.command)[0]).name
         self._config = config
         self._socket_list = socket_list
         self._wanted = wanted

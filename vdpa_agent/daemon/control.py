@@ -16,7 +16,7 @@ _CHUNK_BYTES: Final = 64 * 1024
 _BURST: Final = 4096
 """Lines that nobody asked for, however fast they come: each of 1,023 front ends connects, configures and parts."""
 
-_PER_S: Final = 2000
+_PER_S: Final = 500
 """Such lines in a second in the long run; vdpad waits where it has more to say."""
 
 _LINE_BYTES: Final = 1024

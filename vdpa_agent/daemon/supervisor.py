@@ -50,7 +50,13 @@ log = structlog.get_logger(__name__)
 
 
 class Program(Protocol):
-    """How a kind of daemon is started, accompanied and asked to end; Vdpad and Command are the two."""
+    """How a kind of daemon is started, accompanied and asked to end; Vdpad and Command are the two.
+
+    Attributes:
+        name: what it is called, for the log.
+    """
+
+    name: str
 
     def argv(self, control_fd: int) -> list[str]:
         """The command line of the next start."""
@@ -200,7 +206,7 @@ class Supervisor:
         self._retire_mapping()
         self._move(DaemonEvent.START)
         self._healthy_since_s = None
-        pump = LogPump(self.dropped)
+        pump = LogPump(self.dropped, self._program.name)
         end = _End()
         try:
             child, control = await self._start(pump)

@@ -36,6 +36,8 @@ log = structlog.get_logger(__name__)
 class Vdpad:
     """The daemon of `native/vdpad`, which is told of each device over its control channel."""
 
+    name = "vdpad"
+
     def __init__(self, config: DaemonConfig, socket_list: Path, devices: Devices) -> None:
         self._config = config
         self._socket_list = socket_list
