@@ -20,6 +20,7 @@ from vdpa_agent.files.lists import Lists
 from vdpa_agent.files.names import NamesFile
 from vdpa_agent.latest import Latest
 from vdpa_agent.logs import LogWriter
+from vdpa_agent.model.counts import Steps
 from vdpa_agent.model.daemon import DaemonStatus, Statistics, Stop
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import example_mapping
@@ -84,6 +85,7 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
         statistics=_no_statistics,
         readings={},
         restarts=Counter(),
+        steps=Counter(),
         lines_dropped=lambda: {"agent": logs.dropped_lines},
     )
     async with (
@@ -96,6 +98,7 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
 
 
 async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop], reaper: Reaper) -> None:
+    steps: Steps = Counter()
     lists = Lists(
         config.files,
         takes_requests=config.daemon.mode is not DaemonMode.NONE,
@@ -125,6 +128,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         statistics=supervisor.statistics,
         readings=lists.readings,
         restarts=supervisor.restarts,
+        steps=steps,
         lines_dropped=lambda: {"agent": logs.dropped_lines, "daemon": supervisor.dropped.lines},
     )
     lists.check()

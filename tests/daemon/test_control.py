@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.processes import PATIENCE_S
 from vdpa_agent.daemon.answers import parse_facts, parse_statistics, parse_version
 from vdpa_agent.daemon.control import Control, open_control
 from vdpa_agent.daemon.messages import ErrorCode
@@ -49,7 +50,7 @@ async def _connected() -> AsyncIterator[tuple[Control, _Peer, "asyncio.Task[None
     peer.reader, peer.writer = await asyncio.open_connection(sock=theirs)
     running = asyncio.ensure_future(control.run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             yield control, peer, running
     finally:
         control.close()

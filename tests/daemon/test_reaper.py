@@ -72,7 +72,7 @@ async def test_the_end_of_a_child_is_never_taken_away_from_it() -> None:
 
 
 async def test_the_reaper_tells_a_child_of_its_end_where_there_are_no_pidfds() -> None:
-    async with reaping() as reaper, asyncio.timeout(10):
+    async with reaping() as reaper, asyncio.timeout(PATIENCE_S):
         child = reaper.own(_spawn("sh", "-c", "read line; exit 7"))
         assert child._pidfd is not None
         asyncio.get_running_loop().remove_reader(child._pidfd)
@@ -169,7 +169,7 @@ async def test_orphans_of_a_living_daemon_and_those_of_others_are_left_alone(tmp
         stranger = await asyncio.to_thread(_orphan_of_nobody)
         await _until(lambda: {orphan, stranger} <= _children())
         other = reaper.own(_spawn("true"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await other.exited
         assert not reaper.end_leftovers()
         assert {orphan, stranger} <= _children()
