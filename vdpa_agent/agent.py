@@ -64,6 +64,7 @@ async def run(config: AgentConfig, logs: LogWriter) -> None:
 
 async def _serve(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> None:
     log.info("agent_starting", version=__version__)
+    failure: AgentError | None = None
     try:
         if config.serve.example_data:
             await _serve_example(config, logs, stop)
@@ -71,7 +72,9 @@ async def _serve(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> No
             async with reaping() as reaper:
                 await _serve_lists(config, logs, stop, reaper)
     except* AgentError as group:
-        raise _first(group) from None
+        failure = _first(group)
+    if failure is not None:
+        raise failure  # not above: Python 3.11 makes a group of what is raised there
 
 
 async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> None:
