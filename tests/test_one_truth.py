@@ -69,7 +69,7 @@ class Daemon(Control):
         self.sockets: dict[str, str] = {}
         self.refuses: set[str] = set()
 
-    async def call(self, method: str, params: dict[str, str] | None = None, *, timeout_s: float | None) -> Any:  # noqa: ARG002
+    async def call(self, method: str, params: Mapping[str, str] | None = None, *, timeout_s: float | None) -> Any:  # noqa: ARG002
         await asyncio.sleep(0)
         device = (params or {}).get("device", "")
         if device in self.refuses:

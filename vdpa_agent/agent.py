@@ -24,6 +24,7 @@ from vdpa_agent.files.names import NamesFile
 from vdpa_agent.latest import Latest
 from vdpa_agent.logs import LogWriter
 from vdpa_agent.model.daemon import DaemonStatus, Statistics, Stop
+from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.health import Role, Standing
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import example_mapping
@@ -71,6 +72,7 @@ async def run(config: AgentConfig, logs: LogWriter) -> None:
 
 async def _serve(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> None:
     log.info("agent_starting", version=__version__)
+    failure: AgentError | None = None
     try:
         if config.serve.example_data:
             await _serve_example(config, logs, stop)
@@ -78,7 +80,9 @@ async def _serve(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> No
             async with reaping() as reaper:
                 await _serve_lists(config, logs, stop, reaper)
     except* AgentError as group:
-        raise _first(group) from None
+        failure = _first(group)
+    if failure is not None:
+        raise failure  # not above: Python 3.11 makes a group of what is raised there
 
 
 async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> None:
@@ -102,6 +106,7 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
         statistics=_no_statistics,
         readings={},
         restarts=Counter(),
+        steps=Counter(),
         lines_dropped=lambda: {"agent": logs.dropped_lines},
     )
     async with (
@@ -118,6 +123,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
     lists = Lists(config.files, takes_requests=takes_requests, shrink_settle_s=config.daemon.drain_timeout_s)
     names = NamesFile(config.files.socket_list)
     roles = Roles(config.daemon, wanted=lists.devices, mapping=lists.mapping, names=names)
+    steps: DestructiveSteps = Counter()
     supervisor = Supervisor(
         config.daemon,
         socket_list=config.files.socket_list,
@@ -153,6 +159,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         statistics=supervisor.statistics,
         readings=lists.readings,
         restarts=supervisor.restarts,
+        steps=steps,
         lines_dropped=lambda: {"agent": logs.dropped_lines, "daemon": supervisor.dropped.lines},
     )
     await lists.first()

@@ -43,6 +43,7 @@ class Command:
         mapping: Latest[Loaded[Mapping]],
     ) -> None:
         self.devices: Latest[ReadOnly[PciAddress, Device]] = Latest(MappingProxyType({}))
+        self.name = Path(shlex.split(config.command)[0]).name
         self._config = config
         self._socket_list = socket_list
         self._wanted = wanted

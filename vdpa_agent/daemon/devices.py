@@ -6,28 +6,27 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import structlog
 
 from vdpa_agent.config import DaemonConfig, VhostMode
+from vdpa_agent.daemon.answers import parse_facts
 from vdpa_agent.daemon.control import Control
+from vdpa_agent.daemon.messages import ErrorCode
 from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import SERVED, Device, DeviceFacts, DeviceState
+from vdpa_agent.model.daemon import SERVED, Device, DeviceState
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.naming import SocketNaming, assign_names
-from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.model.pci import DeviceList, PciAddress, shown
 from vdpa_agent.model.plan import Record, Step, next_look_s, next_step
 from vdpa_agent.model.preflight import assess, devargs_of, takes_hugepages
 from vdpa_agent.node.sockets import dead_sockets
 from vdpa_agent.node.sysfs import read_facts, read_hugepages, read_numa
 from vdpa_agent.node.worker import Stuck, Worker
-
-_NO_SUCH_DEVICE: Final = -32001
-"""The daemon's code for a device that it does not have (any more)."""
 
 _GATHER_S: Final = 0.01
 """How long devices that become ready one after the other are gathered before they are published together."""
@@ -37,12 +36,6 @@ _DISK_S: Final = 2.0
 
 _LOGGED_CHANGES: Final = 6
 """How many comings and goings of a device's front ends are logged one by one, between two quiet looks."""
-
-_TEXT_CHARACTERS: Final = 64
-"""The longest name of a driver that is kept."""
-
-_NUMA_NODES: Final = 1024
-"""No machine has more: MAX_NUMNODES of Linux."""
 
 log = structlog.get_logger(__name__)
 
@@ -222,11 +215,11 @@ class Devices:
         self._records[address] = self._records[address]._replace(added=True)
         given = answer.get("socket", record.device.socket) if isinstance(answer, dict) else record.device.socket
         if given != record.device.socket:
-            reason = f"the daemon serves {str(given)[:_TEXT_CHARACTERS]!r} instead of {record.device.socket}"
+            reason = f"the daemon serves {shown(str(given))} instead of {record.device.socket}"
             self._refused(address, reason, "device_failed")
             return
         self._repair.note_answer(answer)
-        self._records[address] = self._records[address].served(_facts(answer))
+        self._records[address] = self._records[address].served(parse_facts(answer))
         self._publish_soon()
         log.info("device_ready", device=address, socket=record.device.socket)
 
@@ -260,7 +253,7 @@ class Devices:
         try:
             answer = await control.call("device.remove", {"device": address}, timeout_s=None)
         except RequestRefused as error:
-            if error.code != _NO_SUCH_DEVICE:
+            if error.code != ErrorCode.NO_SUCH_DEVICE:
                 self._refused(address, str(error), "device_not_removed")
                 return False
         else:
@@ -365,26 +358,3 @@ class Devices:
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _facts(answer: Any) -> DeviceFacts:
-    """Reads the answer to `device.add`; what is absent or odd in it is not known."""
-    fields = answer if isinstance(answer, dict) else {}
-
-    def number(key: str, bits: int) -> int:
-        value = fields.get(key)
-        return value if isinstance(value, int) and 0 <= value < 2**bits else 0
-
-    def text(key: str) -> str:
-        value = fields.get(key)
-        return value[:_TEXT_CHARACTERS] if isinstance(value, str) else ""
-
-    numa_node = fields.get("numa_node")
-    return DeviceFacts(
-        driver=text("driver"),
-        queue_pairs=number("queue_pairs", 32),
-        features=number("features", 64),
-        protocol_features=number("protocol_features", 64),
-        kind=text("type"),
-        numa_node=numa_node if isinstance(numa_node, int) and 0 <= numa_node < _NUMA_NODES else None,
-    )

@@ -37,7 +37,7 @@ from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
-from vdpa_agent.model.restarts import FORGIVEN, HEALTHY_AFTER_S
+from vdpa_agent.model.restarts import FORGIVEN, FORGIVEN_AFTER_S
 
 _EXIT_USAGE: Final = 2
 """What a daemon ends with when it refuses its arguments."""
@@ -60,7 +60,13 @@ log = structlog.get_logger(__name__)
 
 
 class Program(Protocol):
-    """How a kind of daemon is started, accompanied and asked to end; Vdpad and Command are the two."""
+    """How a kind of daemon is started, accompanied and asked to end; Vdpad and Command are the two.
+
+    Attributes:
+        name: what it is called, for the log.
+    """
+
+    name: str
 
     @property
     def devices(self) -> Latest[Mapping[PciAddress, Device]]:
@@ -151,6 +157,7 @@ class Supervisor:
         self._reaper = reaper
         self._spread = spread
         self._restarts = FORGIVEN
+        self._healthy_since_s: float | None = None
         self._killed_at_stop = False
         self._program: Program
         if config.mode is DaemonMode.COMMAND:
@@ -198,7 +205,7 @@ class Supervisor:
         backoff = self._config.backoff
         if end.cause is Cause.NOT_STARTED:
             backoff = backoff._replace(cap_s=min(backoff.cap_s, _MACHINE_RETRY_S))
-        return backoff.delay_s(self._restarts.failures, self._spread())
+        return self._restarts.delay_s(backoff, self._spread())
 
     async def _devices_wanted(self) -> None:
         await self._role.wait_for(lambda role: role is Role.MANAGING)
@@ -209,7 +216,8 @@ class Supervisor:
         await self._retire_mapping()
         await self._program.prepare()
         self._move(DaemonEvent.START)
-        pump = LogPump(self.dropped)
+        self._healthy_since_s = None
+        pump = LogPump(self.dropped, self._program.name)
         end = _End()
         try:
             child, control = await self._start(pump)
@@ -235,14 +243,18 @@ class Supervisor:
         return end
 
     def _died(self) -> None:
-        self._restarts = self._restarts.after_death(asyncio.get_running_loop().time())
+        self._restarts = self._restarts.after_death(asyncio.get_running_loop().time(), self._healthy_s())
         if self._restarts.crash_loop and not self.status.value.crash_loop:
             log.error("daemon_crash_loop", remedy="see daemon_ended and daemon_output; retries go on")
         self._publish(crash_loop=self._restarts.crash_loop)
 
     def _forgive(self) -> None:
-        self._restarts = FORGIVEN
-        self._publish(crash_loop=False)
+        self._restarts = self._restarts.after_health(self._healthy_s())
+        self._publish(crash_loop=self._restarts.crash_loop)
+
+    def _healthy_s(self) -> float:
+        since_s = self._healthy_since_s
+        return 0.0 if since_s is None else asyncio.get_running_loop().time() - since_s
 
     async def _start(self, pump: LogPump) -> tuple[Child, Control]:
         """Spawns the daemon with its control channel and its output connected.
@@ -274,7 +286,7 @@ class Supervisor:
 
     async def _accompany(self, child: Child, control: Control, stop: Latest[Stop]) -> _End:
         """Goes along with a spawned daemon until it is gone."""
-        healthy = asyncio.get_running_loop().call_later(HEALTHY_AFTER_S, self._forgive)
+        healthy = asyncio.get_running_loop().call_later(FORGIVEN_AFTER_S + self._config.start_timeout_s, self._forgive)
         try:
             async with asyncio.TaskGroup() as tasks:
                 driving = tasks.create_task(self._drive(control), name="daemon")
@@ -315,10 +327,12 @@ class Supervisor:
 
     def _running(self) -> None:
         self._move(DaemonEvent.ANSWERED)
+        self._healthy_since_s = asyncio.get_running_loop().time()
 
     def _unhealthy(self, reason: str) -> None:
         if reason == self.status.value.unhealthy:
             return
+        self._healthy_since_s = None if reason else asyncio.get_running_loop().time()
         if reason:
             log.warning("daemon_unhealthy", reason=reason)
         else:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import structlog
 
 from vdpa_agent.config import DaemonConfig, Memory, VhostMode
+from vdpa_agent.daemon.answers import parse_statistics, parse_version
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.errors import DaemonError
@@ -40,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 class Vdpad:
     """The daemon of `native/vdpad`, which is told of each device over its control channel."""
+
+    name = "vdpad"
 
     def __init__(self, config: DaemonConfig, socket_list: Path, devices: Devices) -> None:
         self._config = config
@@ -107,9 +110,9 @@ class Vdpad:
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(control.run(), name="control")
-            version = await control.call("version", timeout_s=self._config.start_timeout_s)
+            version = parse_version(await control.call("version", timeout_s=self._config.start_timeout_s))
             running()
-            log.info("daemon_running", version=version)
+            log.info("daemon_running", version=version.version)
             self._control = control
             tasks.create_task(self._devices.follow(control), name="devices")
             tasks.create_task(_ping(control, unhealthy, self._devices.look), name="ping")
@@ -144,12 +147,9 @@ class Vdpad:
         if self._control is None:
             return {}
         try:
-            told = await self._control.call("device.stats", {"device": address}, timeout_s=_STATISTICS_S)
-            return {
-                int(queue["queue"]): {str(name): int(value) for name, value in queue["stats"].items()}
-                for queue in told["queues"]
-            }
-        except (DaemonError, LookupError, TypeError, ValueError, AttributeError):
+            request = {"device": address}
+            return parse_statistics(await self._control.call("device.stats", request, timeout_s=_STATISTICS_S))
+        except DaemonError:
             return {}
 
 
