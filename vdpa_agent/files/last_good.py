@@ -42,7 +42,6 @@ class LastGood(Generic[T]):
 
     Attributes:
         readings: how its contents were judged.
-        fallback: what counts if the first content is refused; None: nothing.
     """
 
     def __init__(
@@ -64,7 +63,6 @@ class LastGood(Generic[T]):
             keeps_when_absent: whether the last good value outlives the file.
         """
         self.readings = Readings()
-        self.fallback: T | None = None
         self._path = path
         self._published = published
         self._decode = decode
@@ -92,6 +90,18 @@ class LastGood(Generic[T]):
         self._settled = True
         self._publish()
         return None
+
+    @property
+    def lacks_a_good_one(self) -> bool:
+        """Whether the content is refused, and none ever counted."""
+        return self._published.value.refused and self._published.value.value is None
+
+    def fall_back(self, value: T) -> None:
+        """Lets a value count that was good in the life of another agent, if that is lacking."""
+        if self.lacks_a_good_one:
+            self._good = value
+            log.warning("kept_list_used", file=str(self._path), entries=len(value))
+            self._published.set(self._published.value._replace(value=value))
 
     def _decode_or_refuse(self, content: Content) -> T | FileRefused | None:
         if content is None:
@@ -141,7 +151,10 @@ class LastGood(Generic[T]):
         before = self._published.value
         self.readings.is_refused = isinstance(self._decoded, FileRefused)
         if isinstance(self._decoded, FileRefused):
-            self._publish_refusal(str(self._decoded), before.value)
+            reason, kept = str(self._decoded), before.value is not None
+            self.readings.refused += 1
+            log.warning("file_refused", file=str(self._path), reason=reason, last_good_kept=kept)
+            self._published.set(Loaded(before.value, reason, refused=True))
         elif self._decoded is not None:
             self.readings.loaded += 1
             self.readings.loaded_at_s = time.time()
@@ -157,12 +170,3 @@ class LastGood(Generic[T]):
             self.readings.absent += 1
             log.info("file_absent", file=str(self._path), last_good_kept=kept)
             self._published.set(Loaded(before.value if kept else None, ABSENT))
-
-    def _publish_refusal(self, reason: str, before: T | None) -> None:
-        value = before
-        if value is None and self.fallback is not None:
-            value = self._good = self.fallback
-            log.warning("kept_list_used", file=str(self._path), entries=len(value))
-        self.readings.refused += 1
-        log.warning("file_refused", file=str(self._path), reason=reason, last_good_kept=value is not None)
-        self._published.set(Loaded(value, reason, refused=True))

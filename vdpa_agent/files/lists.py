@@ -34,7 +34,7 @@ _FIRST_LOOKS: Final = 5
 """The most looks of the first: a file may be written all the time."""
 
 _KEEP_S: Final = 10.0
-"""How often the kept list is looked at without any event."""
+"""How often the kept list is looked at without any event, in seconds."""
 
 log = structlog.get_logger(__name__)
 
@@ -78,12 +78,11 @@ class Lists:
 
     async def first(self) -> None:
         """Looks at both files, each for at most some seconds even if its file system does not answer."""
-        if not self._takes_requests:
-            await self._mapping_reader.first()
-            return
-        # What is found in the mapping's place may become the device list, so that is looked at last.
-        self._device_list.fallback, _ = await asyncio.gather(self._kept.read(), self._mapping_reader.first())
-        await self._device_reader.first()
+        # What is found in the mapping's place may become the device list.
+        await self._mapping_reader.first()
+        if self._takes_requests:
+            await self._device_reader.first()
+            await self._fall_back()
 
     async def run(self) -> None:
         """Follows the files until cancelled."""
@@ -102,12 +101,18 @@ class Lists:
     async def _keep(self) -> None:
         """Has the kept list on disk be the device list that counts."""
         while True:
+            await self._fall_back()
             loaded = self.devices.value
             if loaded.value is not None and not loaded.problem:
                 await self._kept.keep(loaded.value)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_KEEP_S):
                     await self.devices.wait_for(partial(ne, loaded))
+
+    async def _fall_back(self) -> None:
+        """Has the list of an earlier agent count if the present one is refused from the start."""
+        if self._device_list.lacks_a_good_one and (kept := await self._kept.read()) is not None:
+            self._device_list.fall_back(kept)
 
     def _decode_devices(self, content: bytes) -> DeviceList:
         addresses, duplicates = decode_device_list(content)
