@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import structlog
 
@@ -15,7 +15,7 @@ from vdpa_agent import __version__
 from vdpa_agent.config import AgentConfig, DaemonMode, HostPort, settings_in_force
 from vdpa_agent.daemon.reaper import Reaper, reaping
 from vdpa_agent.daemon.supervisor import Supervisor
-from vdpa_agent.errors import AgentError
+from vdpa_agent.errors import AgentError, leaf
 from vdpa_agent.files.lists import Lists
 from vdpa_agent.files.names import NamesFile
 from vdpa_agent.latest import Latest
@@ -69,8 +69,10 @@ async def _serve(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> No
         else:
             async with reaping() as reaper:
                 await _serve_lists(config, logs, stop, reaper)
-    except* AgentError as group:
-        raise _first(group) from None
+    except BaseExceptionGroup as group:
+        # Not except*, in which Python 3.11.2 wraps what is raised `from None` in a group of its own.
+        _, defects = group.split(AgentError)
+        raise (group if defects else leaf(group)) from None
 
 
 async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> None:
@@ -230,10 +232,3 @@ def _asked_to_stop(stop: Latest[Stop], number: signal.Signals) -> None:
     urgency = Stop.NOW if stop.value else Stop.IN_ORDER
     log.info("agent_stopping", signal=number.name, urgency=urgency.name.lower())
     stop.set(urgency)
-
-
-def _first(group: BaseExceptionGroup[AgentError]) -> AgentError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return cast("AgentError", error)

@@ -94,3 +94,10 @@ class NotReady(AgentError):
     """The agent answers, and is not ready."""
 
     exit_code = 5
+
+
+def leaf(error: BaseException) -> BaseException:
+    """The first error in a group, however deep; one that is no group is its own leaf."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

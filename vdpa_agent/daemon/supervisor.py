@@ -21,7 +21,7 @@ from vdpa_agent.daemon.devices import Devices, NameStore
 from vdpa_agent.daemon.pump import Dropped, LogPump
 from vdpa_agent.daemon.reaper import Reaper
 from vdpa_agent.daemon.vdpad import Vdpad
-from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable
+from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable, leaf
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import TRANSITIONS, Cause, DaemonEvent, DaemonState, DaemonStatus, Statistics, Stop
 from vdpa_agent.model.loaded import Loaded
@@ -299,7 +299,7 @@ class Supervisor:
         try:
             await self._program.accompany(control, running=self._running, unhealthy=self._unhealthy)
         except* DaemonError as group:
-            lost = str(_leaf(group))
+            lost = str(leaf(group))
         return lost
 
     def _running(self) -> None:
@@ -345,12 +345,6 @@ class Supervisor:
 
     def _publish(self, **changes: Any) -> None:
         self.status.set(self.status.value._replace(**changes))
-
-
-def _leaf(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def _asked(stop: Latest[Stop], least: Stop) -> None:
