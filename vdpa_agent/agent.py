@@ -24,6 +24,7 @@ from vdpa_agent.model.daemon import DaemonStatus, Statistics, Stop
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import example_mapping
 from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.node.process import has_terminal
 from vdpa_agent.node.sockets import dead_sockets
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import Ask, DeviceService
@@ -37,13 +38,13 @@ from vdpa_agent.serve.view import View
 _COLLECT_AFTER: Final = 10_000
 """Objects made before the youngest are looked at for cycles; Python's 700 are three connections."""
 
-_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 log = structlog.get_logger(__name__)
 
 
 async def run(config: AgentConfig, logs: LogWriter) -> None:
-    """Runs the agent until SIGTERM or SIGINT, then stops it in order: daemon, files, socket.
+    """Runs the agent until SIGTERM, SIGINT or its terminal's end, then stops it in order: daemon, files, socket.
 
     Args:
         config: the settings.
@@ -56,7 +57,7 @@ async def run(config: AgentConfig, logs: LogWriter) -> None:
     gc.freeze()  # what is loaded stays: no collection need look at it
     gc.set_threshold(_COLLECT_AFTER)
     gc.enable()
-    with stop_signals(partial(_asked_to_stop, stop)):
+    with stop_signals(partial(_asked_to_stop, stop, terminal=has_terminal())):
         await _serve(config, logs, stop)
         log.info("agent_stopped")
 
@@ -210,25 +211,33 @@ async def _eternal(task: Coroutine[Any, Any, None]) -> None:
 
 @contextmanager
 def stop_signals(asked: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Has SIGTERM and SIGINT told in the event loop, while the context lasts."""
+    """Has SIGTERM, SIGINT and SIGHUP told in the event loop while the context lasts, but no SIGHUP under nohup."""
     loop = asyncio.get_running_loop()
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    numbers = [number for number in _STOP_SIGNALS if number not in ignored]
 
     def handle(number: int, _frame: Any) -> None:
         loop.call_soon_threadsafe(asked, signal.Signals(number))
 
-    for number in _STOP_SIGNALS:
+    for number in numbers:
         # This wakes the loop. But what it gets to know by is a byte in a socket, which can be full of SIGCHLD's.
         loop.add_signal_handler(number, lambda: None)
         signal.signal(number, handle)
     try:
         yield
     finally:
-        for number in _STOP_SIGNALS:
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 
-def _asked_to_stop(stop: Latest[Stop], number: signal.Signals) -> None:
-    """The first signal stops everything in order, the second waits for nothing."""
+def _asked_to_stop(stop: Latest[Stop], number: signal.Signals, *, terminal: bool) -> None:
+    """The first signal stops everything in order, the second waits for nothing.
+
+    SIGHUP is the end of a terminal, often said twice. Without one it asks daemons to read their files again.
+    """
+    if number is signal.SIGHUP and (stop.value or not terminal):
+        log.info("hangup_ignored", remedy="lists are followed without it; start the agent again for other options")
+        return
     urgency = Stop.NOW if stop.value else Stop.IN_ORDER
     log.info("agent_stopping", signal=number.name, urgency=urgency.name.lower())
     stop.set(urgency)

@@ -1,5 +1,6 @@
 """The client commands' calls to a running agent."""
 
+import asyncio
 import errno
 import stat
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -150,20 +151,27 @@ def word(enum: str, value: int) -> str:
 @asynccontextmanager
 async def _connected(path: Path, timeout_s: float) -> AsyncIterator[Channel]:
     """A channel whose failures are put in words."""
+    task = asyncio.current_task()
+    cancels = task.cancelling() if task else 0
     async with Channel(path=str(path)) as channel:
         try:
             yield channel
-        except TimeoutError as error:
-            message = f"the agent at {path} did not answer within {timeout_s:g} s"
-            raise NotReachable(message) from error
-        except (OSError, StreamTerminatedError) as error:
-            message = f"no agent answers at {path}: {_reason(path, error)}"
-            raise NotReachable(message) from error
-        except GRPCError as error:
-            message = f"the agent at {path} refused: {error.status.name}: {error.message}"
-            if error.status is Status.PERMISSION_DENIED:
-                message += "; run as root, or have the agent started with --allow-uid or --allow-gid"
-            raise NotReachable(message) from error
+        except (TimeoutError, OSError, StreamTerminatedError, GRPCError) as error:
+            # grpclib wakes a task by a cancel that stays counted: asyncio.timeout() takes its own for another's then.
+            if task and task.cancelling() > cancels:
+                task.uncancel()
+            raise NotReachable(_words(path, error, timeout_s)) from error
+
+
+def _words(path: Path, error: Exception, timeout_s: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"the agent at {path} did not answer within {timeout_s:g} s"
+    if not isinstance(error, GRPCError):
+        return f"no agent answers at {path}: {_reason(path, error)}"
+    refused = f"the agent at {path} refused: {error.status.name}: {error.message}"
+    if error.status is Status.PERMISSION_DENIED:
+        return f"{refused}; run as root, or have the agent started with --allow-uid or --allow-gid"
+    return refused
 
 
 def _reason(path: Path, error: Exception) -> str:

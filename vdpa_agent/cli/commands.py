@@ -2,10 +2,11 @@
 
 import argparse
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -15,7 +16,7 @@ from vdpa_agent.model.pci import PciAddress, parse_pci_address
 
 if TYPE_CHECKING:
     from vdpa_agent.cli.client import Known
-    from vdpa_agent.config import DaemonMode
+    from vdpa_agent.config import DaemonMode, LimitsConfig
     from vdpa_agent.serve.pb import device_service_pb2 as pb
 
 
@@ -29,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
         LogConfig,
         ServeConfig,
     )
+    from vdpa_agent.node.process import has_terminal  # noqa: PLC0415
 
     config = AgentConfig(
         files=FilesConfig(socket_list=options.socket_list, pci_list=options.pci_list),
@@ -80,6 +82,9 @@ def run(options: argparse.Namespace) -> int:
     )
     # Process 1 is deaf to signals that it does not handle, and the agent is not there yet to do so.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        terminal = has_terminal()
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(0) if terminal else None)
     gc.disable()  # until all is loaded: what is imported stays
     with _without_tls():
         import asyncio  # noqa: PLC0415
@@ -88,8 +93,23 @@ def run(options: argparse.Namespace) -> int:
         from vdpa_agent.logs import set_up_logs  # noqa: PLC0415
 
     with set_up_logs(config.log) as logs:
+        _warn_of_user_namespace(config.serve.limits)
         asyncio.run(agent.run(config, logs))
     return 0
+
+
+def _warn_of_user_namespace(limits: "LimitsConfig") -> None:
+    """Says whom the agent will take for a stranger."""
+    import structlog  # noqa: PLC0415
+
+    from vdpa_agent.node.process import uid_of_root  # noqa: PLC0415
+
+    with suppress(OSError):
+        uid = uid_of_root()
+        if uid not in {0, os.geteuid(), *limits.allow_uids}:
+            remedy = f"give --allow-uid {uid}, or run the agent without a user namespace of its own"
+            log = structlog.get_logger(__name__)
+            log.warning("root_is_a_stranger", uid=uid, remedy=remedy)
 
 
 def _daemon_mode(options: argparse.Namespace) -> "DaemonMode":
