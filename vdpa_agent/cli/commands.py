@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -93,23 +93,25 @@ def run(options: argparse.Namespace) -> int:
         from vdpa_agent.logs import set_up_logs  # noqa: PLC0415
 
     with set_up_logs(config.log) as logs:
-        _warn_of_user_namespace(config.serve.limits)
+        warn_of_user_namespace(config.serve.limits)
         asyncio.run(agent.run(config, logs))
     return 0
 
 
-def _warn_of_user_namespace(limits: "LimitsConfig") -> None:
-    """Says whom the agent will take for a stranger."""
+def warn_of_user_namespace(limits: "LimitsConfig", proc: Path = Path("/proc")) -> None:
+    """Logs whom the agent will take for a stranger: root of the node, where it has another number in here."""
     import structlog  # noqa: PLC0415
 
     from vdpa_agent.node.process import uid_of_root  # noqa: PLC0415
 
-    with suppress(OSError):
-        uid = uid_of_root()
-        if uid not in {0, os.geteuid(), *limits.allow_uids}:
-            remedy = f"give --allow-uid {uid}, or run the agent without a user namespace of its own"
-            log = structlog.get_logger(__name__)
-            log.warning("root_is_a_stranger", uid=uid, remedy=remedy)
+    try:
+        uid = uid_of_root(proc)
+    except OSError:
+        return
+    if uid not in {0, os.geteuid(), *limits.allow_uids}:
+        log = structlog.get_logger(__name__)
+        remedy = f"give --allow-uid {uid}, or run the agent without a user namespace of its own"
+        log.warning("root_is_a_stranger", uid=uid, remedy=remedy)
 
 
 def _daemon_mode(options: argparse.Namespace) -> "DaemonMode":
