@@ -8,7 +8,7 @@ class Destructive(StrEnum):
     """A kind of step that nobody may overlook; each is logged as a warning too."""
 
     LIST_SHRUNK = "list_shrunk"
-    """A device list in force lost devices that were served."""
+    """A device list came that lacks more than half of the devices in force; they go if it stays as it is."""
     STALE_SOCKET_REMOVED = "stale_socket_removed"
     """The socket file of an earlier daemon was removed."""
     DEVICE_RENUMBERED = "device_renumbered"
