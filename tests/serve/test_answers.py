@@ -103,9 +103,11 @@ async def test_example_data_is_that_of_the_predecessor() -> None:
     assert len(example_mapping()) == 16
 
 
-async def _settle() -> None:
-    for _ in range(8):
-        await asyncio.sleep(0)
+async def _held(world: _World, count: int) -> None:
+    """Waits until so many wait for their device."""
+    async with asyncio.timeout(20):
+        while world.answers.held != count:
+            await asyncio.sleep(0.001)
 
 
 async def test_thousands_wait_for_their_device_alone_and_end_at_once_when_it_is_ready() -> None:
@@ -113,7 +115,7 @@ async def test_thousands_wait_for_their_device_alone_and_end_at_once_when_it_is_
     running = asyncio.ensure_future(world.run())
     waiting_a = [asyncio.ensure_future(world.answers.socket_of(A, hold_s=60)) for _ in range(2000)]
     waiting_b = [asyncio.ensure_future(world.answers.socket_of("82:00.3", hold_s=60)) for _ in range(2000)]
-    await _settle()
+    await _held(world, 4000)
     world.set_devices(a=DeviceState.READY, b=DeviceState.STARTING)
     async with asyncio.timeout(5):
         assert set(await asyncio.gather(*waiting_a)) == {"/v/a"}
@@ -135,7 +137,7 @@ async def test_before_any_list_every_address_is_waited_for() -> None:
     world = _World(wanted=None, mapping=Loaded(), role=Role.WAITING)
     running = asyncio.ensure_future(world.run())
     waiting = asyncio.ensure_future(world.answers.socket_of(C, hold_s=60))
-    await _settle()
+    await _held(world, 1)
     assert not waiting.done()
     world.mapping.set(BOTH)
     world.role.set(Role.SERVING)
@@ -154,7 +156,7 @@ async def test_a_wait_ends_with_its_time() -> None:
 async def test_a_cancelled_wait_leaves_nothing_behind() -> None:
     world = _World(a=DeviceState.STARTING)
     waiting = asyncio.ensure_future(world.answers.socket_of(A, hold_s=60))
-    await _settle()
+    await _held(world, 1)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -164,7 +166,7 @@ async def test_a_cancelled_wait_leaves_nothing_behind() -> None:
 async def test_the_end_answers_everybody_with_nothing() -> None:
     world = _World(a=DeviceState.STARTING, b=DeviceState.READY)
     waiting = asyncio.ensure_future(world.answers.socket_of(A, hold_s=60))
-    await _settle()
+    await _held(world, 1)
     world.end()
     async with asyncio.timeout(5):
         assert await waiting == ""
@@ -196,11 +198,11 @@ async def test_at_the_end_nobody_waits_for_a_mapping() -> None:
 async def test_a_device_that_left_the_list_a_moment_ago_is_waited_for_as_long_as_a_call_is_held() -> None:
     world = _World(left_s=0.2, a=DeviceState.READY, b=DeviceState.READY)
     running = asyncio.ensure_future(world.run())
-    await _settle()
+    await world.view.revision.wait_for(bool)
     world.wanted.set(Loaded((A,)))
     world.set_devices(a=DeviceState.READY)
     back = asyncio.ensure_future(world.answers.socket_of(B, hold_s=60))
-    await _settle()
+    await _held(world, 1)
     assert not back.done()
     world.wanted.set(Loaded((A, B)))
     world.set_devices(a=DeviceState.READY, b=DeviceState.READY)
