@@ -1,4 +1,4 @@
-"""The attacks: each takes the path of the agent's socket, lasts 3 s at most, and tells what it saw.
+"""The attacks: each takes the path of the agent's socket, and tells what it saw.
 
 usage: python -m tests.abuse.attacks NAME SOCKET
 """
@@ -26,6 +26,11 @@ from hyperframe.frame import (
 from tests.abuse.wire import HEADERS, PREFACE, Wire, message, request
 
 LASTS_S: Final = 3.0
+"""How long an attack goes on that nothing ends."""
+
+PATIENCE_S: Final = 20.0
+"""How long one goes on that the agent is to end."""
+
 Seen = dict[str, Any]
 Attack = Callable[[str], Seen]
 
@@ -45,7 +50,7 @@ def _statuses(wire: Wire) -> dict[str, int]:
 
 def _repeat(wire: Wire, piece: bytes, count: int = 100) -> Seen:
     """Sends the same frames again and again."""
-    return _seen(wire, wire.flood(itertools.repeat(piece * count), for_s=LASTS_S))
+    return _seen(wire, wire.flood(itertools.repeat(piece * count), for_s=PATIENCE_S))
 
 
 def _streams() -> Iterator[int]:
@@ -56,7 +61,7 @@ def rapid_reset(listen: str) -> Seen:
     """Calls that are cancelled at once."""
     wire = Wire(listen)
     pieces = (wire.call(n, request()) + RstStreamFrame(n, error_code=8).serialize() for n in _streams())
-    return _seen(wire, wire.flood(pieces, for_s=LASTS_S))
+    return _seen(wire, wire.flood(pieces, for_s=PATIENCE_S))
 
 
 def rapid_reset_of_headers(listen: str) -> Seen:
@@ -64,7 +69,7 @@ def rapid_reset_of_headers(listen: str) -> Seen:
     wire = Wire(listen)
     pairs = (wire.call(n, end=False) + RstStreamFrame(n, error_code=8).serialize() for n in _streams())
     pieces = (b"".join(itertools.islice(pairs, 64)) for _ in itertools.count())
-    return _seen(wire, wire.flood(pieces, for_s=LASTS_S))
+    return _seen(wire, wire.flood(pieces, for_s=PATIENCE_S))
 
 
 def ping_flood(listen: str) -> Seen:
@@ -76,7 +81,7 @@ def ping_flood_unread(listen: str) -> Seen:
     """PINGs, whose answers are not read."""
     wire = Wire(listen)
     piece = PingFrame(0, b"12345678").serialize() * 100
-    took_s = wire.flood(itertools.repeat(piece), reading=False, for_s=LASTS_S)
+    took_s = wire.flood(itertools.repeat(piece), reading=False, for_s=PATIENCE_S)
     return _seen(wire, took_s)
 
 
@@ -157,7 +162,7 @@ def hpack_bomb(listen: str) -> Seen:
     bomb = HeadersFrame(1, block + long[: 6 + 4_048] + b"x" * 48 + b"\xbe" * 10_000, flags=["END_HEADERS"])
     began = time.monotonic()
     wire.send(bomb.serialize())
-    wire.wait_closed(LASTS_S)
+    wire.wait_closed(PATIENCE_S)
     return _seen(wire, time.monotonic() - began)
 
 
@@ -166,7 +171,7 @@ def unread_answers(listen: str) -> Seen:
     wire = Wire(listen)
     calls = (wire.call(n, request()) for n in _streams())
     pieces = (b"".join(itertools.islice(calls, 20)) for _ in itertools.count())
-    took_s = wire.flood(pieces, reading=False, for_s=LASTS_S)
+    took_s = wire.flood(pieces, reading=False, for_s=PATIENCE_S)
     return _seen(wire, took_s)
 
 
@@ -199,7 +204,7 @@ def long_frame(listen: str) -> Seen:
     wire = Wire(listen)
     began = time.monotonic()
     wire.send(b"\xff\xff\xff\x00\x00\x00\x00\x00\x01")
-    wire.wait_closed(LASTS_S)
+    wire.wait_closed(PATIENCE_S)
     return _seen(wire, time.monotonic() - began)
 
 
@@ -207,7 +212,9 @@ def priority_flood(listen: str) -> Seen:
     """PRIORITY for ever new streams."""
     wire = Wire(listen)
     pieces = (PriorityFrame(n, depends_on=0, stream_weight=1).serialize() for n in _streams())
-    return _seen(wire, wire.flood((b"".join(itertools.islice(pieces, 100)) for _ in itertools.count()), for_s=LASTS_S))
+    return _seen(
+        wire, wire.flood((b"".join(itertools.islice(pieces, 100)) for _ in itertools.count()), for_s=PATIENCE_S)
+    )
 
 
 def window_update_flood(listen: str) -> Seen:
@@ -227,7 +234,7 @@ def unknown_frames(listen: str) -> Seen:
 def too_many_streams(listen: str) -> Seen:
     """Ever more open calls on one connection."""
     wire = Wire(listen)
-    return _seen(wire, wire.flood((wire.call(n, end=False) for n in _streams()), for_s=LASTS_S))
+    return _seen(wire, wire.flood((wire.call(n, end=False) for n in _streams()), for_s=PATIENCE_S))
 
 
 def garbage(listen: str) -> Seen:
@@ -235,7 +242,7 @@ def garbage(listen: str) -> Seen:
     wire = Wire(listen, greet=False)
     began = time.monotonic()
     wire.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    wire.wait_closed(LASTS_S)
+    wire.wait_closed(PATIENCE_S)
     return _seen(wire, time.monotonic() - began)
 
 
