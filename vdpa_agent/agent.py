@@ -4,28 +4,34 @@ import asyncio
 import gc
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any, Final, cast
+from types import MappingProxyType
+from typing import Any, Final
 
 import structlog
 
 from vdpa_agent import __version__
 from vdpa_agent.config import AgentConfig, DaemonMode, HostPort, settings_in_force
 from vdpa_agent.daemon.reaper import Reaper, reaping
+from vdpa_agent.daemon.roles import Roles
 from vdpa_agent.daemon.supervisor import Supervisor
-from vdpa_agent.errors import AgentError
+from vdpa_agent.errors import AgentError, leaf
 from vdpa_agent.files.lists import Lists
 from vdpa_agent.files.mapping_file import MappingFile
 from vdpa_agent.files.names import NamesFile
 from vdpa_agent.latest import Latest
 from vdpa_agent.logs import LogWriter
 from vdpa_agent.model.daemon import DaemonStatus, Statistics, Stop
+from vdpa_agent.model.destructive import DestructiveSteps
+from vdpa_agent.model.health import Role, Standing
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import example_mapping
 from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.node.process import has_terminal
 from vdpa_agent.node.sockets import dead_sockets
+from vdpa_agent.node.worker import Stuck, Worker
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import Ask, DeviceService
 from vdpa_agent.serve.handled import Handled
@@ -33,18 +39,21 @@ from vdpa_agent.serve.health import HealthService
 from vdpa_agent.serve.listener import listening
 from vdpa_agent.serve.sources import Sources
 from vdpa_agent.serve.vdpadpdk import VdpaDpdk
-from vdpa_agent.serve.view import View
+from vdpa_agent.serve.view import DeadSockets, Snapshots, View
 
 _COLLECT_AFTER: Final = 10_000
 """Objects made before the youngest are looked at for cycles; Python's 700 are three connections."""
 
-_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_DISK_S: Final = 2.0
+"""How long the file system of an external daemon's sockets may take to answer."""
+
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 log = structlog.get_logger(__name__)
 
 
 async def run(config: AgentConfig, logs: LogWriter) -> None:
-    """Runs the agent until SIGTERM or SIGINT, then stops it in order: daemon, files, socket.
+    """Runs the agent until SIGTERM, SIGINT or its terminal's end, then stops it in order: daemon, files, socket.
 
     Args:
         config: the settings.
@@ -57,7 +66,7 @@ async def run(config: AgentConfig, logs: LogWriter) -> None:
     gc.freeze()  # what is loaded stays: no collection need look at it
     gc.set_threshold(_COLLECT_AFTER)
     gc.enable()
-    with stop_signals(partial(_asked_to_stop, stop)):
+    with stop_signals(partial(_asked_to_stop, stop, terminal=has_terminal())):
         await _serve(config, logs, stop)
         log.info("agent_stopped")
 
@@ -70,13 +79,25 @@ async def _serve(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> No
         else:
             async with reaping() as reaper:
                 await _serve_lists(config, logs, stop, reaper)
-    except* AgentError as group:
-        raise _first(group) from None
+    except BaseExceptionGroup as group:
+        # Not except*, in which Python 3.11.2 wraps what is raised `from None` in a group of its own.
+        _, defects = group.split(AgentError)
+        raise (group if defects else leaf(group)) from None
 
 
 async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> None:
     log.warning("example_data_served", remedy="drop --example-data to serve real devices")
-    view = View(Latest(Loaded()), Latest(Loaded(example_mapping())), Latest(DaemonStatus(managed=False)))
+    standing = Latest(Standing())
+    view = View(
+        Snapshots(
+            role=Latest(Role.SERVING),
+            wanted=Latest(Loaded()),
+            mapping=Latest(Loaded(example_mapping())),
+            daemon=Latest(DaemonStatus()),
+            devices=Latest(MappingProxyType({})),
+            standing=standing,
+        )
+    )
     answers = Answers(view)
     sources = partial(
         Sources,
@@ -85,6 +106,7 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
         statistics=_no_statistics,
         readings={},
         restarts=Counter(),
+        steps=Counter(),
         lines_dropped=lambda: {"agent": logs.dropped_lines},
     )
     async with (
@@ -98,24 +120,39 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
 
 async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop], reaper: Reaper) -> None:
     takes_requests = config.daemon.mode is not DaemonMode.NONE
-    lists = Lists(config.files, takes_requests=takes_requests, shrink_settle_s=config.daemon.drain_timeout_s)
-    names = _Names(NamesFile(config.files.socket_list))
-    await names.load()
+    steps: DestructiveSteps = Counter()
+    lists = Lists(
+        config.files, takes_requests=takes_requests, shrink_settle_s=config.daemon.drain_timeout_s, steps=steps
+    )
+    names = NamesFile(config.files.socket_list)
+    roles = Roles(config.daemon, wanted=lists.devices, mapping=lists.mapping, names=names)
     supervisor = Supervisor(
         config.daemon,
         socket_list=config.files.socket_list,
+        role=roles.role,
         wanted=lists.devices,
         mapping=lists.mapping,
         names=names,
         retire_mapping=MappingFile(config.files, takes_requests=takes_requests).retire,
         reaper=reaper,
+        steps=steps,
     )
+    standing = Latest(Standing())
     view = View(
-        lists.devices,
-        lists.mapping,
-        supervisor.status,
-        dead_sockets=dead_sockets,
+        Snapshots(
+            role=roles.role,
+            wanted=lists.devices,
+            mapping=lists.mapping,
+            daemon=supervisor.status,
+            devices=supervisor.devices,
+            standing=standing,
+        ),
+        left_s=config.serve.hold_timeout_s,
+        dead_sockets=_dead_sockets(Worker("external-sockets")),
         require_sockets=config.serve.require_sockets,
+        ready_when=config.serve.ready_when,
+        pci_list=str(config.files.pci_list),
+        socket_list=str(config.files.socket_list),
     )
     answers = Answers(view)
     sources = partial(
@@ -125,10 +162,11 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         statistics=supervisor.statistics,
         readings=lists.readings,
         restarts=supervisor.restarts,
+        steps=steps,
         lines_dropped=lambda: {"agent": logs.dropped_lines, "daemon": supervisor.dropped.lines},
     )
     await lists.first()
-    supervisor.adopt_role()
+    await roles.decide()
     async with (
         listening(config.serve, _services(config, view, answers, supervisor.statistics)) as (peers, handled),
         _tracing(handled, wanted=config.serve.tracing),
@@ -137,7 +175,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
     ):
         eternal = [
             tasks.create_task(_eternal(lists.run()), name="lists"),
-            tasks.create_task(_eternal(names.run()), name="names"),
+            tasks.create_task(_eternal(roles.run()), name="roles"),
             tasks.create_task(_eternal(view.run()), name="view"),
             tasks.create_task(_eternal(answers.run()), name="answers"),
         ]
@@ -153,27 +191,16 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
                 task.cancel()
 
 
-class _Names:
-    """Hands the names to and fro between the file and who gives them, who does not wait."""
+def _dead_sockets(worker: Worker) -> DeadSockets:
+    """Asks the kernel off the event loop, since a path may be on a file system that does not answer."""
 
-    def __init__(self, file: NamesFile) -> None:
-        self._file = file
-        self._names: Latest[dict[PciAddress, str]] = Latest({})
+    async def ask(paths: Collection[str]) -> dict[str, str]:
+        try:
+            return await worker.run(lambda: dead_sockets(paths), timeout_s=_DISK_S)
+        except Stuck:
+            return {path: f"the file system of {path} does not answer" for path in paths}
 
-    async def load(self) -> None:
-        self._names.set((await self._file.read()).names)
-
-    async def run(self) -> None:
-        async for names in self._names.changes():
-            if names:
-                await self._file.write(names)
-
-    def read(self) -> dict[PciAddress, str]:
-        return self._names.value
-
-    def write(self, names: dict[PciAddress, str]) -> bool:
-        self._names.set(names)
-        return True
+    return ask
 
 
 @asynccontextmanager
@@ -232,32 +259,33 @@ async def _eternal(task: Coroutine[Any, Any, None]) -> None:
 
 @contextmanager
 def stop_signals(asked: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Has SIGTERM and SIGINT told in the event loop, while the context lasts."""
+    """Has SIGTERM, SIGINT and SIGHUP told in the event loop while the context lasts, but no SIGHUP under nohup."""
     loop = asyncio.get_running_loop()
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    numbers = [number for number in _STOP_SIGNALS if number not in ignored]
 
     def handle(number: int, _frame: Any) -> None:
         loop.call_soon_threadsafe(asked, signal.Signals(number))
 
-    for number in _STOP_SIGNALS:
+    for number in numbers:
         # This wakes the loop. But what it gets to know by is a byte in a socket, which can be full of SIGCHLD's.
         loop.add_signal_handler(number, lambda: None)
         signal.signal(number, handle)
     try:
         yield
     finally:
-        for number in _STOP_SIGNALS:
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 
-def _asked_to_stop(stop: Latest[Stop], number: signal.Signals) -> None:
-    """The first signal stops everything in order, the second waits for nothing."""
+def _asked_to_stop(stop: Latest[Stop], number: signal.Signals, *, terminal: bool) -> None:
+    """The first signal stops everything in order, the second waits for nothing.
+
+    SIGHUP is the end of a terminal, often said twice. Without one it asks daemons to read their files again.
+    """
+    if number is signal.SIGHUP and (stop.value or not terminal):
+        log.info("hangup_ignored", remedy="lists are followed without it; start the agent again for other options")
+        return
     urgency = Stop.NOW if stop.value else Stop.IN_ORDER
     log.info("agent_stopping", signal=number.name, urgency=urgency.name.lower())
     stop.set(urgency)
-
-
-def _first(group: BaseExceptionGroup[AgentError]) -> AgentError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return cast("AgentError", error)

@@ -1,5 +1,6 @@
 """Last good contents, on virtual time."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from vdpa_agent.errors import FileRefused
 from vdpa_agent.files.disk import Content, Unreadable
 from vdpa_agent.files.last_good import Caution, LastGood
 from vdpa_agent.latest import Latest
+from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.loaded import ABSENT, Loaded
 
 
@@ -32,11 +34,12 @@ class _Watched:
 
     def __init__(self, *, careful: bool = False, keeps_when_absent: bool = False) -> None:
         self.latest: Latest[Loaded[str]] = Latest(Loaded())
+        self.steps: DestructiveSteps = Counter()
         self.file = LastGood(
             Path("/x"),
             self.latest,
             _decode,
-            caution=Caution(30.0, _lost, _joined) if careful else None,
+            caution=Caution(30.0, _lost, _joined, self.steps) if careful else None,
             keeps_when_absent=keeps_when_absent,
         )
 
@@ -150,7 +153,7 @@ def test_a_content_that_drops_up_to_half_must_only_settle(careful: _Watched, con
     assert careful.latest.value == Loaded("abcd")
     assert careful.look(content, 1.11) is None
     assert careful.latest.value == Loaded(content.decode())
-    assert careful.file.readings.shrunk == 0
+    assert not careful.steps
 
 
 @pytest.mark.parametrize("content", [b"", b"a", b"wxyz"])
@@ -173,7 +176,7 @@ def test_a_content_that_drops_more_than_half_waits_and_what_is_new_counts_at_onc
         assert careful.look(content, 31) is None
     assert [log["event"] for log in logs[1:]] == ["device_list_shrunk", "file_loaded"]
     assert careful.latest.value == Loaded(content.decode())
-    assert careful.file.readings.shrunk == 1
+    assert careful.steps == {Destructive.LIST_SHRUNK: 1}
 
 
 def test_the_problem_of_a_shrinking_list_is_in_words(careful: _Watched) -> None:

@@ -10,6 +10,7 @@ import structlog
 from vdpa_agent.errors import FileRefused
 from vdpa_agent.files.disk import Content, Unreadable
 from vdpa_agent.latest import Latest
+from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.loaded import ABSENT, Loaded, Readings
 
 T = TypeVar("T", bound=Sized)
@@ -30,11 +31,13 @@ class Caution(NamedTuple, Generic[T]):
         settle_s: how long one that lost more than half must stay the same before it counts, in seconds.
         lost: how many entries of the first value the second does not have.
         joined: the first value with what only the second has.
+        steps: where it is counted that a value lost more than half.
     """
 
     settle_s: float
     lost: Callable[[T, T], int]
     joined: Callable[[T, T], T]
+    steps: DestructiveSteps
 
 
 class LastGood(Generic[T]):
@@ -131,21 +134,27 @@ class LastGood(Generic[T]):
         if age_s < _SETTLE_S:
             # An editor may be in the middle of it, which is no problem to speak of.
             return _SETTLE_S - age_s
-        self._shrink(merged, lost, self._caution.settle_s, left=len(self._decoded))
+        self._shrink(merged, lost, self._caution, left=len(self._decoded))
         return max(self._caution.settle_s, _SETTLE_S) - age_s
 
-    def _shrink(self, meanwhile: T, lost: int, settle_s: float, *, left: int) -> None:
+    def _shrink(self, meanwhile: T, lost: int, caution: Caution[T], *, left: int) -> None:
         """Reports that entries go unless the list is written again."""
         had = len(self._good or ())
         what = f"lost {lost} of its {had} devices: these" if left else f"was emptied: {lost} devices"
-        problem = f"the list {what} go in {settle_s:g} s unless it is written again"
+        problem = f"the list {what} go in {caution.settle_s:g} s unless it is written again"
         self._published.set(Loaded(meanwhile, problem))
         if self._shrinks:
             return
         self._shrinks = True
-        self.readings.shrunk += 1
-        remedy = "write the whole list again; else what is missing goes"
-        log.warning("device_list_shrinks", file=str(self._path), before=had, after=left, wait_s=settle_s, remedy=remedy)
+        caution.steps[Destructive.LIST_SHRUNK] += 1
+        log.warning(
+            "device_list_shrinks",
+            file=str(self._path),
+            before=had,
+            after=left,
+            wait_s=caution.settle_s,
+            remedy="write the whole list again; else what is missing goes",
+        )
 
     def _publish(self) -> None:
         before = self._published.value

@@ -21,6 +21,7 @@ from vdpa_agent.files.last_good import Caution, LastGood
 from vdpa_agent.files.off_loop import OffLoop
 from vdpa_agent.files.requests import Requests
 from vdpa_agent.latest import Latest
+from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.loaded import Loaded, Readings
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList
@@ -42,7 +43,9 @@ log = structlog.get_logger(__name__)
 class Lists:
     """Follows the two files and publishes what they say; the only writer of `devices` and `mapping`."""
 
-    def __init__(self, config: FilesConfig, *, takes_requests: bool, shrink_settle_s: float) -> None:
+    def __init__(
+        self, config: FilesConfig, *, takes_requests: bool, shrink_settle_s: float, steps: DestructiveSteps
+    ) -> None:
         """Reads nothing yet.
 
         Args:
@@ -51,6 +54,7 @@ class Lists:
                 in place of the mapping is taken as it.
             shrink_settle_s: how long a device list that lost more than half of its devices must stay the same before
                 it counts, in seconds.
+            steps: where that is counted.
         """
         self.devices: Latest[Loaded[DeviceList]] = Latest(Loaded())
         self.mapping: Latest[Loaded[Mapping]] = Latest(Loaded())
@@ -62,7 +66,7 @@ class Lists:
             config.pci_list,
             self.devices,
             self._decode_devices,
-            caution=Caution(shrink_settle_s, _lost, _joined),
+            caution=Caution(shrink_settle_s, _lost, _joined, steps),
             keeps_when_absent=True,
         )
         self._mapping_file = LastGood(config.socket_list, self.mapping, decode_mapping_file)
