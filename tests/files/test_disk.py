@@ -220,7 +220,7 @@ def test_a_new_file_has_its_mode_less_the_umask_and_leaves_nothing_beside_it(pla
 
 
 def test_what_fails_leaves_nothing_beside_it(place: Path) -> None:
-    name = "n" * 250  # the temporary name is too long
+    name = "n" * 252  # the temporary name is too long
     with pytest.raises(OSError, match="File name too long"):
         disk.replace(place.with_name(name), b"1")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

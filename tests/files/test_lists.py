@@ -317,6 +317,7 @@ async def test_without_a_descriptor_from_the_start_the_files_are_read_when_there
 
 THREADLESS = """
 import asyncio, resource, sys
+from collections import Counter
 from pathlib import Path
 from vdpa_agent.config import FilesConfig
 from vdpa_agent.files.lists import Lists
