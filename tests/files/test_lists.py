@@ -317,6 +317,7 @@ async def test_without_a_descriptor_from_the_start_the_files_are_read_when_there
 
 THREADLESS = """
 import asyncio, resource, sys
+from collections import Counter
 from pathlib import Path
 from vdpa_agent.config import FilesConfig
 from vdpa_agent.files.lists import Lists
@@ -368,3 +369,20 @@ async def test_a_kept_list_that_cannot_be_read_at_first_counts_when_it_can(
     async with _followed(lists):
         loaded = await _becomes(lists.devices, lambda loaded: loaded.value == DEVICES)
     assert loaded.refused
+
+
+async def test_a_list_that_a_killed_agent_left_aside_counts_from_the_first_look(run_dir: Path) -> None:
+    path, aside = run_dir / "pciList.dat", run_dir / ".socketList.dat.retired"
+    path.write_text(_written(DEVICES))
+    aside.write_text("0000:82:00.7\n")
+    lists = _lists(run_dir)
+    await lists.first()
+    assert lists.devices.value == Loaded(("0000:82:00.7",))
+    assert not aside.exists()
+
+
+async def test_without_a_daemon_to_manage_what_is_aside_is_left_alone(run_dir: Path) -> None:
+    aside = run_dir / ".socketList.dat.retired"
+    aside.write_text("0000:82:00.7\n")
+    await _lists(run_dir, takes_requests=False).first()
+    assert aside.exists()

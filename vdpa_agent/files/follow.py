@@ -53,7 +53,7 @@ async def follow(files: Iterable[Path]) -> AsyncGenerator[None]:
                 while await off_loop.do(watch.is_current, place):
                     await pace.wait(watch)
                     yield
-            await asyncio.sleep(_STEP_S)  # a directory is another one now; that may go on without a pause
+            await asyncio.sleep(_GATHER_S)  # a directory is another one now; that may go on without a pause
         except FileRefused as error:
             if failures.is_new(str(error)):
                 remedy = "meanwhile the files are looked at every second"
