@@ -17,12 +17,18 @@ from tests.processes import AgentProcess, built, eventually, front_end, running,
 
 RECOVERED_S: Final = 60.0
 
+APART_S: Final = 16.0
+"""From kill to kill: the daemon was healthy for 10 s before each, and five kills take more than a minute, so that none
+is one of a crash loop. Any other kill makes the agent wait before it starts the daemon again."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs all rows and prints a table, or JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.recovery", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--kills", type=int, default=50, help="how often to kill the daemon, per row")
+    parser.add_argument(
+        "--kills", type=int, default=50, help=f"how often to kill the daemon, per row, {APART_S:g} s apart"
+    )
     options = parser.parse_args(argv)
     rows: dict[str, Callable[[], dict[str, float]]] = {
         "kill -9 to all served, 4 devices, s": lambda: to_served(4, options.kills),
@@ -40,13 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def to_served(devices: int, kills: int) -> dict[str, float]:
-    """Each kill hits an agent of its own: the pause before a restart doubles with each death of one agent's daemon."""
+    """From a kill until each device's socket is answered again."""
     times = []
-    for _ in range(kills):
-        with _served(devices) as agent:
-            began = time.monotonic()
-            os.kill(agent.daemon_pid(), signal.SIGKILL)
-            agent.wait_logged("daemon_ended")
+    with _served(devices) as agent:
+        for number in range(1, kills + 1):
+            began = _kill_after_health(agent, number)
+            agent.wait_logged("daemon_ended", count=number)
             for address in ADDRESSES[:devices]:
                 _wait_served(agent, address)
             times.append(time.monotonic() - began)
@@ -56,15 +61,24 @@ def to_served(devices: int, kills: int) -> dict[str, float]:
 def to_packets(kills: int) -> dict[str, float]:
     """As the front end itself measures it, from the last packet before to the first one after."""
     times = []
-    for _ in range(kills):
-        with _served(4, "--vhost-mode=client") as agent:
-            socket = agent.ask(ADDRESSES[0])
-            with front_end(socket, "--server", "--rate=5000", "--interval=0.1", "--connect-timeout=20") as front:
-                front.wait_passing()
-                os.kill(agent.daemon_pid(), signal.SIGKILL)
-                recovered = front.lines.wait(front.process, "recovered")
-            times.append(recovered["recovered_after_ms"] / 1000)
+    with _served(4, "--vhost-mode=client") as agent:
+        socket = agent.ask(ADDRESSES[0])
+        with front_end(socket, "--server", "--rate=5000", "--interval=0.1", "--connect-timeout=20") as front:
+            front.wait_passing()
+            for number in range(1, kills + 1):
+                _kill_after_health(agent, number)
+                recovered = front.lines.wait(front.process, "recovered", count=number)
+                times.append(recovered["recovered_after_ms"] / 1000)
     return spread(times, 1)
+
+
+def _kill_after_health(agent: AgentProcess, number: int) -> float:
+    """Kills the daemon of that number once it has run for long enough; returns when, in seconds of monotonic()."""
+    agent.wait_logged("daemon_running", count=number)
+    time.sleep(APART_S)
+    began = time.monotonic()
+    os.kill(agent.daemon_pid(), signal.SIGKILL)
+    return began
 
 
 @contextmanager

@@ -4,7 +4,9 @@
 FAKE_VDPAD names the faults, joined by commas: `deaf` (neither shutdown nor SIGTERM ends it), `mute` (never answers),
 `picky` (refuses its first two device.add), `parent` (has three children that ignore SIGTERM), `burst` (prints 200 MB
 and how long that took), `runaway` (leaves a process in a session of its own, whose child is in another), `orphans`
-(leaves 1,000 that end at once), `chatty` (prints for ever), `aloof` (closes its control channel, and lives on).
+(leaves 1,000 that end at once), `chatty` (prints for ever), `aloof` (closes its control channel, and lives on),
+`flood` (notifies of front ends that come and go for ever, once it has a device).
+FAKE_ANSWERS is a JSON object of lines to answer by method, in place of what is right; `@id` in them is the request's.
 """
 
 import itertools
@@ -28,8 +30,14 @@ def main() -> None:
         control.close()
         signal.pause()
     daemon = Daemon(faults, options["socket-list"])
+    lines: dict[str, str] = json.loads(os.environ.get("FAKE_ANSWERS", "{}"))  # noqa: TID251 - as above
     for line in control.makefile():
         request: dict[str, Any] = json.loads(line)
+        if request["method"] in lines:
+            control.sendall(lines[request["method"]].replace("@id", str(request["id"])).encode() + b"\n")
+            continue
+        if "flood" in faults and request["method"] == "device.add":
+            threading.Thread(target=_flood, args=(control, request["params"]["device"]), daemon=True).start()
         reply = daemon.answer(request["method"], request["params"])
         if reply is not None:
             control.sendall(json.dumps({"jsonrpc": "2.0", "id": request["id"], **reply}).encode() + b"\n")
@@ -74,13 +82,22 @@ class Daemon:
             del self._mapping[params["device"]]
             self._sockets.pop(params["device"]).close()
         self._write()
-        return {"result": {}}
+        return {"result": {"version": "0", "protocol": 1} if method == "version" else {}}
 
     def _write(self) -> None:
         entries = [{"pciAddress": address, "socketpath": path} for address, path in self._mapping.items()]
         with open(f"{self._socket_list}.tmp", "w") as file:  # noqa: PTH123 - no pathlib: it starts faster without
             json.dump(entries, file)
         os.rename(f"{self._socket_list}.tmp", self._socket_list)  # noqa: PTH104
+
+
+def _flood(control: socket.socket, device: str) -> None:
+    lines = b"".join(
+        b'{"jsonrpc":"2.0","method":"device.%s","params":{"device":"%s"}}\n' % (word, device.encode())
+        for word in (b"connected", b"disconnected")
+    )
+    while True:
+        control.sendall(lines * 100)
 
 
 def _burst() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import PATIENCE_S
 from vdpa_agent.daemon.child import Child, describe_exit, spawn
 from vdpa_agent.errors import DaemonUnusable
 
@@ -45,7 +46,7 @@ async def test_every_exit_code_and_every_deadly_signal_is_told_apart() -> None:
 async def test_a_core_dump_is_told() -> None:
     assert describe_exit(-signal.SIGSEGV, core_dumped=True) == "killed by SIGSEGV, core dumped"
     child = _spawn("sh", "-c", "ulimit -c 0; kill -SEGV $$")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await child.exited, child.core_dumped) == (-signal.SIGSEGV, False)
 
 
@@ -53,7 +54,7 @@ async def test_who_stops_waiting_for_the_end_does_not_keep_it_from_being_taken()
     child = _spawn("sleep", "60")
     child.exited.cancel()
     child.kill_group()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not child.reaped:
             await asyncio.sleep(0.01)
     assert not Path(f"/proc/{child.pid}").exists()
@@ -62,7 +63,7 @@ async def test_who_stops_waiting_for_the_end_does_not_keep_it_from_being_taken()
 async def test_death_by_signal() -> None:
     child = _spawn("sleep", "60")
     child.send_signal(signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert describe_exit(await child.exited) == "killed by SIGKILL"
     child.send_signal(signal.SIGKILL)
     child.kill_group()
@@ -71,7 +72,7 @@ async def test_death_by_signal() -> None:
 async def test_what_a_process_leaves_behind_in_its_group_ends_with_it(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     child = _spawn("sh", "-c", f"sleep 60 & echo $! > {note}; exit 0")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await child.exited
         grandchild = int(note.read_text())
         while _exists(grandchild):
@@ -81,7 +82,7 @@ async def test_what_a_process_leaves_behind_in_its_group_ends_with_it(tmp_path: 
 async def test_kill_group_ends_who_ignores_sigterm(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     child = _spawn("sh", "-c", f"trap '' TERM; sleep 60 & echo $! > {note}; wait")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not note.exists() or not note.read_text():
             await asyncio.sleep(0.01)
         child.send_signal(signal.SIGTERM)

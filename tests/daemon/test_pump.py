@@ -16,11 +16,14 @@ from vdpa_agent.daemon.pump import Dropped, LogPump
 
 pytestmark = pytest.mark.anyio
 
+PIECE_BYTES = 256 * 1024
+"""asyncio reads no more of a pipe at once."""
+
 Logs = list[structlog.typing.EventDict]
 
 
 def _pumped(*pieces: bytes) -> tuple[LogPump, Logs]:
-    pump = LogPump(Dropped())
+    pump = LogPump(Dropped(), "vdpad")
     with capture_logs() as logs:
         for piece in pieces:
             pump.data_received(piece)
@@ -35,7 +38,7 @@ def _lines(logs: Logs) -> list[str]:
 @asynccontextmanager
 async def _printing(program: str) -> AsyncIterator[tuple[LogPump, "subprocess.Popen[bytes]"]]:
     """A Python program whose output is pumped."""
-    pump = LogPump(Dropped())
+    pump = LogPump(Dropped(), "vdpad")
     read_end, write_end = os.pipe()
     await asyncio.get_running_loop().connect_read_pipe(lambda: pump, os.fdopen(read_end, "rb", 0))
     process = subprocess.Popen([sys.executable, "-c", program], stdout=write_end, stdin=subprocess.PIPE)
@@ -133,22 +136,20 @@ async def test_drops_are_told_while_the_output_goes_on() -> None:
     ],
     ids=["lines", "errors", "blank", "endless", "binary"],
 )
-async def test_200_mb_as_fast_as_can_be_do_not_stall_the_loop(write: str) -> None:
+async def test_200_mb_as_fast_as_can_be_leave_the_loop_to_others(write: str) -> None:
     program = (
         f"import os\nb = {write}\nfor _ in range(200_000_000 // len(b) + 1): os.write(1, b)\nos.write(1, b'\\nend')"
     )
-    used = time.process_time()
-    stall = 0.0
-    with capture_logs():
+    turns = 0
+    with capture_logs() as logs:
         async with _printing(program) as (pump, process):
             while process.poll() is None:
-                before = time.monotonic()
-                await asyncio.sleep(0.001)
-                stall = max(stall, time.monotonic() - before)
+                await asyncio.sleep(0)
+                turns += 1
             await pump.finish(5)
     assert pump.last_lines[-1] == "end"
-    assert time.process_time() - used < 5
-    assert stall < 0.5
+    assert turns > 200_000_000 / PIECE_BYTES  # others had their turn after each piece that was read
+    assert len(logs) < 100_000  # what is dropped costs no event
 
 
 async def test_what_was_in_the_pipe_when_the_process_was_killed_is_read() -> None:
@@ -167,5 +168,77 @@ async def test_who_else_holds_the_pipe_is_not_waited_for_long() -> None:
         process.wait()
         began = time.monotonic()
         await pump.finish(0.2)
-        assert 0.15 < time.monotonic() - began < 5
+        assert time.monotonic() - began >= 0.15
         assert pump.last_lines == ["last"]
+
+
+async def test_events_carry_the_name_of_the_program() -> None:
+    pump = LogPump(Dropped(), "my-daemon")
+    with capture_logs() as logs:
+        pump.data_received(b"x" * 5000 + b"\n" + b"0000:82:00.2: again\n" * 9)
+        pump.connection_lost(None)
+    assert {log["event"] for log in logs} == {"daemon_output", "daemon_output_repeated", "daemon_output_dropped"}
+    assert {log["source"] for log in logs} == {"my-daemon"}
+
+
+def _repeated(logs: Logs) -> list[tuple[str, str, int]]:
+    return [(log["log_level"], log["line"], log["lines"]) for log in logs if log["event"] == "daemon_output_repeated"]
+
+
+@pytest.mark.parametrize("subject", ["0000:82:00.2", "VHOST_CONFIG: (/run/vhost/vdpa-0)"])
+async def test_lines_of_one_device_that_differ_in_numbers_alone_are_counted_after_the_first_few(subject: str) -> None:
+    lines = [f"warning: {subject}: read failed: {number} at 0x{number:x}\n".encode() for number in range(100)]
+    pump, logs = _pumped(*lines)
+    assert len(_lines(logs)) == 5
+    assert _repeated(logs) == [("warning", f"{subject}: read failed: 99 at 0x63", 95)]
+    assert pump.dropped == Dropped()
+    assert [log.get("device") for log in logs] == [subject if subject.startswith("0000") else None] * 6
+
+
+async def test_lines_of_other_devices_forms_and_levels_and_those_of_none_are_logged() -> None:
+    lines = [b"info: progress %d" % number for number in range(20)]
+    lines += [b"info: 0000:82:00.%d: up" % (number % 8) for number in range(40)]
+    lines += [b"%s: 0000:82:00.2: %s" % (level, word) for level in (b"error", b"info") for word in (b"a", b"b")] * 5
+    _, logs = _pumped(b"\n".join(lines))
+    assert len(_lines(logs)) == 20 + 40 + 20
+    assert _repeated(logs) == []
+
+
+async def test_repetitions_are_reported_while_they_go_on() -> None:
+    with capture_logs() as logs:
+        async with _printing("import time\nwhile True: print('0000:82:00.2: odd', flush=True); time.sleep(0.001)"):
+            await _until(lambda: len(_repeated(logs)) == 2)
+            assert len(_lines(logs)) <= 5 * 3
+
+
+async def test_the_memory_of_forms_is_bounded() -> None:
+    lines = b"".join(b"0000:82:00.2: %s\n" % bytes([97 + n // 676, 97 + n // 26 % 26, 97 + n % 26]) for n in range(999))
+    pump, _ = _pumped()
+    with capture_logs() as logs:
+        pump.data_received(lines)
+        assert len(pump._forms) == 256
+        assert len(_lines(logs)) == 999
+        pump.connection_lost(None)
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (b"", ""),
+        (b"info: a\nwarning: b\n", "b"),
+        (b"info: a\nlast words", "last words"),
+        (b"error: first\ninfo: a\nerror: 0000:82:00.2: newest\ninfo: b\n", "0000:82:00.2: newest"),
+        (b"EAL: FATAL: Cannot init memory\nEAL: Cannot init memory\n", "EAL: FATAL: Cannot init memory"),
+        (b"error: a\nEAL: FATAL: b\nno error: c\n", "EAL: FATAL: b"),
+        (b"info: an error: a\ninfo: b\n", "b"),
+        (b"error: \x1b[31m\xff" + b"x" * 9999 + b"\n", "\\x1b[31m\\xff" + "x" * 244),
+        (b"error: why\n" + b"info: a\n" * 100_000, "why"),
+        (b"info: a\n" * 100_000 + b"error: why\n", "why"),
+    ],
+    ids=["silence", "last", "unended", "error", "fatal", "newest", "none", "odd", "early", "dropped"],
+)
+async def test_what_the_daemon_said_of_its_end(output: bytes, said: str) -> None:
+    pump, _ = _pumped(output)
+    assert pump.last_error == said
+    in_pieces, _ = _pumped(*(output[begin : begin + 7] for begin in range(0, min(len(output), 99), 7)))
+    assert len(output) > 99 or in_pieces.last_error == said

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vdpa_agent.daemon.child import Child, spawn
+from tests.processes import PATIENCE_S, is_alive
+from vdpa_agent.daemon.child import RLIMIT_LOCKS, Child, read_mark, spawn
 from vdpa_agent.daemon.reaper import reaping
 
 pytestmark = pytest.mark.anyio
@@ -46,19 +48,19 @@ def _zombies(pids: set[int]) -> set[int]:
     return {pid for pid in pids if " Z " in Path(f"/proc/{pid}/stat").read_text()}
 
 
-async def _until(condition: Callable[[], object], *, timeout_s: float = 10) -> None:
+async def _until(condition: Callable[[], object], *, timeout_s: float = PATIENCE_S) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.005)
 
 
-async def test_a_thousand_orphans_leave_no_zombie_within_two_seconds(tmp_path: Path) -> None:
+async def test_a_thousand_orphans_leave_no_zombie(tmp_path: Path) -> None:
     before = _children()
     async with reaping() as reaper:
         child = reaper.own(_spawn(sys.executable, "-c", _ORPHANS, "1000", str(tmp_path / "made")))
         async with asyncio.timeout(30):
             assert await child.exited == 0
-        await _until(lambda: _children() <= before, timeout_s=5)  # 2 s where nothing else runs
+        await _until(lambda: _children() <= before)
 
 
 async def test_the_end_of_a_child_is_never_taken_away_from_it() -> None:
@@ -70,7 +72,7 @@ async def test_the_end_of_a_child_is_never_taken_away_from_it() -> None:
 
 
 async def test_the_reaper_tells_a_child_of_its_end_where_there_are_no_pidfds() -> None:
-    async with reaping() as reaper, asyncio.timeout(10):
+    async with reaping() as reaper, asyncio.timeout(PATIENCE_S):
         child = reaper.own(_spawn("sh", "-c", "read line; exit 7"))
         assert child._pidfd is not None
         asyncio.get_running_loop().remove_reader(child._pidfd)
@@ -88,6 +90,76 @@ async def test_what_left_the_daemon_for_sessions_of_its_own_ends_with_it(tmp_pat
         await _until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
 
 
+ESCAPES = {
+    "session": "setsid sleep 70",
+    "environment": "env -i setsid sleep 70",
+    "daemonised": "(cd /; env -i setsid sh -c 'sleep 70 & exit 0' </dev/null >/dev/null 2>&1 &) & sleep 0",
+    "user": "env -i setpriv --reuid=65534 --regid=65534 --clear-groups setsid sleep 70",
+    "brood": "env -i setsid sh -c 'while :; do setsid sleep 70 & sleep 0.01; done'",
+    "death-signal": "env -i setpriv --pdeathsig=clear setsid sleep 70",
+}
+"""Ways out of the daemon's group, session, environment, user; each leaves processes that outlive it."""
+
+
+@pytest.mark.parametrize("escape", ESCAPES.values(), ids=ESCAPES.keys())
+@pytest.mark.parametrize("end", ["exit 0", "ulimit -c 0; kill -SEGV $$", ""], ids=["exit", "crash", "killed"])
+async def test_nothing_that_the_daemon_left_outlives_it(tmp_path: Path, escape: str, end: str) -> None:
+    go = tmp_path / "go"
+    async with reaping() as reaper:
+        child = reaper.own(_spawn("sh", "-c", f"{escape} & while [ ! -e {go} ]; do sleep 0.01; done; {end}"))
+        await _until(lambda: any(_command(pid) == b"sleep\x0070\0" for pid in _marked(child)))
+        if end:
+            go.touch()
+        else:
+            child.kill_group()
+        await _until(lambda: child.reaped and not _marked(child))
+
+
+def _marked(child: Child) -> list[int]:
+    """The living processes that descend from a child, it included."""
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if read_mark(pid) == child.mark and is_alive(pid)]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+async def test_the_mark_stays_with_the_child(tmp_path: Path) -> None:
+    before = resource.getrlimit(RLIMIT_LOCKS)
+    async with reaping() as reaper:
+        children = [reaper.own(_spawn("sleep", "72")) for _ in range(2)]
+        assert [read_mark(child.pid) for child in children] == [child.mark for child in children]
+        assert children[0].mark != children[1].mark
+        assert read_mark(os.getpid()) is None
+        assert resource.getrlimit(RLIMIT_LOCKS) == before
+        foreign = subprocess.Popen(["prlimit", f"--locks={1 << 40 | 7}:unlimited", "sleep", "73"], cwd=tmp_path)
+        await _until(lambda: _command(foreign.pid) == b"sleep\x0073\0")
+        assert read_mark(foreign.pid) is None  # process 1's, and that is another one
+        for child in children:
+            child.kill_group()
+        foreign.kill()
+    await asyncio.to_thread(foreign.wait)
+
+
+async def test_without_room_for_a_mark_the_daemon_runs_all_the_same() -> None:
+    program = (
+        "import asyncio, os, resource; resource.setrlimit(10, (7, 7))\n"
+        "from vdpa_agent.daemon.child import spawn\n"
+        "from vdpa_agent.daemon.reaper import reaping\n"
+        "async def main():\n"
+        "    async with reaping() as reaper:\n"
+        "        print(await reaper.own(spawn(['sh', '-c', 'exit 7'], output=2, control=2)).exited)\n"
+        "asyncio.run(main())\n"
+    )
+    ran = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stdout.splitlines()[-1] == "7"
+    assert "orphans_not_adopted" in ran.stdout
+
+
 async def test_orphans_of_a_living_daemon_and_those_of_others_are_left_alone(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     async with reaping() as reaper:
@@ -97,7 +169,7 @@ async def test_orphans_of_a_living_daemon_and_those_of_others_are_left_alone(tmp
         stranger = await asyncio.to_thread(_orphan_of_nobody)
         await _until(lambda: {orphan, stranger} <= _children())
         other = reaper.own(_spawn("true"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await other.exited
         assert not reaper.end_leftovers()
         assert {orphan, stranger} <= _children()

@@ -76,7 +76,7 @@ def test_an_agent_killed_at_any_moment_leaves_no_daemon_and_loses_no_list(
             newest = writer.end()
         finally:
             agent.kill()
-        eventually(f"kill {kill}: the daemon's end", lambda: not processes_of(run_dir), timeout_s=1)
+        eventually(f"kill {kill}: the daemon's end", lambda: not processes_of(run_dir))
         assert newest.text in _kept_lists(run_dir), f"kill {kill}: list {newest.number} is lost"
         assert not agent.log.named("not_json"), "".join(agent.log.raw)
     with running(run_dir, *options) as agent:

@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Final
 
-from tests.processes import AgentProcess, JsonLines, eventually, running, write_atomically
+from tests.processes import PATIENCE_S, AgentProcess, JsonLines, eventually, running, write_atomically
 
 FAKE: Final = Path(__file__).parent.parent / "daemon" / "fake_vdpad.py"
 DEVICE: Final = "0000:82:00.2"
@@ -23,21 +22,20 @@ def _rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _slowest_answer_s(agent: AgentProcess, until: str) -> float:
-    """Asks over and over until the daemon has printed something; returns how long the slowest answer took."""
-    slowest = 0.0
-    while not any(until in event["line"] for event in agent.log.named("daemon_output")):
-        began = time.monotonic()
+def _answers_until_printed(agent: AgentProcess, text: str) -> int:
+    """Asks over and over until the daemon has printed something; returns how often it was answered."""
+    answers = 0
+    while not any(text in event["line"] for event in agent.log.named("daemon_output")):
         agent.ask(DEVICE)
-        slowest = max(slowest, time.monotonic() - began)
-    return slowest
+        answers += 1
+    return answers
 
 
 def test_a_burst_of_200_mb_is_counted_and_answers_go_on(run_dir: Path) -> None:
     write_atomically(run_dir / "pciList.dat", f"{DEVICE}\n")
     with running(run_dir, "--simulate", f"--vdpad={FAKE}", environment=_environment("burst")) as agent:
         agent.wait_answer(DEVICE, str(run_dir / "vhost" / "vdpa-0"))
-        assert _slowest_answer_s(agent, "the burst took") < 1
+        assert _answers_until_printed(agent, "the burst took") >= 10  # 200 MB take a second or more
         assert _rss_bytes(agent.process.pid) < 100_000_000
         agent.wait_logged("daemon_output_dropped")
         os.kill(agent.daemon_pid(), signal.SIGKILL)
@@ -104,7 +102,7 @@ def test_an_agent_whose_log_nobody_reads_answers_and_keeps_its_daemon_going(run_
         process.wait()
 
 
-def test_an_agent_whose_log_nobody_reads_stops_in_time(run_dir: Path) -> None:
+def test_an_agent_whose_log_nobody_reads_stops(run_dir: Path) -> None:
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     while True:
@@ -120,10 +118,8 @@ def test_an_agent_whose_log_nobody_reads_stops_in_time(run_dir: Path) -> None:
     os.close(write_end)
     try:
         eventually("the socket", socket.exists)
-        began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-        assert time.monotonic() - began < 3
+        assert process.wait(PATIENCE_S) == 0
     finally:
         process.kill()
         process.wait()
@@ -137,3 +133,22 @@ def test_why_the_agent_failed_comes_after_all_log_lines(run_dir: Path) -> None:
     agent.kill()
     assert agent.log.raw[-1].startswith("vdpa-agent: no-such-vdpad is not an executable program")
     assert [event["event"] for event in agent.log.events].count("not_json") == 1
+
+
+def test_the_output_of_a_command_carries_its_name(run_dir: Path) -> None:
+    write_atomically(run_dir / "pciList.dat", f"{DEVICE}\n")
+    program = run_dir / "my-daemon"
+    program.write_text("#!/bin/sh\necho hello\nexec sleep 1000\n")
+    program.chmod(0o755)
+    with running(run_dir, f"--daemon-command={program} {{devices}}") as agent:
+        assert agent.wait_logged("daemon_output")["source"] == "my-daemon"
+
+
+def test_lines_that_repeat_of_a_device_are_drawn_together(run_dir: Path) -> None:
+    write_atomically(run_dir / "pciList.dat", f"{DEVICE}\n")
+    script = f"n=0; while :; do n=$((n+1)); echo {DEVICE}: no room for $n; sleep 0.01; done"
+    with running(run_dir, f"--daemon-command=sh -c '{script}'") as agent:
+        repeated = agent.wait_logged("daemon_output_repeated", count=2, device=DEVICE)
+        assert repeated["lines"] > 1
+        logged = len(agent.log.named("daemon_output"))
+        assert logged <= 5 * (len(agent.log.named("daemon_output_repeated")) + 1)

@@ -3,18 +3,27 @@
 import asyncio
 import errno
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final
 
 from vdpa_agent.errors import DaemonLost, DaemonUnusable
 
-_MARK_VARIABLE: Final = "VDPA_AGENT_CHILD_OF"
-"""In the environment of each child: by its value all that the child starts can be told, whatever its parent becomes."""
+RLIMIT_LOCKS: Final = 10
+"""Of asm-generic/resource.h: a limit that Linux has not enforced since 2.4.25, and that goes along with fork and exec.
+
+A child gets a number of its own there. By it all that descends from the child is known, whatever parent, session, user
+or environment it takes, unless it sets that very limit.
+"""
+
+_MARK_BITS: Final = 40
+"""The low bits of a mark are a time in microseconds, those above them the agent's process id."""
 
 
 class Child:
@@ -23,12 +32,12 @@ class Child:
     Attributes:
         pid: its process id, which is also that of its group.
         exited: becomes its return code as of subprocess: minus the signal's number if a signal ended it.
-        mark: what is in its environment, and in that of all its descendants, and in no other.
+        mark: the soft RLIMIT_LOCKS of it and its descendants, and of no other process.
         core_dumped: whether it left a core dump when it ended.
         reaped: whether it has ended and that was taken.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], mark: bytes) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], mark: int) -> None:
         self.pid = process.pid
         self.mark = mark
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -86,20 +95,18 @@ def spawn(argv: Sequence[str], *, output: int, control: int) -> Child:
         DaemonLost: the machine lacks something now: memory, processes, descriptors.
     """
     program = find_program(argv[0])
-    mark = f"{mark_prefix()}{time.monotonic_ns()}"
-    name, _, value = mark.partition("=")
-    environment = {**os.environ, name: value}  # noqa: TID251 - handed on, not read
+    mark = os.getpid() << _MARK_BITS | time.monotonic_ns() // 1000 % (1 << _MARK_BITS)
     try:
-        process = subprocess.Popen(
-            argv,
-            executable=program,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=(control,),
-            start_new_session=True,
-            env=environment,
-        )
+        with _marking(mark):
+            process = subprocess.Popen(
+                argv,
+                executable=program,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(control,),
+                start_new_session=True,
+            )
     except (FileNotFoundError, PermissionError) as error:
         message = f"{program} cannot be executed: {os.strerror(error.errno or 0).lower()}; check --vdpad"
         raise DaemonUnusable(message) from error
@@ -109,7 +116,7 @@ def spawn(argv: Sequence[str], *, output: int, control: int) -> Child:
             raise DaemonUnusable(message) from error
         message = f"{program} cannot be started now: {os.strerror(error.errno or 0).lower()}"
         raise DaemonLost(message) from error
-    return Child(process, mark.encode())
+    return Child(process, mark)
 
 
 def find_program(name: str) -> str:
@@ -125,9 +132,27 @@ def find_program(name: str) -> str:
     return program
 
 
-def mark_prefix() -> str:
-    """How the marks of all children of this process begin."""
-    return f"{_MARK_VARIABLE}={os.getpid()}."
+def read_mark(pid: int) -> int | None:
+    """The mark of that child of this process which a process is or descends from; None if there is none."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/limits").read_text().splitlines():
+            if line.startswith("Max file locks "):
+                soft = line.split()[3]
+                mark = int(soft) if soft.isdecimal() else 0
+                return mark if mark >> _MARK_BITS == os.getpid() else None
+    return None
+
+
+@contextmanager
+def _marking(mark: int) -> Iterator[None]:
+    """Has processes that start meanwhile inherit a mark; without one where the hard limit leaves no room."""
+    soft, hard = resource.getrlimit(RLIMIT_LOCKS)
+    with suppress(ValueError):
+        resource.setrlimit(RLIMIT_LOCKS, (mark, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(RLIMIT_LOCKS, (soft, hard))
 
 
 def describe_exit(code: int, *, core_dumped: bool = False) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -11,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from vdpa_agent.daemon.child import Child, mark_prefix
+from vdpa_agent.daemon.child import RLIMIT_LOCKS, Child, read_mark
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 """Of linux/prctl.h: orphans among the descendants of the process become its children, as they do with process 1."""
@@ -42,6 +43,8 @@ class Reaper:
         """Begins to reap."""
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
             log.warning("orphans_not_adopted", reason=os.strerror(ctypes.get_errno()).lower())
+        elif resource.getrlimit(RLIMIT_LOCKS)[1] != resource.RLIM_INFINITY:
+            log.warning("orphans_not_adopted", reason="a hard limit of file locks is set, by which they would be known")
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._child_ended)
         # Each signal is a byte in a socket of the loop. Where a thousand orphans have filled it, the loop is awake, and
         # looks at all of them; Python need not print that there was no room.
@@ -57,14 +60,16 @@ class Reaper:
     def end_leftovers(self) -> bool:
         """Kills what daemons that have ended left, even in sessions of its own; whether there was any.
 
-        Its children become ours when it ends, which is told like any other end.
+        Their children become ours when they end, of which SIGCHLD tells.
         """
         alive = self._alive()
         living_marks = {child.mark for child in alive.values()}
         found = False
         for pid in _children():
-            mark = _mark(pid)
-            if pid not in alive and mark is not None and mark not in living_marks:
+            mark = None if pid in alive else read_mark(pid)
+            if mark is None or mark in living_marks:
+                continue  # as process 1 we also get the orphans of who came into the container: those have no mark
+            with suppress(PermissionError):
                 os.kill(pid, signal.SIGKILL)  # only we can reap it: the number is still its own
                 found = True
         return found
@@ -113,16 +118,3 @@ def _children() -> list[int]:
         for path in Path("/proc/self/task").glob("*/children"):
             children += map(int, path.read_text().split())
     return children
-
-
-def _mark(pid: int) -> bytes | None:
-    """Which of our daemons a process descends from; None if from none.
-
-    As process 1 we also get the orphans of who came into the container. A zombie has no environment any more.
-    """
-    prefix = mark_prefix().encode()
-    with suppress(OSError):
-        for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            if variable.startswith(prefix):
-                return variable
-    return None

@@ -6,7 +6,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any, Final, NamedTuple, Protocol
@@ -23,11 +23,23 @@ from vdpa_agent.daemon.reaper import Reaper
 from vdpa_agent.daemon.vdpad import Vdpad
 from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable, leaf
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import TRANSITIONS, Cause, DaemonEvent, DaemonState, DaemonStatus, Statistics, Stop
+from vdpa_agent.model.daemon import (
+    TRANSITIONS,
+    Cause,
+    DaemonEvent,
+    DaemonState,
+    DaemonStatus,
+    Device,
+    Statistics,
+    Stop,
+)
+from vdpa_agent.model.destructive import DestructiveSteps
+from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import Loaded
-from vdpa_agent.model.mapping import Mapping
+from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
-from vdpa_agent.model.restarts import FORGIVEN, HEALTHY_AFTER_S
+from vdpa_agent.model.restarts import FORGIVEN, FORGIVEN_AFTER_S
+from vdpa_agent.node.worker import Stuck
 
 _EXIT_USAGE: Final = 2
 """What a daemon ends with when it refuses its arguments."""
@@ -50,7 +62,25 @@ log = structlog.get_logger(__name__)
 
 
 class Program(Protocol):
-    """How a kind of daemon is started, accompanied and asked to end; Vdpad and Command are the two."""
+    """How a kind of daemon is started, accompanied and asked to end; Vdpad and Command are the two.
+
+    Attributes:
+        name: what it is called, for the log.
+    """
+
+    name: str
+
+    @property
+    def devices(self) -> Latest[Mapping[PciAddress, Device]]:
+        """The devices of the daemon, as it acknowledged them; the program is their only writer."""
+
+    async def prepare(self) -> None:
+        """Makes room for the next start.
+
+        Raises:
+            OSError: the directory of the sockets cannot be made.
+            Stuck: its file system does not answer.
+        """
 
     def argv(self, control_fd: int) -> list[str]:
         """The command line of the next start."""
@@ -93,7 +123,7 @@ class Supervisor:
     """Starts the daemon while devices are wanted, starts it again when it dies, stops it in order.
 
     Attributes:
-        status: what is known of the daemon.
+        status: what is known of the daemon; nothing else writes it.
         restarts: how often it was started again, by what had ended it.
         dropped: how much of its output was not logged, over all its lives.
     """
@@ -103,11 +133,13 @@ class Supervisor:
         config: DaemonConfig,
         *,
         socket_list: Path,
+        role: Latest[Role],
         wanted: Latest[Loaded[DeviceList]],
-        mapping: Latest[Loaded[Mapping]],
+        mapping: Latest[Loaded[SocketMapping]],
         names: NameStore,
-        retire_mapping: Callable[[], None],
+        retire_mapping: Callable[[], Awaitable[None]],
         reaper: Reaper,
+        steps: DestructiveSteps,
         spread: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - jitter, not a secret
     ) -> None:
         """Starts nothing yet.
@@ -115,42 +147,39 @@ class Supervisor:
         Args:
             config: how to run the daemon.
             socket_list: the mapping file that it writes.
+            role: whether the agent manages a daemon at all.
             wanted: the devices to run, as the list says.
             mapping: what the mapping file says.
             names: keeps the socket names over restarts of the agent.
             retire_mapping: takes the mapping file away; called before each start and after each end.
             reaper: is told of the daemon, so that it leaves its end alone, and ends what it leaves.
+            steps: where destructive steps are counted.
             spread: where in its jitter a backoff is, -1 to 1.
         """
-        self.status = Latest(DaemonStatus(managed=config.mode in {DaemonMode.VDPAD, DaemonMode.COMMAND}))
+        self.status = Latest(DaemonStatus())
         self.restarts: Counter[Cause] = Counter()
         self.dropped = Dropped()
         self._config = config
+        self._role = role
         self._wanted = wanted
         self._retire_mapping = retire_mapping
         self._reaper = reaper
         self._spread = spread
         self._restarts = FORGIVEN
+        self._healthy_since_s: float | None = None
+        self._unusable: DaemonUnusable | None = None
         self._killed_at_stop = False
         self._program: Program
         if config.mode is DaemonMode.COMMAND:
-            self._program = Command(config, socket_list, wanted, mapping, self.status)
+            self._program = Command(config, socket_list, wanted, mapping)
         else:
-            devices = Devices(
-                config,
-                socket_list=socket_list,
-                wanted=wanted,
-                mapping=mapping,
-                status=self.status,
-                names=names,
-                spread=spread,
-            )
-            self._program = Vdpad(config, socket_list, devices)
+            devices = Devices(config, wanted=wanted, mapping=mapping, names=names, steps=steps, spread=spread)
+            self._program = Vdpad(config, socket_list, devices, steps)
 
-    def adopt_role(self) -> None:
-        """Decides by what is there whether this agent owns the daemon; once it does, it does for good."""
-        if self._config.mode is DaemonMode.AUTO and self._wanted.value.value is not None:
-            self._publish(managed=True)
+    @property
+    def devices(self) -> Latest[Mapping[PciAddress, Device]]:
+        """The devices of the daemon, as it acknowledged them."""
+        return self._program.devices
 
     async def statistics(self, address: PciAddress) -> Statistics:
         """Asks the running daemon for the counters of a device's virtqueues; nothing where there are none."""
@@ -186,19 +215,18 @@ class Supervisor:
         backoff = self._config.backoff
         if end.cause is Cause.NOT_STARTED:
             backoff = backoff._replace(cap_s=min(backoff.cap_s, _MACHINE_RETRY_S))
-        return backoff.delay_s(self._restarts.failures, self._spread())
+        return self._restarts.delay_s(backoff, self._spread())
 
     async def _devices_wanted(self) -> None:
-        async for loaded in self._wanted.changes():
-            self.adopt_role()
-            if loaded.value and self.status.value.managed:
-                return
+        await self._role.wait_for(lambda role: role is Role.MANAGING)
+        await self._wanted.wait_for(lambda loaded: bool(loaded.value))
 
     async def _live(self, stop: Latest[Stop]) -> _End:
         """One life of the daemon, from before its spawn until after its end."""
-        self._retire_mapping()
+        await self._retire_mapping()
         self._move(DaemonEvent.START)
-        pump = LogPump(self.dropped)
+        self._healthy_since_s = None
+        pump = LogPump(self.dropped, self._program.name)
         end = _End()
         try:
             child, control = await self._start(pump)
@@ -209,6 +237,8 @@ class Supervisor:
                 control.close()
             await pump.finish(_OUTPUT_S)
             self._refuse_unusable(child, pump)
+            if end.cause is Cause.EXIT and not (end.planned or stop.value) and pump.last_error:
+                end = end._replace(reason=f"{end.reason}: {pump.last_error}")
             tell = log.info if end.planned or stop.value else log.warning
             tell("daemon_ended", reason=end.reason, last_lines=pump.last_lines)
         except DaemonLost as error:
@@ -218,20 +248,24 @@ class Supervisor:
             self._publish(pid=None, started_at_s=None, last_exit=end.reason, last_exit_code=end.code, unhealthy="")
             self._move(DaemonEvent.ENDED)
             self._program.forget(f"the daemon ended: {end.reason}")
-            self._retire_mapping()
+            await self._retire_mapping()
         if not end.planned and not stop.value:
             self._died()
         return end
 
     def _died(self) -> None:
-        self._restarts = self._restarts.after_death(asyncio.get_running_loop().time())
+        self._restarts = self._restarts.after_death(asyncio.get_running_loop().time(), self._healthy_s())
         if self._restarts.crash_loop and not self.status.value.crash_loop:
             log.error("daemon_crash_loop", remedy="see daemon_ended and daemon_output; retries go on")
         self._publish(crash_loop=self._restarts.crash_loop)
 
     def _forgive(self) -> None:
-        self._restarts = FORGIVEN
-        self._publish(crash_loop=False)
+        self._restarts = self._restarts.after_health(self._healthy_s())
+        self._publish(crash_loop=self._restarts.crash_loop)
+
+    def _healthy_s(self) -> float:
+        since_s = self._healthy_since_s
+        return 0.0 if since_s is None else asyncio.get_running_loop().time() - since_s
 
     async def _start(self, pump: LogPump) -> tuple[Child, Control]:
         """Spawns the daemon with its control channel and its output connected.
@@ -241,7 +275,7 @@ class Supervisor:
             DaemonLost: it cannot be started now.
         """
         try:
-            self._config.socket_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+            await self._program.prepare()
             ours, theirs = socket.socketpair()
             with theirs:
                 control = await open_control(ours, self._program.notified)
@@ -257,13 +291,16 @@ class Supervisor:
         except OSError as error:
             message = f"{error.filename or self._config.program}: {os.strerror(error.errno or 0).lower()}"
             raise DaemonLost(message) from error
+        except Stuck as error:
+            message = f"--socket-dir {self._config.socket_dir}: the file system does not answer; see to its mount"
+            raise DaemonLost(message) from error
         self._publish(pid=child.pid, started_at_s=time.time())
         log.info("daemon_started", program=argv[0], pid=child.pid)
         return child, control
 
     async def _accompany(self, child: Child, control: Control, stop: Latest[Stop]) -> _End:
         """Goes along with a spawned daemon until it is gone."""
-        healthy = asyncio.get_running_loop().call_later(HEALTHY_AFTER_S, self._forgive)
+        healthy = asyncio.get_running_loop().call_later(FORGIVEN_AFTER_S + self._config.start_timeout_s, self._forgive)
         try:
             async with asyncio.TaskGroup() as tasks:
                 driving = tasks.create_task(self._drive(control), name="daemon")
@@ -295,19 +332,25 @@ class Supervisor:
 
     async def _drive(self, control: Control) -> str:
         """Returns why the daemon is lost, empty if it must be started again."""
-        lost = ""
         try:
             await self._program.accompany(control, running=self._running, unhealthy=self._unhealthy)
-        except* DaemonError as group:
-            lost = str(leaf(group))
-        return lost
+        except BaseExceptionGroup as group:
+            errors, defects = group.split(DaemonError)
+            if errors is None or defects is not None:
+                raise
+            error = leaf(errors)
+            self._unusable = error if isinstance(error, DaemonUnusable) else None
+            return str(error)
+        return ""
 
     def _running(self) -> None:
         self._move(DaemonEvent.ANSWERED)
+        self._healthy_since_s = asyncio.get_running_loop().time()
 
     def _unhealthy(self, reason: str) -> None:
         if reason == self.status.value.unhealthy:
             return
+        self._healthy_since_s = None if reason else asyncio.get_running_loop().time()
         if reason:
             log.warning("daemon_unhealthy", reason=reason)
         else:
@@ -328,6 +371,8 @@ class Supervisor:
         log.warning("daemon_killed", reason="it ended neither when asked nor by SIGTERM")
 
     def _refuse_unusable(self, child: Child, pump: LogPump) -> None:
+        if self._unusable is not None:
+            raise self._unusable
         if self.status.value.state is DaemonState.STARTING and child.exited.result() == _EXIT_USAGE:
             said = "; ".join(pump.last_lines[-3:])
             message = f"{self._config.program} refused its arguments: {said}"

@@ -1,21 +1,26 @@
 """Vdpad: how this project's own daemon is started, accompanied and asked to end."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from vdpa_agent.config import DaemonConfig, Memory, VhostMode
+from vdpa_agent.daemon.answers import parse_statistics, parse_version
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.errors import DaemonError
-from vdpa_agent.model.daemon import Statistics
+from vdpa_agent.latest import Latest
+from vdpa_agent.model.daemon import Device, Statistics
+from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.model.preflight import forbidden
-from vdpa_agent.node.sockets import remove_stale_sockets
+from vdpa_agent.node.sockets import make_directory, remove_stale_sockets
 from vdpa_agent.node.sysfs import read_hugepages
+from vdpa_agent.node.worker import Worker
 
 _PING_S: Final = 2.0
 """How often a running daemon is asked for its version."""
@@ -26,6 +31,9 @@ _UNHEALTHY_AFTER_S: Final = 8.0
 _LOST_AFTER_S: Final = 28.0
 """A question unanswered for this long makes it lost, likewise 30 s after it hung."""
 
+_DISK_S: Final = 2.0
+"""How long the file system of the sockets may take to answer."""
+
 _STATISTICS_S: Final = 1.0
 """How long the answer to a question for statistics may take."""
 
@@ -35,18 +43,28 @@ log = structlog.get_logger(__name__)
 class Vdpad:
     """The daemon of `native/vdpad`, which is told of each device over its control channel."""
 
-    def __init__(self, config: DaemonConfig, socket_list: Path, devices: Devices) -> None:
+    name = "vdpad"
+
+    def __init__(self, config: DaemonConfig, socket_list: Path, devices: Devices, steps: DestructiveSteps) -> None:
         self._config = config
         self._socket_list = socket_list
         self._devices = devices
+        self._steps = steps
+        self._worker = Worker("stale-sockets")
         self._control: Control | None = None
 
-    def argv(self, control_fd: int) -> list[str]:
-        """Its command line: it starts with no device, where no socket of an earlier one is left."""
-        config = self._config
-        if config.vhost_mode is VhostMode.SERVER:
-            for path in remove_stale_sockets(config.socket_dir):
+    async def prepare(self) -> None:
+        """Makes the directory of its sockets, and leaves none of an earlier daemon in its way."""
+        await self._worker.run(partial(make_directory, self._config.socket_dir), timeout_s=_DISK_S)
+        if self._config.vhost_mode is VhostMode.SERVER:
+            remove = partial(remove_stale_sockets, self._config.socket_dir)
+            for path in await self._worker.run(remove, timeout_s=_DISK_S):
+                self._steps[Destructive.STALE_SOCKET_REMOVED] += 1
                 log.warning("stale_socket_removed", socket=path)
+
+    def argv(self, control_fd: int) -> list[str]:
+        """Its command line: it starts with no device."""
+        config = self._config
         argv = [
             config.program,
             f"--control-fd={control_fd}",
@@ -74,6 +92,11 @@ class Vdpad:
         log.warning("hugepages_forbidden", reason=limit.reason, remedy=limit.remedy)
         return Memory.NONE
 
+    @property
+    def devices(self) -> Latest[Mapping[PciAddress, Device]]:
+        """Its devices, as it acknowledged them."""
+        return self._devices.published
+
     async def accompany(
         self, control: Control, *, running: Callable[[], None], unhealthy: Callable[[str], None]
     ) -> None:
@@ -89,9 +112,9 @@ class Vdpad:
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(control.run(), name="control")
-            version = await control.call("version", timeout_s=self._config.start_timeout_s)
+            version = parse_version(await control.call("version", timeout_s=self._config.start_timeout_s))
             running()
-            log.info("daemon_running", version=version)
+            log.info("daemon_running", version=version.version)
             self._control = control
             tasks.create_task(self._devices.follow(control), name="devices")
             tasks.create_task(_ping(control, unhealthy, self._devices.look), name="ping")
@@ -126,12 +149,9 @@ class Vdpad:
         if self._control is None:
             return {}
         try:
-            told = await self._control.call("device.stats", {"device": address}, timeout_s=_STATISTICS_S)
-            return {
-                int(queue["queue"]): {str(name): int(value) for name, value in queue["stats"].items()}
-                for queue in told["queues"]
-            }
-        except (DaemonError, LookupError, TypeError, ValueError, AttributeError):
+            request = {"device": address}
+            return parse_statistics(await self._control.call("device.stats", request, timeout_s=_STATISTICS_S))
+        except DaemonError:
             return {}
 
 

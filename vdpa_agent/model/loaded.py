@@ -14,11 +14,14 @@ class Loaded(NamedTuple, Generic[T]):
 
     Attributes:
         value: the last good content; None before the first, and after the file went for good.
-        problem: why its present content does not count, empty if it does.
+        problem: why its present content does not count, or not yet; empty if it does.
+        refused: whether it does not count because of what it is: malformed, or unreadable. A file that is absent, and
+            one that must stay the same for a while before it counts, are not refused.
     """
 
     value: T | None = None
     problem: str = ""
+    refused: bool = False
 
 
 @dataclass(slots=True)

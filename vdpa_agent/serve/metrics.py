@@ -16,7 +16,8 @@ from prometheus_client.registry import Collector
 
 from vdpa_agent import __version__
 from vdpa_agent.model.daemon import Cause, DaemonState, DeviceState
-from vdpa_agent.model.health import Role, role_of
+from vdpa_agent.model.destructive import Destructive
+from vdpa_agent.model.health import Role
 from vdpa_agent.serve.handled import BOUNDS_S, Handled
 from vdpa_agent.serve.http import Answer, Query
 from vdpa_agent.serve.sources import Sources
@@ -27,6 +28,12 @@ _STATISTICS_S: Final = 1.0
 _ODD_CODES: Final = {Status.OK: "OK", Status.CANCELLED: "Canceled"}
 
 _COUNTER_MAX: Final = 2**64
+
+_STATISTICS_MAX: Final = 65_536
+"""The most series of statistics on a page: 64 of each of 1,023 devices. A page of more takes seconds to be written."""
+
+_LABEL_CHARACTERS: Final = 256
+"""The longest value of a label; paths of sockets have 107 bytes at most."""
 
 _Labelled = Iterable[tuple[tuple[str, ...], float]]
 
@@ -59,13 +66,14 @@ class Family(NamedTuple):
         return self.each([((), value)])
 
     def each(self, values: _Labelled) -> Metric:
-        """The metric, a value for each list of labels."""
+        """The metric, a value for each list of labels; their lone surrogates are escaped, and what is long is cut."""
         metric: CounterMetricFamily | GaugeMetricFamily
         if self.kind is Kind.COUNTER:
             metric = CounterMetricFamily(self.name, self.text, labels=self.labels)
         else:
             metric = GaugeMetricFamily(self.name, self.text, labels=self.labels)
-        for labels, value in values:
+        # A page that names a series twice would be refused as a whole.
+        for labels, value in {tuple(map(_label, labels)): value for labels, value in values}.items():
             metric.add_metric(labels, value)
         return metric
 
@@ -88,6 +96,11 @@ ROLE: Final = _family(
     "role",
 )
 READY: Final = _family("vdpa_agent_ready", Kind.GAUGE, "1 if the agent is ready; /readyz?verbose says why not.")
+DEGRADED: Final = _family(
+    "vdpa_agent_degraded_devices",
+    Kind.GAUGE,
+    "How many wanted devices are not served although the daemon runs; vdpa-agent status gives the reasons.",
+)
 
 DAEMON_UP: Final = _family("vdpa_agent_daemon_up", Kind.GAUGE, "1 if the managed daemon's process runs.")
 DAEMON_READY: Final = _family(
@@ -162,6 +175,15 @@ DEVICE_STATISTIC: Final = _family(
     "pciAddr",
     "queue",
     "statistic",
+)
+
+STEPS: Final = _family(
+    "vdpa_agent_destructive_steps_total",
+    Kind.COUNTER,
+    "What the agent did that takes something from somebody: a device list lost devices that were served (list_shrunk),"
+    " a socket file of an earlier daemon was removed (stale_socket_removed), a device got another socket name"
+    " (device_renumbered), a mapping that another process had changed was written again (mapping_repaired).",
+    "step",
 )
 
 ANSWERS: Final = _family(
@@ -239,38 +261,41 @@ class Metrics:
         """The counters of all devices whose daemon answers, as many as it tells in time."""
         values: list[tuple[tuple[str, ...], float]] = []
         view = self._sources.view
-        if not view.daemon.value.managed:
+        if view.served.facts.role is not Role.MANAGING:
             return values
         with suppress(TimeoutError):
             async with asyncio.timeout(_STATISTICS_S):
-                for device in list(view.devices().values()):
-                    if view.serves(device):
-                        for queue, counters in (await self._sources.statistics(device.address)).items():
-                            values += [
-                                ((device.address, str(queue), name), value)
-                                for name, value in counters.items()
-                                if 0 <= value < _COUNTER_MAX
-                            ]
+                for address in view.served.sockets:
+                    if len(values) >= _STATISTICS_MAX:
+                        break
+                    for queue, counters in (await self._sources.statistics(address)).items():
+                        values += [
+                            ((address, str(queue), name), value)
+                            for name, value in counters.items()
+                            if 0 <= value < _COUNTER_MAX
+                        ]
         return values
 
     def _metrics(self) -> Iterator[Metric]:
         """All but the statistics of devices and what concerns the process."""
         yield from self._agent()
-        if self._sources.view.daemon.value.managed:
+        if self._sources.view.served.facts.role is Role.MANAGING:
             yield from self._daemon()
         yield from self._files()
         yield from self._devices()
+        yield STEPS.each(((step,), self._sources.steps[step]) for step in Destructive)
         yield from self._grpc()
         yield LOG_LINES_DROPPED.each(_by(self._sources.lines_dropped().items()))
 
     def _agent(self) -> Iterator[Metric]:
-        view = self._sources.view
+        served = self._sources.view.served
         yield BUILD_INFO.each([((__version__,), 1)])
-        yield ROLE.each(_one_of(Role, role_of(view.daemon.value, view.mapping.value)))
-        yield READY.of(view.health().ready)
+        yield ROLE.each(_one_of(Role, served.facts.role))
+        yield READY.of(served.health.ready)
+        yield DEGRADED.of(len(served.health.degraded))
 
     def _daemon(self) -> Iterator[Metric]:
-        daemon = self._sources.view.daemon.value
+        daemon = self._sources.view.served.facts.daemon
         yield DAEMON_UP.of(daemon.pid is not None)
         yield DAEMON_READY.of(daemon.state is DaemonState.RUNNING and not daemon.unhealthy)
         yield DAEMON_STATE.each(_one_of(DaemonState, daemon.state))
@@ -293,12 +318,12 @@ class Metrics:
         yield REFUSED.each(((file,), read.is_refused) for file, read in readings.items())
 
     def _devices(self) -> Iterator[Metric]:
-        view = self._sources.view
-        devices = view.devices()
+        served = self._sources.view.served
+        devices = served.devices
         states = Counter(device.state for device in devices.values())
         yield DEVICES.each(((state,), states[state]) for state in DeviceState)
-        yield DEVICE_READY.each(((address,), view.serves(device)) for address, device in devices.items())
-        if view.daemon.value.managed:
+        yield DEVICE_READY.each(((address,), address in served.sockets) for address in devices)
+        if served.facts.role is Role.MANAGING:
             yield DEVICE_CONNECTED.each(
                 ((address,), device.state is DeviceState.CONNECTED) for address, device in devices.items()
             )
@@ -334,6 +359,10 @@ class _Collected(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._metrics
         yield from self._process.collect()
+
+
+def _label(value: str) -> str:
+    return value[:_LABEL_CHARACTERS].encode(errors="backslashreplace").decode()
 
 
 def _by(counts: Iterable[tuple[str, int]]) -> _Labelled:

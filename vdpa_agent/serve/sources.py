@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from vdpa_agent.model.daemon import Cause
+from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.loaded import Readings
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import Ask
@@ -22,6 +23,7 @@ class Sources(NamedTuple):
         statistics: asks the daemon for the counters of a device.
         readings: how the contents of each file were judged.
         restarts: how often the daemon was started again, by cause.
+        steps: how often the agent took something from somebody.
         lines_dropped: how many log lines were not written, by whose they were.
         peers: who is connected, and who was turned away.
         handled: how the gRPC calls ended.
@@ -32,6 +34,7 @@ class Sources(NamedTuple):
     statistics: Ask
     readings: Mapping[str, Readings]
     restarts: Counter[Cause]
+    steps: DestructiveSteps
     lines_dropped: Callable[[], Mapping[str, int]]
     peers: Peers
     handled: Handled

@@ -1,0 +1,94 @@
+"""Answers: what vdpad says of itself and of a device, read with suspicion."""
+
+from typing import Any, Final, NamedTuple
+
+from vdpa_agent.daemon.messages import whole_number
+from vdpa_agent.errors import DaemonLost, DaemonUnusable
+from vdpa_agent.model.daemon import DeviceFacts, Statistics
+from vdpa_agent.model.pci import printable
+
+PROTOCOL: Final = 1
+"""The version of the control protocol that this agent speaks: PROTOCOL of native/vdpad/methods.c."""
+
+_NAME_CHARACTERS: Final = 64
+"""The longest name, of a driver, a version or a statistic, that is kept."""
+
+_NUMA_NODES: Final = 1024
+"""No machine has more: MAX_NUMNODES of Linux."""
+
+_COUNTERS: Final = 4096
+"""The most that are kept of one device: 16 of each of the 256 virtqueues of DPDK's VHOST_MAX_VRING."""
+
+
+class Version(NamedTuple):
+    """What vdpad says of itself.
+
+    Attributes:
+        version: its version, printable.
+        protocol: the version of the control protocol that it speaks.
+    """
+
+    version: str
+    protocol: int
+
+
+def parse_version(result: object) -> Version:
+    """Reads the answer to `version`; a plain text is that of an early vdpad, which spoke protocol 1.
+
+    Raises:
+        DaemonUnusable: it speaks another protocol.
+        DaemonLost: it says neither.
+    """
+    told: dict[str, Any] = result if isinstance(result, dict) else {"version": result, "protocol": 1}
+    version, protocol = told.get("version"), told.get("protocol")
+    if not isinstance(version, str) or type(protocol) is not int:
+        message = "vdpad answered version without a version and a protocol number"
+        raise DaemonLost(message)
+    shown = printable(version, _NAME_CHARACTERS)
+    if protocol != PROTOCOL:
+        spoken = printable(str(protocol), _NAME_CHARACTERS)
+        message = (
+            f"vdpad {shown} speaks control protocol {spoken}, this agent speaks {PROTOCOL};"
+            " install the vdpad that came with this agent, or correct --vdpad"
+        )
+        raise DaemonUnusable(message)
+    return Version(shown, protocol)
+
+
+def parse_facts(result: object) -> DeviceFacts:
+    """Reads the answer to `device.add`; what is absent or odd in it is not known."""
+    answer: dict[str, Any] = result if isinstance(result, dict) else {}
+    numa_node = whole_number(answer.get("numa_node"), bits=32)
+    return DeviceFacts(
+        driver=_name(answer.get("driver")),
+        queue_pairs=whole_number(answer.get("queue_pairs"), bits=32) or 0,
+        features=whole_number(answer.get("features"), bits=64) or 0,
+        protocol_features=whole_number(answer.get("protocol_features"), bits=64) or 0,
+        kind=_name(answer.get("type")),
+        numa_node=numa_node if numa_node is not None and numa_node < _NUMA_NODES else None,
+    )
+
+
+def parse_statistics(result: object) -> Statistics:
+    """Reads the answer to `device.stats`; what is odd in it is left out, as is what comes after 4,096 counters."""
+    answer: dict[str, Any] = result if isinstance(result, dict) else {}
+    queues = answer.get("queues")
+    statistics: Statistics = {}
+    room = _COUNTERS
+    for entry in queues if isinstance(queues, list) else ():
+        if room <= 0:
+            break
+        queue: dict[str, Any] = entry if isinstance(entry, dict) else {}
+        number, counters = whole_number(queue.get("queue"), bits=16), queue.get("stats")
+        if number is None or not isinstance(counters, dict):
+            continue
+        kept = statistics.setdefault(number, {})
+        for name, value in counters.items():
+            if room > 0 and whole_number(value, bits=64) is not None:
+                kept[_name(name)] = value
+                room -= 1
+    return statistics
+
+
+def _name(value: object) -> str:
+    return printable(value, _NAME_CHARACTERS) if isinstance(value, str) else ""
