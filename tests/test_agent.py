@@ -38,7 +38,7 @@ async def test_a_sigterm_is_not_lost_among_more_sigchlds_than_the_loop_has_room_
                     os._exit(0)
                 time.sleep(0.0008)
             os.kill(os.getpid(), signal.SIGTERM)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while not heard:
                     await asyncio.sleep(0.005)
     assert heard == [signal.SIGTERM]
