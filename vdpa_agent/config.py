@@ -304,6 +304,7 @@ def settings_in_force(config: AgentConfig) -> dict[str, str]:
         "backlog": limits.backlog,
         "http-listen": serve.http_listen or "",
         "hold-timeout": f"{serve.hold_timeout_s:g}",
+        "ready-when": serve.ready_when,
         "require-sockets": str(serve.require_sockets).lower(),
         "example-data": str(serve.example_data).lower(),
         "daemon": daemon.mode,

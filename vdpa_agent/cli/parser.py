@@ -251,6 +251,7 @@ def _add_run(parser: _Parser) -> None:
         Memory,
         VhostMode,
     )
+    from vdpa_agent.model.health import ReadyWhen  # noqa: PLC0415
     from vdpa_agent.model.naming import SocketNaming  # noqa: PLC0415
 
     parser.set_defaults(tracing=any(parser.environment.get(name) for name in _COLLECTOR))
@@ -283,6 +284,14 @@ def _add_run(parser: _Parser) -> None:
         default=8.0,
         metavar="SECONDS",
         help_text="how long a call for a listed VF that is not ready yet waits for it; 0: not at all",
+    )
+    option(
+        "--ready-when",
+        kind=ReadyWhen,
+        default=ReadyWhen.RUNNING,
+        metavar="running|all-devices",
+        help_text="what readiness takes: that the agent answers and what it manages runs (running), or that every VF of"
+        " the list is served too (all-devices)",
     )
     parser.flag("--require-sockets", "call a mapping of somebody else's ready only if all of its sockets listen")
     option(
