@@ -2,16 +2,19 @@
 
 import asyncio
 import os
+from collections.abc import Mapping as ReadOnly
+from types import MappingProxyType
 from typing import Any, Final
 
 from grpclib.reflection.service import ServerReflection
 
 from vdpa_agent.config import LimitsConfig
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import DaemonStatus, Statistics
+from vdpa_agent.model.daemon import DaemonStatus, Device, Statistics
+from vdpa_agent.model.health import Role, Standing
 from vdpa_agent.model.loaded import Loaded
-from vdpa_agent.model.mapping import example_mapping
-from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.model.mapping import Mapping, example_mapping
+from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.calls import Services
 from vdpa_agent.serve.devices import DeviceService
@@ -19,10 +22,30 @@ from vdpa_agent.serve.health import HealthService
 from vdpa_agent.serve.peers import Peer, Peers
 from vdpa_agent.serve.protocol import READ_BYTES, HttpConnection
 from vdpa_agent.serve.vdpadpdk import VdpaDpdk
-from vdpa_agent.serve.view import View
+from vdpa_agent.serve.view import Snapshots, View
 
+NEVER_STARTED: Final = DaemonStatus()
+NOTHING: Final[Loaded[Any]] = Loaded()
 LIMITS: Final = LimitsConfig(calls_per_s=1_000_000)
 ME: Final = Peer(pid=os.getpid(), uid=0, gid=0, allowed=True)
+
+
+def snapshots(
+    wanted: Loaded[DeviceList] = NOTHING,
+    mapping: Loaded[Mapping] = NOTHING,
+    daemon: DaemonStatus = NEVER_STARTED,
+    devices: ReadOnly[PciAddress, Device] = MappingProxyType({}),
+    role: Role = Role.MANAGING,
+) -> Snapshots:
+    """Snapshots for a view, each to be set by the test."""
+    return Snapshots(
+        role=Latest(role),
+        wanted=Latest(wanted),
+        mapping=Latest(mapping),
+        daemon=Latest(daemon),
+        devices=Latest(devices),
+        standing=Latest(Standing()),
+    )
 
 
 class KeptPeers(Peers):
@@ -84,7 +107,7 @@ class Served:
     """The services with their example data, without a socket."""
 
     def __init__(self) -> None:
-        view = View(Latest(Loaded()), Latest(Loaded(example_mapping())), Latest(DaemonStatus(managed=False)))
+        view = View(snapshots(mapping=Loaded(example_mapping()), role=Role.SERVING))
 
         async def no_statistics(_address: PciAddress) -> Statistics:
             return {}

@@ -4,9 +4,10 @@ import asyncio
 import gc
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 import structlog
@@ -14,6 +15,7 @@ import structlog
 from vdpa_agent import __version__
 from vdpa_agent.config import AgentConfig, DaemonMode, HostPort, settings_in_force
 from vdpa_agent.daemon.reaper import Reaper, reaping
+from vdpa_agent.daemon.roles import Roles
 from vdpa_agent.daemon.supervisor import Supervisor
 from vdpa_agent.errors import AgentError
 from vdpa_agent.files.lists import Lists
@@ -22,10 +24,12 @@ from vdpa_agent.latest import Latest
 from vdpa_agent.logs import LogWriter
 from vdpa_agent.model.counts import Steps
 from vdpa_agent.model.daemon import DaemonStatus, Statistics, Stop
+from vdpa_agent.model.health import Role, Standing
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import example_mapping
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.node.sockets import dead_sockets
+from vdpa_agent.node.worker import Stuck, Worker
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import Ask, DeviceService
 from vdpa_agent.serve.handled import Handled
@@ -33,10 +37,13 @@ from vdpa_agent.serve.health import HealthService
 from vdpa_agent.serve.listener import listening
 from vdpa_agent.serve.sources import Sources
 from vdpa_agent.serve.vdpadpdk import VdpaDpdk
-from vdpa_agent.serve.view import View
+from vdpa_agent.serve.view import DeadSockets, Snapshots, View
 
 _COLLECT_AFTER: Final = 10_000
 """Objects made before the youngest are looked at for cycles; Python's 700 are three connections."""
+
+_DISK_S: Final = 2.0
+"""How long the file system of an external daemon's sockets may take to answer."""
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -79,7 +86,17 @@ async def _serve(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> No
 
 async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> None:
     log.warning("example_data_served", remedy="drop --example-data to serve real devices")
-    view = View(Latest(Loaded()), Latest(Loaded(example_mapping())), Latest(DaemonStatus(managed=False)))
+    standing = Latest(Standing())
+    view = View(
+        Snapshots(
+            role=Latest(Role.SERVING),
+            wanted=Latest(Loaded()),
+            mapping=Latest(Loaded(example_mapping())),
+            daemon=Latest(DaemonStatus()),
+            devices=Latest(MappingProxyType({})),
+            standing=standing,
+        )
+    )
     answers = Answers(view)
     sources = partial(
         Sources,
@@ -102,26 +119,35 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
 
 async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop], reaper: Reaper) -> None:
     steps: Steps = Counter()
-    lists = Lists(
-        config.files,
-        takes_requests=config.daemon.mode is not DaemonMode.NONE,
-        mapping_is_ours=lambda: supervisor.status.value.managed,
-    )
+    lists = Lists(config.files, takes_requests=config.daemon.mode is not DaemonMode.NONE)
+    names = NamesFile(config.files.socket_list)
+    roles = Roles(config.daemon, wanted=lists.devices, mapping=lists.mapping, names=names)
     supervisor = Supervisor(
         config.daemon,
         socket_list=config.files.socket_list,
+        role=roles.role,
         wanted=lists.devices,
         mapping=lists.mapping,
-        names=NamesFile(config.files.socket_list),
+        names=names,
         retire_mapping=lists.retire_mapping,
         reaper=reaper,
     )
+    standing = Latest(Standing())
     view = View(
-        lists.devices,
-        lists.mapping,
-        supervisor.status,
-        dead_sockets=dead_sockets,
+        Snapshots(
+            role=roles.role,
+            wanted=lists.devices,
+            mapping=lists.mapping,
+            daemon=supervisor.status,
+            devices=supervisor.devices,
+            standing=standing,
+        ),
+        left_s=config.serve.hold_timeout_s,
+        dead_sockets=_dead_sockets(Worker("external-sockets")),
         require_sockets=config.serve.require_sockets,
+        ready_when=config.serve.ready_when,
+        pci_list=str(config.files.pci_list),
+        socket_list=str(config.files.socket_list),
     )
     answers = Answers(view)
     sources = partial(
@@ -135,7 +161,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         lines_dropped=lambda: {"agent": logs.dropped_lines, "daemon": supervisor.dropped.lines},
     )
     lists.check()
-    supervisor.adopt_role()
+    await roles.decide()
     async with (
         listening(config.serve, _services(config, view, answers, supervisor.statistics)) as (peers, handled),
         _tracing(handled, wanted=config.serve.tracing),
@@ -144,6 +170,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
     ):
         eternal = [
             tasks.create_task(_eternal(lists.run()), name="lists"),
+            tasks.create_task(_eternal(roles.run()), name="roles"),
             tasks.create_task(_eternal(view.run()), name="view"),
             tasks.create_task(_eternal(answers.run()), name="answers"),
         ]
@@ -157,6 +184,18 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             answers.end()
             for task in eternal:
                 task.cancel()
+
+
+def _dead_sockets(worker: Worker) -> DeadSockets:
+    """Asks the kernel off the event loop, since a path may be on a file system that does not answer."""
+
+    async def ask(paths: Collection[str]) -> dict[str, str]:
+        try:
+            return await worker.run(lambda: dead_sockets(paths), timeout_s=_DISK_S)
+        except Stuck:
+            return {path: f"the file system of {path} does not answer" for path in paths}
+
+    return ask
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from vdpa_agent.errors import ConfigError
 from vdpa_agent.model.backoff import Backoff
+from vdpa_agent.model.health import ReadyWhen
 from vdpa_agent.model.mapping import SOCKET_PATH_MAX_BYTES
 from vdpa_agent.model.naming import SocketNaming
 from vdpa_agent.model.pci import PciAddress
@@ -233,6 +234,7 @@ class ServeConfig:
         limits: who may call, and how much.
         hold_timeout_s: how long a call for a wanted device that is not ready may wait, in seconds; 0: not at all.
         require_sockets: a mapping of somebody else's is ready only if all of its sockets listen.
+        ready_when: what readiness takes.
         example_data: serve the 16 example VFs instead of any file.
         http_listen: where metrics and probes are served by HTTP; None: nowhere.
         tracing: whether calls are traced, to where the variables of OpenTelemetry say.
@@ -244,6 +246,7 @@ class ServeConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     hold_timeout_s: float = 8.0
     require_sockets: bool = False
+    ready_when: ReadyWhen = ReadyWhen.RUNNING
     example_data: bool = False
     http_listen: HostPort | None = None
     tracing: bool = False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import mapping_text, running, write_atomically
+from tests.processes import eventually, mapping_text, running, write_atomically
 
 
 def _command(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -33,9 +33,9 @@ def test_get_and_list(run_dir: Path) -> None:
         assert "no live socket for 0000:82:00.7" in missing.stderr
         listed = _command("list", where)
         assert (listed.returncode, listed.stderr) == (0, "")
-        assert listed.stdout == "ADDRESS       STATE   SOCKET\n0000:82:00.2  failed  -\n0000:af:00.3  failed  -\n"
+        assert listed.stdout == "ADDRESS       STATE  SOCKET\n0000:82:00.2  ready  /v/a\n0000:af:00.3  ready  /v/b\n"
         wide = _command("list", where, "-o", "wide")
-        assert "nobody listens on /v/a" in wide.stdout
+        assert "the socket file /v/a is gone" in wide.stdout
         assert [device["pci_address"] for device in json.loads(_command("list", where, "-o", "json").stdout)] == [
             "0000:82:00.2",
             "0000:af:00.3",
@@ -48,9 +48,11 @@ def test_status_and_health(run_dir: Path) -> None:
         waiting = _command("status", where)
         assert (waiting.returncode, waiting.stderr) == (0, "")
         assert re.search(r"^role +waiting$", waiting.stdout, re.MULTILINE)
-        assert re.search(r"^reason +no mapping is loaded: the file is not there$", waiting.stdout, re.MULTILINE)
-        unready = _command("health", where)
-        assert (unready.returncode, unready.stdout) == (5, "NOT_SERVING\n")
+        assert re.search(r"^ready +yes$", waiting.stdout, re.MULTILINE)
+        agent.socket_list.write_text("[{")
+        eventually("the refusal", lambda: _command("health", where).returncode == 5)
+        refused = f"no mapping is loaded: {agent.socket_list}: line 1 column 3: not JSON"
+        assert refused in _command("status", where).stdout
         write_atomically(agent.socket_list, mapping_text({"0000:82:00.2": "/v/a"}))
         agent.wait_answer("0000:82:00.2", "/v/a")
         assert json.loads(_command("status", where, "-o", "json").stdout)["ready"] is True
@@ -72,7 +74,7 @@ def test_watch(run_dir: Path) -> None:
         )
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == "0000:82:00.2  failed\n"
+            assert process.stdout.readline() == "0000:82:00.2  ready  /v/a\n"
             write_atomically(agent.socket_list, "[]")
             assert process.stdout.readline() == "0000:82:00.2  gone\n"
             process.send_signal(signal.SIGINT)

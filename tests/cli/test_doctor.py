@@ -73,13 +73,15 @@ def test_no_list(node: Node) -> None:
     found = node.doctor()
     assert (found.code, found.told["devices"]) == (1, 0)
     listing = f"ls -d /sys/bus/pci/devices/*/physfn | cut -d/ -f6 > {node.pci_list}  # all VFs of this machine"
-    assert found.of("device list", "blocks") == [f"no device list is loaded: the file is not there => {listing}"]
+    assert found.of("device list", "blocks") == [
+        f"no device list is loaded: {node.pci_list}: the file is not there => {listing}"
+    ]
     write_list(node.pci_list, [])
     assert node.doctor().of("device list", "blocks") == [f"{node.pci_list} names no device => {listing}"]
     node.pci_list.write_text("82:00.2\nens1f0\n")
     refused = "line 2: 'ens1f0' is not a PCI address such as 0000:82:00.2; write one address a line"
     assert node.doctor().of("device list", "blocks") == [
-        f"no device list is loaded: {refused} => correct {node.pci_list}"
+        f"no device list is loaded: {node.pci_list}: {refused} => correct {node.pci_list}"
     ]
 
 
@@ -116,7 +118,11 @@ def test_a_mapping_of_somebody_elses(node: Node) -> None:
         node.doctor("82:00.7").of("0000:82:00.7", "blocks")[0].startswith(f"0000:82:00.7 is not in {node.socket_list}")
     )
     node.socket_list.write_text("[{")
-    assert node.doctor().of("mapping", "blocks")[0].startswith("no mapping is loaded: line 1 column 3: not JSON")
+    assert (
+        node.doctor()
+        .of("mapping", "blocks")[0]
+        .startswith(f"no mapping is loaded: {node.socket_list}: line 1 column 3: not JSON")
+    )
 
 
 def test_the_daemons_program(node: Node) -> None:
@@ -322,7 +328,7 @@ def test_the_same_words_as_status(node: Node) -> None:
     with running(node.directory, *arguments) as agent:
         agent.wait_logged("device_failed", device=OTHER)
         agent.wait_logged("device_failed", device=VF)
-        reasons = _status(agent)["not_ready_reasons"]
+        reasons = _status(agent)["degraded_reasons"]
         found = _beside(agent)
     assert found.code == 1
     # What sysfs rules out is told with its remedy apart; what vdpad refuses, as it stands.
@@ -336,7 +342,7 @@ def test_the_same_words_as_status(node: Node) -> None:
 
 def test_an_agent_without_any_list_says_the_same_as_status(run_dir: Path) -> None:
     with running(run_dir) as agent:
-        reasons = _status(agent)["not_ready_reasons"]
+        reasons = _status(agent)["degraded_reasons"]
         found = _beside(agent)
     assert found.code == 1
     assert [told.partition(" => ")[0] for told in found.of("agent", "blocks")] == reasons

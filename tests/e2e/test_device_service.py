@@ -96,8 +96,9 @@ def test_a_foreign_mapping_tells_which_sockets_are_dead(run_dir: Any) -> None:
         write_atomically(agent.socket_list, mapping_text({FOUR[0]: "/v/a", FOUR[1]: str(agent.listen)}))
         agent.wait_answer(FOUR[0], "/v/a")
         dead, alive = _device(agent, FOUR[0]), _device(agent, FOUR[1])
-        assert (dead.state, dead.reason) == (pb.DEVICE_STATE_FAILED, "nobody listens on /v/a")
-        assert (alive.state, alive.socket_path) == (pb.DEVICE_STATE_FAILED, "")  # bound under another name
+        assert (dead.state, dead.socket_path) == (pb.DEVICE_STATE_READY, "/v/a")  # the file is the truth
+        assert (alive.state, alive.reason) == (pb.DEVICE_STATE_READY, "")
+        eventually("the doubt", lambda: _device(agent, FOUR[0]).reason == "the socket file /v/a is gone")
         assert _status(agent).ready
 
 
@@ -183,9 +184,12 @@ def test_health(four: AgentProcess) -> None:
 
 
 def test_sockets_decide_readiness_only_where_that_is_asked_for(run_dir: Any) -> None:
-    with running(run_dir, "--require-sockets") as agent:
-        write_atomically(agent.socket_list, mapping_text({FOUR[0]: "/v/a"}))
-        agent.wait_answer(FOUR[0], "/v/a")
+    with running(run_dir, "--require-sockets", "--hold-timeout=0.1") as agent:
+        write_atomically(agent.socket_list, mapping_text({FOUR[0]: "/v/a", FOUR[1]: str(agent.listen)}))
+        agent.wait_answer(FOUR[1], str(agent.listen))
+        eventually("the dead socket", lambda: agent.ask(FOUR[0]) == "")
         status = _status(agent)
-        assert (status.ready, list(status.not_ready_reasons)) == (False, ["nobody listens on /v/a"])
+        reasons = [f"{FOUR[0]} is failed: the socket file /v/a is gone"]
+        assert (status.ready, list(status.not_ready_reasons)) == (False, reasons)
+        assert _device(agent, FOUR[0]).socket_path == ""
         assert _check(agent, "") == "NOT_SERVING"

@@ -66,11 +66,11 @@ def test_a_life_of_the_daemon(run_dir: Path, options: tuple[str, ...]) -> None:
     with running(run_dir, *options, WITH_HTTP) as agent:
         agent.wait_metric("vdpa_agent_role", 1, role="waiting")
         assert agent.metric("vdpa_agent_build_info", version=__version__) == 1
-        assert agent.metric("vdpa_agent_ready") == 0
+        assert agent.metric("vdpa_agent_ready") == 1  # it waits for a list
         assert agent.metric("vdpa_agent_daemon_up") is None
         began = time.time()
         write_list(agent.pci_list, FOUR)
-        agent.wait_metric("vdpa_agent_ready", 1)
+        agent.wait_metric("vdpa_agent_devices", 4, state="ready")
         assert agent.metric("vdpa_agent_role", role="managing") == 1
         assert agent.metric("vdpa_agent_daemon_up") == agent.metric("vdpa_agent_daemon_ready") == 1
         assert agent.metric("vdpa_agent_daemon_state", state="running") == 1
@@ -185,10 +185,10 @@ def test_a_foreign_mapping(run_dir: Path) -> None:
         write_atomically(agent.socket_list, mapping_text({FOUR[0]: "/v/a"}))
         agent.wait_metric("vdpa_agent_role", 1, role="serving")
         assert agent.metric("vdpa_agent_ready") == 1
-        assert agent.metric("vdpa_agent_devices", state="failed") == 1
-        assert agent.metric("vdpa_agent_device_ready", pciAddr=FOUR[0]) == 0
+        assert agent.metric("vdpa_agent_devices", state="ready") == 1
+        assert agent.metric("vdpa_agent_device_ready", pciAddr=FOUR[0]) == 1
         assert agent.metric("vdpa_agent_device_connected", pciAddr=FOUR[0]) is None
-        assert agent.get("/readyz?verbose") == (200, "[+]agent ok\n[+]mapping ok\nreadyz check passed\n")
+        assert agent.get("/readyz?verbose") == (200, "[+]agent ok\n[+]socket ok\n[+]mapping ok\nreadyz check passed\n")
 
 
 def test_what_is_asked(run_dir: Path) -> None:
@@ -292,24 +292,33 @@ def test_probes_say_the_words_of_status(run_dir: Path, options: tuple[str, ...])
     with running(run_dir, *options, WITH_HTTP) as agent:
         agent.wait_logged("file_absent", count=2)
         assert agent.get("/livez?verbose") == (200, "[+]agent ok\nlivez check passed\n")
-        assert agent.get("/readyz") == (503, f"[+]agent ok\n[-]mapping: {_reasons(agent)[0]}\nreadyz check failed\n")
+        waits = f"a device list at {agent.pci_list}, or a mapping at {agent.socket_list}"
+        assert agent.get("/readyz") == (200, "ok\n")
+        page = f"[+]agent ok\n[+]socket ok\n[+]mapping ok\n[+]device list ok\n[!]waits for {waits}\n"
+        assert agent.get("/readyz?verbose") == (200, f"{page}readyz check passed\n")
+        assert _status(agent)["waiting_for"] == waits
         write_list(agent.pci_list, FOUR[:2])
-        eventually("readiness", lambda: agent.get("/readyz") == (200, "ok\n"))
-        lines = "[+]agent ok\n[+]device list ok\n[+]daemon ok\n"
-        devices = "".join(f"[+]device {address} ok\n" for address in FOUR[:2])
-        assert agent.get("/readyz?verbose") == (200, f"{lines}{devices}readyz check passed\n")
+        agent.wait_answer(FOUR[1], str(run_dir / "vhost" / "vdpa-1"))
+        lines = "[+]agent ok\n[+]socket ok\n[+]device list ok\n[+]daemon ok\n"
+        assert agent.get("/readyz?verbose") == (200, f"{lines}readyz check passed\n")
         (run_dir / "vhost" / "vdpa-2").write_text("in the way")
         write_list(agent.pci_list, FOUR[:3])
         agent.wait_logged("device_failed", device=FOUR[2])
-        told = f"{lines}{devices}[-]device {FOUR[2]}: {{}}\nreadyz check failed\n"
+        assert agent.get("/readyz") == (200, "ok\n")  # one broken VF holds up no rollout
+
+        def shown() -> str:
+            return f"{lines}[!]device {FOUR[2]}: {_status(agent)['degraded_reasons'][0]}\nreadyz check passed\n"
+
         # It is tried again and again, so the two are not always asked in the same moment.
-        eventually("the same words", lambda: agent.get("/readyz") == (503, told.format(*_reasons(agent))))
+        eventually("the same words", lambda: agent.get("/readyz?verbose") == (200, shown()))
+        _kill_daemon(agent)
+        eventually("unreadiness", lambda: agent.get("/readyz")[0] == 503 or len(agent.log.named("daemon_started")) == 2)
 
 
-def _reasons(agent: AgentProcess) -> list[str]:
+def _status(agent: AgentProcess) -> dict[str, Any]:
     shown = subprocess.run(
         [sys.executable, "-m", "vdpa_agent", "status", f"--address={agent.listen}", "-o", "json"],
         check=True,
         capture_output=True,
     )
-    return list(json.loads(shown.stdout)["not_ready_reasons"])
+    return dict(json.loads(shown.stdout))

@@ -228,7 +228,8 @@ def test_no_space_for_the_mapping(run_dir: Path, options: tuple[str, ...]) -> No
             four.rename(disk / "pciList.dat")
             _wait_complaint(agent, "no space left on device")
             agent.wait_logged("device_ready", count=4)
-            assert [agent.ask(address) for address in FOUR] == [_socket(agent, 0), _socket(agent, 1), "", ""]
+            assert [agent.ask(address) for address in FOUR] == [_socket(agent, number) for number in range(4)]
+            agent.wait_logged("mapping_not_written")
             filler.unlink()
             _wait_mended(agent)
             _assert_remedy(agent, "no space left on device")

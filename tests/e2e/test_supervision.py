@@ -126,7 +126,7 @@ def test_numbers_stay_with_their_devices_over_restarts_of_daemon_and_agent(
             agent.wait_logged("device_ready", count=3 * restart)
             agent.wait_answer(FOUR[3], str(run_dir / "vhost" / "vdpa-3"))
             agent.wait_answer(FOUR[1], str(run_dir / "vhost" / "vdpa-1"))
-            agent.wait_answer("0000:83:00.0", str(run_dir / "vhost" / "vdpa-0"))
+            agent.wait_answer("0000:83:00.0", str(run_dir / "vhost" / "vdpa-4"))
             if restart == 1:
                 os.kill(agent.daemon_pid(), signal.SIGKILL)
     agent_process = AgentProcess(run_dir, options, {})

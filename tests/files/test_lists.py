@@ -20,9 +20,9 @@ ONE = {"0000:82:00.2": "/v/vdpa-0"}
 TWO = {**ONE, "0000:82:00.3": "/v/vdpa-1"}
 
 
-def _lists(directory: Path, *, takes_requests: bool = True, mapping_is_ours: bool = False) -> Lists:
+def _lists(directory: Path, *, takes_requests: bool = True) -> Lists:
     config = FilesConfig(socket_list=directory / "socketList.dat", pci_list=directory / "pciList.dat")
-    return Lists(config, takes_requests=takes_requests, mapping_is_ours=lambda: mapping_is_ours)
+    return Lists(config, takes_requests=takes_requests)
 
 
 @asynccontextmanager
@@ -107,25 +107,14 @@ async def test_the_device_list_outlives_its_file(run_dir: Path) -> None:
     assert loaded.value == ("0000:82:00.2",)
 
 
-async def test_our_own_mapping_is_dropped_the_moment_it_is_gone(run_dir: Path) -> None:
-    lists = _lists(run_dir, mapping_is_ours=True)
-    path = run_dir / "socketList.dat"
-    write_atomically(path, mapping_text(ONE))
-    lists.check()
-    assert _sockets(ONE)(lists.mapping.value.value)
-    path.unlink()
-    lists.check()
-    assert lists.mapping.value.value is None
-
-
 async def test_retiring_removes_a_mapping_and_keeps_a_list(run_dir: Path) -> None:
     lists = _lists(run_dir)
     socket_list = run_dir / "socketList.dat"
     socket_list.write_text(mapping_text(ONE))
-    lists.retire_mapping()
+    await lists.retire_mapping()
     assert list(run_dir.iterdir()) == []
     socket_list.write_text("0000:82:00.4\n")
-    lists.retire_mapping()
+    await lists.retire_mapping()
     assert [path.name for path in run_dir.iterdir()] == ["pciList.dat"]
     assert lists.devices.value.value == ("0000:82:00.4",)
 
@@ -133,7 +122,7 @@ async def test_retiring_removes_a_mapping_and_keeps_a_list(run_dir: Path) -> Non
 async def test_a_list_that_a_killed_agent_left_aside_is_found_again(run_dir: Path) -> None:
     (run_dir / ".socketList.dat.retired").write_text("0000:82:00.4\n")
     lists = _lists(run_dir)
-    lists.retire_mapping()
+    await lists.retire_mapping()
     assert lists.devices.value.value == ("0000:82:00.4",)
 
 

@@ -1,15 +1,9 @@
 """The table of the daemon's states."""
 
-from types import MappingProxyType
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vdpa_agent.model.daemon import TRANSITIONS, DaemonEvent, DaemonState, DaemonStatus, Device, DeviceState
-from vdpa_agent.model.pci import PciAddress
-
-ADDRESS = PciAddress("0000:82:00.2")
+from vdpa_agent.model.daemon import TRANSITIONS, DaemonEvent, DaemonState
 
 
 def _reach(start: DaemonState) -> set[DaemonState]:
@@ -35,17 +29,6 @@ def test_stopped_is_for_good() -> None:
 def test_a_process_that_may_exist_may_end() -> None:
     for state in (DaemonState.STARTING, DaemonState.RUNNING, DaemonState.STOPPING):
         assert (state, DaemonEvent.ENDED) in TRANSITIONS
-
-
-@pytest.mark.parametrize("state", list(DaemonState))
-@pytest.mark.parametrize("device_state", list(DeviceState))
-def test_only_a_ready_device_of_a_running_daemon_is_served(state: DaemonState, device_state: DeviceState) -> None:
-    device = Device(ADDRESS, "/s", device_state)
-    status = DaemonStatus(managed=True, state=state, devices=MappingProxyType({ADDRESS: device}))
-    usable = device_state in {DeviceState.READY, DeviceState.CONNECTED}
-    assert status.serves(ADDRESS) == (state is DaemonState.RUNNING and usable)
-    assert not status._replace(unhealthy="it does not answer").serves(ADDRESS)
-    assert not status._replace(devices=MappingProxyType({})).serves(ADDRESS)
 
 
 @given(st.lists(st.sampled_from(list(DaemonEvent))))

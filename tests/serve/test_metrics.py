@@ -9,9 +9,9 @@ from grpclib.const import Cardinality, Status
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.processes import series
+from tests.served import snapshots
 from vdpa_agent.config import LimitsConfig
-from vdpa_agent.latest import Latest
-from vdpa_agent.model.counts import Step
+from vdpa_agent.model.counts import DestructiveStep
 from vdpa_agent.model.daemon import (
     NOTHING_KNOWN,
     DaemonState,
@@ -46,8 +46,7 @@ def _metrics(
     known = MappingProxyType(
         {address: Device(address, socket, state, facts=facts) for address, state in devices.items()}
     )
-    daemon = DaemonStatus(managed=True, state=DaemonState.RUNNING, pid=1, devices=known)
-    view = View(Latest(Loaded((A, B, C))), Latest(Loaded()), Latest(daemon))
+    view = View(snapshots(Loaded((A, B, C)), daemon=DaemonStatus(state=DaemonState.RUNNING, pid=1), devices=known))
     return Metrics(
         Sources(
             view=view,
@@ -55,7 +54,7 @@ def _metrics(
             statistics=statistics,
             readings={},
             restarts=Counter(),
-            steps=Counter({Step.LIST_SHRUNK: 2}),
+            steps=Counter({DestructiveStep.LIST_SHRUNK: 2}),
             lines_dropped=dict,
             peers=Peers(LimitsConfig(), asyncio.get_running_loop().time),
             handled=handled,
@@ -107,7 +106,7 @@ async def test_steps_that_take_something_are_counted() -> None:
 
     seen = series((await _metrics(tell).page(PLAIN)).body.decode())
     steps = {dict(labels)["step"]: value for (name, labels), value in seen.items() if "destructive" in name}
-    assert steps == {step: 2 if step is Step.LIST_SHRUNK else 0 for step in Step}
+    assert steps == {step: 2 if step is DestructiveStep.LIST_SHRUNK else 0 for step in DestructiveStep}
 
 
 async def test_a_daemon_that_hangs_costs_a_second_and_what_it_told_before_counts() -> None:

@@ -145,7 +145,9 @@ def _agent(told: Told) -> AgentFacts | None:
         return None
     status = told.status
     return AgentFacts(
-        version=status.version, reasons=tuple(status.not_ready_reasons), daemon_pid=status.daemon.pid or None
+        version=status.version,
+        reasons=(*status.not_ready_reasons, *status.degraded_reasons),
+        daemon_pid=status.daemon.pid or None,
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import shlex
 import shutil
 from collections.abc import Callable
+from collections.abc import Mapping as ReadOnly
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -15,14 +16,18 @@ from vdpa_agent.config import DaemonConfig, VhostMode
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.errors import DaemonUnusable
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import DaemonStatus, Device, DeviceState, Statistics
+from vdpa_agent.model.daemon import Device, DeviceState, Statistics
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.node.sockets import dead_sockets
+from vdpa_agent.node.worker import Stuck, Worker
 
 _LOOK_S: Final = 1.0
 """How often the sockets are looked at without any event."""
+
+_DISK_S: Final = 2.0
+"""How long the file system of the sockets may take to answer."""
 
 log = structlog.get_logger(__name__)
 
@@ -36,15 +41,18 @@ class Command:
         socket_list: Path,
         wanted: Latest[Loaded[DeviceList]],
         mapping: Latest[Loaded[Mapping]],
-        status: Latest[DaemonStatus],
     ) -> None:
+        self.devices: Latest[ReadOnly[PciAddress, Device]] = Latest(MappingProxyType({}))
         self.name = Path(shlex.split(config.command)[0]).name
         self._config = config
         self._socket_list = socket_list
         self._wanted = wanted
         self._mapping = mapping
-        self._status = status
+        self._worker = Worker("sockets")
         self._started_with: DeviceList = ()
+
+    async def prepare(self) -> None:
+        """There is nothing to prepare: what it finds in its way is its own business."""
 
     def argv(self, control_fd: int) -> list[str]:  # noqa: ARG002 - it is not told of the channel
         """Its command line for the devices of now; where setpriv(1) is at hand, it dies with the agent."""
@@ -71,7 +79,7 @@ class Command:
             watches = [tasks.create_task(_wake_on_change(latest, wake)) for latest in (self._wanted, self._mapping)]
             while (self._wanted.value.value or ()) == self._started_with:
                 wake.clear()
-                self._look()
+                await self._look()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_S):
                         await wake.wait()
@@ -90,23 +98,28 @@ class Command:
         devices = {
             address: Device(address, "", DeviceState.WANTED, reason) for address in self._wanted.value.value or ()
         }
-        self._status.set(self._status.value._replace(devices=MappingProxyType(devices)))
+        self.devices.set(MappingProxyType(devices))
 
     async def statistics(self, address: PciAddress) -> Statistics:  # noqa: ARG002
         """There is nobody to ask."""
         return {}
 
-    def _look(self) -> None:
+    async def _look(self) -> None:
         mapped = self._mapping.value.value or Mapping()
         paths = {address: mapped.sockets[address] for address in self._started_with if address in mapped.sockets}
-        dead = dead_sockets(paths.values()) if self._config.vhost_mode is VhostMode.SERVER else {}
+        dead: dict[str, str] = {}
+        if self._config.vhost_mode is VhostMode.SERVER:
+            try:
+                dead = await self._worker.run(lambda: dead_sockets(paths.values()), timeout_s=_DISK_S)
+            except Stuck:
+                dead = {path: f"the file system of {path} does not answer" for path in paths.values()}
         devices = {}
         for address in self._started_with:
             path = paths.get(address, "")
             reason = dead.get(path, "") if path else "the daemon has not mapped it yet"
             state = DeviceState.STARTING if reason else DeviceState.READY
             devices[address] = Device(address, path, state, reason)
-        self._status.set(self._status.value._replace(devices=MappingProxyType(devices)))
+        self.devices.set(MappingProxyType(devices))
 
 
 def command_argv(config: DaemonConfig, socket_list: Path, devices: DeviceList) -> list[str]:

@@ -1,8 +1,8 @@
-"""Devices: makes the devices of a running vdpad those of the list, one by one, and watches their sockets."""
+"""Devices: executes the plan for each device of a running vdpad, and publishes what came of it."""
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -14,45 +14,73 @@ from vdpa_agent.config import DaemonConfig, VhostMode
 from vdpa_agent.daemon.answers import parse_facts
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.messages import ErrorCode
+from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.backoff import Backoff
-from vdpa_agent.model.daemon import NOTHING_KNOWN, SERVED, DaemonStatus, Device, DeviceState
+from vdpa_agent.model.daemon import SERVED, Device, DeviceState
 from vdpa_agent.model.loaded import Loaded
-from vdpa_agent.model.mapping import Mapping
+from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.naming import SocketNaming, assign_names
 from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.model.plan import Record, Step, next_look_s, next_step
 from vdpa_agent.model.preflight import assess, devargs_of, takes_hugepages
 from vdpa_agent.node.sockets import dead_sockets
 from vdpa_agent.node.sysfs import read_facts, read_hugepages, read_numa
+from vdpa_agent.node.worker import Stuck, Worker
 
-_RETRY: Final = Backoff(first_s=1.0, cap_s=4.0)
-"""When a device that the daemon refused to add or remove is asked for again: within 5 s of whatever mends it."""
+_GATHER_S: Final = 0.01
+"""How long devices that become ready one after the other are gathered before they are published together."""
+
+_DISK_S: Final = 2.0
+"""How long the file system of the sockets may take to answer."""
+
+_LOGGED_CHANGES: Final = 6
+"""How many comings and goings of a device's front ends are logged one by one, between two quiet looks."""
+
+_TEXT_CHARACTERS: Final = 64
+"""So much is shown of a socket that the daemon serves in place of the right one."""
 
 log = structlog.get_logger(__name__)
+
+
+class KeptNames(Protocol):
+    """The socket names of earlier agents, as they were kept."""
+
+    @property
+    def names(self) -> Mapping[PciAddress, str]:
+        """By address, in the order in which they were written."""
+
+    @property
+    def this_boot(self) -> bool:
+        """Whether they were written since the node booted: then a pod may still have been given them."""
 
 
 class NameStore(Protocol):
     """Keeps socket names over restarts of the agent."""
 
-    def read(self) -> dict[PciAddress, str]:
+    async def read(self) -> KeptNames:
         """The names as last written."""
 
-    def write(self, names: dict[PciAddress, str]) -> bool:
+    async def write(self, names: Mapping[PciAddress, str]) -> bool:
         """Keeps these names from now on; False: not now, and they should be written again."""
+
+    async def is_current(self, names: Mapping[PciAddress, str]) -> bool:
+        """Whether these names are what is kept."""
 
 
 class Devices:
-    """Follows the list by `device.add` and `device.remove`, and writes the devices of the status."""
+    """Follows the list by `device.add` and `device.remove`.
+
+    Attributes:
+        published: the devices of the daemon, as it acknowledged them; nothing else writes it.
+    """
 
     def __init__(
         self,
         config: DaemonConfig,
         *,
-        socket_list: Path,
         wanted: Latest[Loaded[DeviceList]],
-        mapping: Latest[Loaded[Mapping]],
-        status: Latest[DaemonStatus],
+        mapping: Latest[Loaded[SocketMapping]],
         names: NameStore,
         spread: Callable[[], float],
     ) -> None:
@@ -60,28 +88,27 @@ class Devices:
 
         Args:
             config: where sockets are and how they are named.
-            socket_list: the mapping file that the daemon writes.
             wanted: what the list says.
-            mapping: what the mapping file says.
-            status: the status of which it writes `devices`.
+            mapping: what the mapping file says, which is compared with what the daemon acknowledged.
             names: keeps the socket names.
             spread: where in its jitter a backoff is, -1 to 1.
         """
+        self.published: Latest[Mapping[PciAddress, Device]] = Latest(MappingProxyType({}))
         self._config = config
-        self._socket_list = socket_list
         self._wanted = wanted
-        self._mapping = mapping
-        self._status = status
         self._store = names
-        self._names: dict[PciAddress, str] | None = None
-        self._names_kept = True
         self._spread = spread
-        self._added: set[PciAddress] = set()
-        self._refusals: dict[PciAddress, tuple[int, float, str]] = {}
-        self._drains: dict[PciAddress, float] = {}
-        self._in_use: set[PciAddress] = set()
+        self._names: dict[PciAddress, str] | None = None
+        self._named_for: DeviceList = ()
+        self._names_kept = True
+        self._records: dict[PciAddress, Record] = {}
         self._doubts: dict[PciAddress, tuple[str, ...]] = {}
+        self._changes: dict[PciAddress, int] = {}
+        self._worker = Worker("sockets")
+        self._repair = MappingRepair(mapping)
         self._wake = asyncio.Event()
+        self._look_is_due = False
+        self._publishing: asyncio.TimerHandle | None = None
 
     async def follow(self, control: Control) -> None:
         """Keeps a daemon that has just started at what the list says, until cancelled.
@@ -91,42 +118,40 @@ class Devices:
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._wake_on_change(), name="list")
+            tasks.create_task(self._repair.wake_on_change(self._wake), name="mapping")
             while True:
                 self._wake.clear()
                 await self._reconcile(control)
-                await self._look(control)
+                if self._look_is_due:
+                    self._look_is_due = False
+                    await self._look()
+                self._publish()
+                mapped = {address: record.device.socket for address, record in self._records.items() if record.added}
+                await self._repair.step(control, mapped)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._pause_s()):
                         await self._wake.wait()
 
     def look(self) -> None:
-        """Looks at the sockets and the mapping without any event; to be called every few seconds."""
+        """Looks at what is on disk without any event; to be called every few seconds."""
+        self._look_is_due = True
         self._wake.set()
 
     def forget(self, reason: str) -> None:
         """The daemon is gone: every device of the list is wanted again, for the given reason."""
-        self._added.clear()
-        self._refusals.clear()
-        self._drains.clear()
-        self._in_use.clear()
-        self._show({})
-        for device in self._known().values():
-            self._set(device._replace(reason=reason, facts=NOTHING_KNOWN))
+        wanted = frozenset(self._wanted.value.value or ())
+        self._records = {address: record.lost(reason) for address, record in self._records.items() if address in wanted}
+        self._repair.forget()
+        self._publish()
 
     def front_end(self, address: str, *, connected: bool) -> None:
-        """The daemon told that a front end came to a device, or left it."""
-        device = self._known().get(PciAddress(address))
-        if device is None or connected == (device.address in self._in_use):
+        """The daemon reported that a front end came to a device, or left it."""
+        record = self._records.get(PciAddress(address))
+        if record is None or connected == record.in_use:
             return
-        if connected:
-            self._in_use.add(device.address)
-            log.info("front_end_connected", device=address)
-        else:
-            self._in_use.discard(device.address)
-            self._drains.pop(device.address, None)
-            log.info("front_end_left", device=address)
-        if device.state in SERVED:
-            self._set_served(device)
+        self._records[record.device.address] = record.used(by_front_end=connected)
+        self._log_front_end(record.device.address, connected=connected)
+        self._publish_soon()
         self._wake.set()
 
     async def _wake_on_change(self) -> None:
@@ -135,40 +160,81 @@ class Devices:
 
     async def _reconcile(self, control: Control) -> None:
         wanted = self._wanted.value.value or ()
-        for address in [address for address in self._known() if address not in wanted]:
-            await self._remove(control, self._known()[address])
-        # After the removals: their names are free again for what is new.
-        self._show(self._known())
-        for address in wanted:
-            device = self._known()[address]
-            if device.state is DeviceState.REMOVING:
-                self._stay(device)
-            elif device.state in {DeviceState.WANTED, DeviceState.FAILED} and self._is_due(address):
-                await self._add(control, device)
+        await self._name(wanted)
+        present = frozenset(wanted)
+        now_s = self._now_s()
+        steps = {
+            address: next_step(record, wanted=address in present, now_s=now_s)
+            for address, record in self._records.items()
+        }
+        for address, step in steps.items():
+            self._prepare(address, step, now_s)
+        self._publish()  # before the daemon is asked: what goes is promised no more
+        for address, step in steps.items():
+            if step is Step.REMOVE:
+                await self._remove(control, address)
+            elif step is Step.ADD or (step is Step.RENEW and await self._give_up(control, address)):
+                await self._add(control, address)
 
-    async def _add(self, control: Control, device: Device) -> None:
-        if device.address in self._added and not await self._take_back(control, device):
-            return
-        devargs, refusal = self._examine(device.address)
+    def _prepare(self, address: PciAddress, step: Step, now_s: float) -> None:
+        """Does all of a step that asks nothing of the daemon."""
+        record = self._records[address]
+        if step is Step.DRAIN:
+            timeout_s = self._config.drain_timeout_s
+            reason = f"it left the list, a front end may use it for {timeout_s:g} s more"
+            self._records[address] = record.leaving(now_s + timeout_s, reason)
+            log.info("device_drains", device=address, timeout_s=timeout_s)
+        elif step is Step.REMOVE:
+            self._records[address] = record.leaving(None, "it left the list")
+        elif step is Step.RESTORE:
+            self._records[address] = record.served()
+            log.info("device_restored", device=address)
+        elif step is Step.FORGET:
+            self._forget_device(address)
+        elif step in {Step.ADD, Step.RENEW}:
+            self._records[address] = record.asked() if not record.refusals else record
+
+    async def _add(self, control: Control, address: PciAddress) -> None:
+        record = self._records[address]
+        devargs, refusal = self._examine(address)
         if refusal:
-            self._refused(device._replace(state=DeviceState.FAILED, reason=refusal), "device_failed")
+            self._refused(address, refusal, "device_failed")
             return
-        self._set(device._replace(state=DeviceState.STARTING, reason=""))
-        request = {"device": device.address, "devargs": devargs, "socket": device.socket}
+        request = {"device": address, "devargs": devargs, "socket": record.device.socket}
         try:
-            Path(device.socket).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            told = await control.call("device.add", request, timeout_s=None)
+            await self._make_socket_dir()
+            answer = await control.call("device.add", request, timeout_s=None)
         except RequestRefused as error:
-            self._refused(device._replace(state=DeviceState.FAILED, reason=str(error)), "device_failed")
+            self._refused(address, str(error), "device_failed")
             return
         except OSError as error:
             reason = f"--socket-dir {error.filename}: {os.strerror(error.errno or 0).lower()}"
-            self._refused(device._replace(state=DeviceState.FAILED, reason=reason), "device_failed")
+            self._refused(address, reason, "device_failed")
             return
-        self._added.add(device.address)
-        self._refusals.pop(device.address, None)
-        self._set_served(device._replace(facts=parse_facts(told)))
-        log.info("device_ready", device=device.address, socket=device.socket)
+        except Stuck:
+            reason = f"--socket-dir {self._config.socket_dir}: the file system does not answer; see to its mount"
+            self._refused(address, reason, "device_failed")
+            return
+        self._records[address] = self._records[address]._replace(added=True)
+        given = answer.get("socket", record.device.socket) if isinstance(answer, dict) else record.device.socket
+        if given != record.device.socket:
+            reason = f"the daemon serves {str(given)[:_TEXT_CHARACTERS]!r} instead of {record.device.socket}"
+            self._refused(address, reason, "device_failed")
+            return
+        self._repair.note_answer(answer)
+        self._records[address] = self._records[address].served(parse_facts(answer))
+        self._publish_soon()
+        log.info("device_ready", device=address, socket=record.device.socket)
+
+    async def _make_socket_dir(self) -> None:
+        """Makes the directory of the sockets, should it be gone.
+
+        Raises:
+            OSError: it cannot be made.
+            Stuck: its file system does not answer.
+        """
+        directory = self._config.socket_dir
+        await self._worker.run(lambda: directory.mkdir(mode=0o755, parents=True, exist_ok=True), timeout_s=_DISK_S)
 
     def _examine(self, address: PciAddress) -> tuple[str, str]:
         """The device arguments of a device, and why the daemon need not even be asked for it: empty if it may."""
@@ -185,115 +251,113 @@ class Devices:
         self._doubts[address] = verdict.doubts
         return devargs_of(facts, config.devargs), verdict.refusal
 
-    async def _take_back(self, control: Control, device: Device) -> bool:
-        """Removes a device whose socket is dead from the daemon, so that it can be added anew."""
+    async def _give_up(self, control: Control, address: PciAddress) -> bool:
+        """Has the daemon give up a device; whether it did."""
         try:
-            await control.call("device.remove", {"device": device.address}, timeout_s=None)
+            answer = await control.call("device.remove", {"device": address}, timeout_s=None)
         except RequestRefused as error:
             if error.code != ErrorCode.NO_SUCH_DEVICE:
-                self._refused(device._replace(reason=str(error)), "device_not_removed")
+                self._refused(address, str(error), "device_not_removed")
                 return False
-        self._added.discard(device.address)
+        else:
+            self._repair.note_answer(answer)
+        self._records[address] = self._records[address].given_up()
         return True
 
-    async def _remove(self, control: Control, device: Device) -> None:
-        if not self._is_due(device.address):
-            return
-        if device.address in self._added:
-            if self._drains_still(device):
-                return
-            self._set(device._replace(state=DeviceState.REMOVING, reason="it left the list"))
-            if not await self._take_back(control, self._known()[device.address]):
-                return
-        self._drains.pop(device.address, None)
-        self._refusals.pop(device.address, None)
-        self._doubts.pop(device.address, None)
-        self._show({address: other for address, other in self._known().items() if address != device.address})
-        log.info("device_removed", device=device.address, socket=device.socket)
+    async def _remove(self, control: Control, address: PciAddress) -> None:
+        if await self._give_up(control, address):
+            self._forget_device(address)
+            self._publish_soon()
 
-    def _drains_still(self, device: Device) -> bool:
-        """Whether a device that left the list is kept because a front end uses it."""
-        now = asyncio.get_running_loop().time()
-        if device.address in self._in_use and device.state is not DeviceState.REMOVING:
-            self._drains[device.address] = now + self._config.drain_timeout_s
-            reason = f"it left the list, a front end may use it for {self._config.drain_timeout_s:g} s more"
-            self._set(device._replace(state=DeviceState.REMOVING, reason=reason))
-            log.info("device_drains", device=device.address, timeout_s=self._config.drain_timeout_s)
-        return now < self._drains.get(device.address, now)
+    def _forget_device(self, address: PciAddress) -> None:
+        record = self._records.pop(address)
+        self._doubts.pop(address, None)
+        self._changes.pop(address, None)
+        log.info("device_removed", device=address, socket=record.device.socket)
 
-    def _stay(self, device: Device) -> None:
-        """A device that was to go is in the list again; what it had goes on."""
-        self._drains.pop(device.address, None)
-        self._refusals.pop(device.address, None)
-        self._set_served(device)
-
-    async def _look(self, control: Control) -> None:
-        """Finds sockets that died without the daemon's doing, and a mapping file that somebody took away."""
-        served = [device for device in self._known().values() if device.state in SERVED]
+    async def _look(self) -> None:
+        """Finds sockets that died without the daemon's doing, and names that are kept no more."""
         if self._config.vhost_mode is VhostMode.SERVER:
-            dead = dead_sockets(device.socket for device in served)
-            for device in served:
-                if reason := dead.get(device.socket):
-                    self._refused(device._replace(state=DeviceState.FAILED, reason=reason), "device_failed")
-        mapping = self._mapping.value.value
-        if served and mapping is None and not self._socket_list_is_there():
-            await control.call("mapping.write", timeout_s=None)
+            sockets = {
+                address: record.device.socket
+                for address, record in self._records.items()
+                if record.device.state in SERVED
+            }
+            with suppress(Stuck):
+                dead = await self._worker.run(lambda: dead_sockets(sockets.values()), timeout_s=_DISK_S)
+                for address, socket in sockets.items():
+                    if socket in dead and address in self._records:
+                        self._refused(address, dead[socket], "device_failed")
+        if self._names is not None and self._config.socket_naming is SocketNaming.INDEX:
+            self._names_kept = self._names_kept and await self._store.is_current(self._names)
+            await self._keep_names()
+        self._log_busy_front_ends()
 
-    def _socket_list_is_there(self) -> bool:
-        return os.path.lexists(self._socket_list)
-
-    def _refused(self, device: Device, event: str) -> None:
-        refusals, _, told = self._refusals.get(device.address, (0, 0.0, ""))
-        refusals += 1
-        delay_s = _RETRY.delay_s(refusals, self._spread())
-        self._refusals[device.address] = (refusals, asyncio.get_running_loop().time() + delay_s, device.reason)
-        self._set(device)
+    def _refused(self, address: PciAddress, reason: str, event: str) -> None:
+        before = self._records[address]
+        record = self._records[address] = before.refused(reason, self._now_s(), self._spread())
         # The same reason again every few seconds would drown the others.
-        tell = log.debug if device.reason == told else log.warning
-        tell(event, device=device.address, reason=device.reason, retry_in_s=round(delay_s, 1))
-
-    def _is_due(self, address: PciAddress) -> bool:
-        if address not in self._refusals:
-            return True
-        # A device whose socket died while a front end uses it is left in peace until that goes.
-        return asyncio.get_running_loop().time() >= self._refusals[address][1] and address not in self._in_use
+        report = log.debug if before.refusals and before.device.reason == reason else log.warning
+        report(event, device=address, reason=reason, retry_in_s=round(record.due_s - self._now_s(), 1))
 
     def _pause_s(self) -> float | None:
         """How long nothing needs to be done without an event, in seconds; None: for ever."""
-        times = [due for _, due, _ in self._refusals.values()] + list(self._drains.values())
-        return max(0.0, min(times) - asyncio.get_running_loop().time()) if times else None
+        looks = [next_look_s(record) for record in self._records.values()]
+        times = [time_s for time_s in (*looks, self._repair.due_s) if time_s is not None]
+        return max(0.0, min(times) - self._now_s()) if times else None
 
-    def _known(self) -> MappingProxyType[PciAddress, Device]:
-        return self._status.value.devices
+    async def _name(self, wanted: DeviceList) -> None:
+        """Gives each device of the list its socket name, and a record."""
+        if self._names is None:
+            kept = await self._store.read() if self._config.socket_naming is SocketNaming.INDEX else None
+            names = {} if kept is None else dict(kept.names)
+            # After a boot of the node no pod has a path of before: only the devices of the list keep theirs.
+            present = frozenset(wanted)
+            fresh = kept is None or kept.this_boot
+            self._names = {address: name for address, name in names.items() if fresh or address in present}
+        if wanted is not self._named_for:
+            self._named_for = wanted
+            names, taken_over = assign_names(self._config.socket_naming, self._names, wanted)
+            for address in taken_over:
+                log.warning("device_number_reused", device=address, socket=self._names[address])
+            if names != self._names:
+                self._names, self._names_kept = names, self._config.socket_naming is not SocketNaming.INDEX
+        await self._keep_names()
+        for address in wanted:
+            if address not in self._records:
+                socket = str(self._config.socket_dir / self._names[address])
+                self._records[address] = Record(Device(address, socket, DeviceState.WANTED))
 
-    def _show(self, known: "dict[PciAddress, Device] | MappingProxyType[PciAddress, Device]") -> None:
-        """Publishes the list's devices in its order, the known ones as they are, then the known that left the list."""
-        wanted = self._wanted.value.value or ()
-        leaving = tuple(address for address in known if address not in wanted)
-        self._name((*wanted, *leaving))
-        devices = {
-            address: known[address] if address in known else self._new(address) for address in (*wanted, *leaving)
-        }
-        self._status.set(self._status.value._replace(devices=MappingProxyType(devices)))
+    async def _keep_names(self) -> None:
+        if not self._names_kept and self._names is not None:
+            self._names_kept = await self._store.write(self._names)
 
-    def _name(self, addresses: tuple[PciAddress, ...]) -> None:
-        """Gives each of these devices a name, and forgets those of all others."""
-        kept = self._store.read() if self._names is None else self._names
-        taken = {address: name for address, name in kept.items() if address in addresses}
-        self._names = assign_names(self._config.socket_naming, taken, addresses)
-        if self._names != kept:
-            self._names_kept = self._config.socket_naming is not SocketNaming.INDEX
-        if not self._names_kept:
-            self._names_kept = self._store.write(self._names)
+    def _publish_soon(self) -> None:
+        """Publishes what became better; others that become ready meanwhile go out with it."""
+        if self._publishing is None:
+            self._publishing = asyncio.get_running_loop().call_later(_GATHER_S, self._publish)
+            self._publish_now()
 
-    def _new(self, address: PciAddress) -> Device:
-        name = (self._names or {})[address]
-        return Device(address, str(self._config.socket_dir / name), DeviceState.WANTED)
+    def _publish(self) -> None:
+        if self._publishing is not None:
+            self._publishing.cancel()
+            self._publishing = None
+        self._publish_now()
 
-    def _set_served(self, device: Device) -> None:
-        state = DeviceState.CONNECTED if device.address in self._in_use else DeviceState.READY
-        self._set(device._replace(state=state, reason=""))
+    def _publish_now(self) -> None:
+        self.published.set(MappingProxyType({address: record.device for address, record in self._records.items()}))
 
-    def _set(self, device: Device) -> None:
-        devices = {**self._known(), device.address: device}
-        self._status.set(self._status.value._replace(devices=MappingProxyType(devices)))
+    def _log_front_end(self, address: PciAddress, *, connected: bool) -> None:
+        """Logs a change of a front end, unless it is one of very many: a peer must not write the log."""
+        changes = self._changes[address] = self._changes.get(address, 0) + 1
+        if changes <= _LOGGED_CHANGES:
+            log.info("front_end_connected" if connected else "front_end_left", device=address)
+
+    def _log_busy_front_ends(self) -> None:
+        busy = {address: changes for address, changes in self._changes.items() if changes > _LOGGED_CHANGES}
+        for address, changes in busy.items():
+            log.info("front_end_changes", device=address, changes=changes, connected=self._records[address].in_use)
+        self._changes = dict.fromkeys(busy, _LOGGED_CHANGES)
+
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time()

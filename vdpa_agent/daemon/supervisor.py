@@ -6,7 +6,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any, Final, NamedTuple, Protocol
@@ -23,9 +23,19 @@ from vdpa_agent.daemon.reaper import Reaper
 from vdpa_agent.daemon.vdpad import Vdpad
 from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import TRANSITIONS, Cause, DaemonEvent, DaemonState, DaemonStatus, Statistics, Stop
+from vdpa_agent.model.daemon import (
+    TRANSITIONS,
+    Cause,
+    DaemonEvent,
+    DaemonState,
+    DaemonStatus,
+    Device,
+    Statistics,
+    Stop,
+)
+from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import Loaded
-from vdpa_agent.model.mapping import Mapping
+from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.model.restarts import FORGIVEN, FORGIVEN_AFTER_S
 
@@ -57,6 +67,13 @@ class Program(Protocol):
     """
 
     name: str
+
+    @property
+    def devices(self) -> Latest[Mapping[PciAddress, Device]]:
+        """The devices of the daemon, as it acknowledged them; the program is their only writer."""
+
+    async def prepare(self) -> None:
+        """Makes room for the next start."""
 
     def argv(self, control_fd: int) -> list[str]:
         """The command line of the next start."""
@@ -99,7 +116,7 @@ class Supervisor:
     """Starts the daemon while devices are wanted, starts it again when it dies, stops it in order.
 
     Attributes:
-        status: what is known of the daemon.
+        status: what is known of the daemon; nothing else writes it.
         restarts: how often it was started again, by what had ended it.
         dropped: how much of its output was not logged, over all its lives.
     """
@@ -109,10 +126,11 @@ class Supervisor:
         config: DaemonConfig,
         *,
         socket_list: Path,
+        role: Latest[Role],
         wanted: Latest[Loaded[DeviceList]],
-        mapping: Latest[Loaded[Mapping]],
+        mapping: Latest[Loaded[SocketMapping]],
         names: NameStore,
-        retire_mapping: Callable[[], None],
+        retire_mapping: Callable[[], Awaitable[None]],
         reaper: Reaper,
         spread: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - jitter, not a secret
     ) -> None:
@@ -121,6 +139,7 @@ class Supervisor:
         Args:
             config: how to run the daemon.
             socket_list: the mapping file that it writes.
+            role: whether the agent manages a daemon at all.
             wanted: the devices to run, as the list says.
             mapping: what the mapping file says.
             names: keeps the socket names over restarts of the agent.
@@ -128,10 +147,11 @@ class Supervisor:
             reaper: is told of the daemon, so that it leaves its end alone, and ends what it leaves.
             spread: where in its jitter a backoff is, -1 to 1.
         """
-        self.status = Latest(DaemonStatus(managed=config.mode in {DaemonMode.VDPAD, DaemonMode.COMMAND}))
+        self.status = Latest(DaemonStatus())
         self.restarts: Counter[Cause] = Counter()
         self.dropped = Dropped()
         self._config = config
+        self._role = role
         self._wanted = wanted
         self._retire_mapping = retire_mapping
         self._reaper = reaper
@@ -141,23 +161,15 @@ class Supervisor:
         self._killed_at_stop = False
         self._program: Program
         if config.mode is DaemonMode.COMMAND:
-            self._program = Command(config, socket_list, wanted, mapping, self.status)
+            self._program = Command(config, socket_list, wanted, mapping)
         else:
-            devices = Devices(
-                config,
-                socket_list=socket_list,
-                wanted=wanted,
-                mapping=mapping,
-                status=self.status,
-                names=names,
-                spread=spread,
-            )
+            devices = Devices(config, wanted=wanted, mapping=mapping, names=names, spread=spread)
             self._program = Vdpad(config, socket_list, devices)
 
-    def adopt_role(self) -> None:
-        """Decides by what is there whether this agent owns the daemon; once it does, it does for good."""
-        if self._config.mode is DaemonMode.AUTO and self._wanted.value.value is not None:
-            self._publish(managed=True)
+    @property
+    def devices(self) -> Latest[Mapping[PciAddress, Device]]:
+        """The devices of the daemon, as it acknowledged them."""
+        return self._program.devices
 
     async def statistics(self, address: PciAddress) -> Statistics:
         """Asks the running daemon for the counters of a device's virtqueues; nothing where there are none."""
@@ -196,14 +208,13 @@ class Supervisor:
         return self._restarts.delay_s(backoff, self._spread())
 
     async def _devices_wanted(self) -> None:
-        async for loaded in self._wanted.changes():
-            self.adopt_role()
-            if loaded.value and self.status.value.managed:
-                return
+        await self._role.wait_for(lambda role: role is Role.MANAGING)
+        await self._wanted.wait_for(lambda loaded: bool(loaded.value))
 
     async def _live(self, stop: Latest[Stop]) -> _End:
         """One life of the daemon, from before its spawn until after its end."""
-        self._retire_mapping()
+        await self._retire_mapping()
+        await self._program.prepare()
         self._move(DaemonEvent.START)
         self._healthy_since_s = None
         pump = LogPump(self.dropped, self._program.name)
@@ -226,7 +237,7 @@ class Supervisor:
             self._publish(pid=None, started_at_s=None, last_exit=end.reason, last_exit_code=end.code, unhealthy="")
             self._move(DaemonEvent.ENDED)
             self._program.forget(f"the daemon ended: {end.reason}")
-            self._retire_mapping()
+            await self._retire_mapping()
         if not end.planned and not stop.value:
             self._died()
         return end

@@ -1,7 +1,8 @@
 """Vdpad: how this project's own daemon is started, accompanied and asked to end."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,11 +13,13 @@ from vdpa_agent.daemon.answers import parse_statistics, parse_version
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.errors import DaemonError
-from vdpa_agent.model.daemon import Statistics
+from vdpa_agent.latest import Latest
+from vdpa_agent.model.daemon import Device, Statistics
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.model.preflight import forbidden
 from vdpa_agent.node.sockets import remove_stale_sockets
 from vdpa_agent.node.sysfs import read_hugepages
+from vdpa_agent.node.worker import Stuck, Worker
 
 _PING_S: Final = 2.0
 """How often a running daemon is asked for its version."""
@@ -26,6 +29,9 @@ _UNHEALTHY_AFTER_S: Final = 8.0
 
 _LOST_AFTER_S: Final = 28.0
 """A question unanswered for this long makes it lost, likewise 30 s after it hung."""
+
+_DISK_S: Final = 2.0
+"""How long the file system of the sockets may take to answer."""
 
 _STATISTICS_S: Final = 1.0
 """How long the answer to a question for statistics may take."""
@@ -42,14 +48,21 @@ class Vdpad:
         self._config = config
         self._socket_list = socket_list
         self._devices = devices
+        self._worker = Worker("stale-sockets")
         self._control: Control | None = None
 
-    def argv(self, control_fd: int) -> list[str]:
-        """Its command line: it starts with no device, where no socket of an earlier one is left."""
-        config = self._config
-        if config.vhost_mode is VhostMode.SERVER:
-            for path in remove_stale_sockets(config.socket_dir):
+    async def prepare(self) -> None:
+        """Leaves no socket of an earlier daemon in its way."""
+        if self._config.vhost_mode is not VhostMode.SERVER:
+            return
+        directory = self._config.socket_dir
+        with suppress(Stuck):
+            for path in await self._worker.run(lambda: remove_stale_sockets(directory), timeout_s=_DISK_S):
                 log.warning("stale_socket_removed", socket=path)
+
+    def argv(self, control_fd: int) -> list[str]:
+        """Its command line: it starts with no device."""
+        config = self._config
         argv = [
             config.program,
             f"--control-fd={control_fd}",
@@ -76,6 +89,11 @@ class Vdpad:
             return config.memory
         log.warning("hugepages_forbidden", reason=limit.reason, remedy=limit.remedy)
         return Memory.NONE
+
+    @property
+    def devices(self) -> Latest[Mapping[PciAddress, Device]]:
+        """Its devices, as it acknowledged them."""
+        return self._devices.published
 
     async def accompany(
         self, control: Control, *, running: Callable[[], None], unhealthy: Callable[[str], None]
@@ -129,8 +147,8 @@ class Vdpad:
         if self._control is None:
             return {}
         try:
-            request = {"device": address}
-            return parse_statistics(await self._control.call("device.stats", request, timeout_s=_STATISTICS_S))
+            result = await self._control.call("device.stats", {"device": address}, timeout_s=_STATISTICS_S)
+            return parse_statistics(result)
         except DaemonError:
             return {}
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeGuard
@@ -31,13 +30,12 @@ log = structlog.get_logger(__name__)
 class Lists:
     """Follows the two files and publishes what they say; the only writer of `devices` and `mapping`."""
 
-    def __init__(self, config: FilesConfig, *, takes_requests: bool, mapping_is_ours: Callable[[], bool]) -> None:
+    def __init__(self, config: FilesConfig, *, takes_requests: bool) -> None:
         """Reads nothing yet.
 
         Args:
             config: the paths.
             takes_requests: whether a device list found in place of the mapping is taken as the device list.
-            mapping_is_ours: whether a daemon of this agent writes the mapping, so that its absence means no daemon.
         """
         self.devices: Latest[Loaded[DeviceList]] = Latest(Loaded())
         self.mapping: Latest[Loaded[Mapping]] = Latest(Loaded())
@@ -47,7 +45,6 @@ class Lists:
             config.pci_list, self.devices, self._decode_devices, drops=_drops_devices, keeps_when_absent=True
         )
         self._mapping_file = LastGood(config.socket_list, self.mapping, decode_mapping_file)
-        self._mapping_is_ours = mapping_is_ours
         self._request_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -77,13 +74,12 @@ class Lists:
         waits = []
         if self._takes_requests:
             waits.append(self._device_list.look(read(self._config.pci_list), now, absence_grace_s=_ABSENCE_GRACE_S))
-        grace_s = 0.0 if self._mapping_is_ours() else _ABSENCE_GRACE_S
-        waits.append(self._mapping_file.look(content, now, absence_grace_s=grace_s))
+        waits.append(self._mapping_file.look(content, now, absence_grace_s=_ABSENCE_GRACE_S))
         wait_s = min((wait for wait in waits if wait is not None), default=None)
         if wait_s is not None:
             self._timer = loop.call_later(wait_s, self.check)
 
-    def retire_mapping(self) -> None:
+    async def retire_mapping(self) -> None:
         """Takes the mapping away because its sockets are dead; a device list that came in its place is kept.
 
         The file is renamed aside before it is judged, so that nothing written in between is lost; what an earlier

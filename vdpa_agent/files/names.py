@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -14,6 +15,13 @@ from vdpa_agent.model.pci import PciAddress, parse_pci_address
 log = structlog.get_logger(__name__)
 
 
+class KeptNames(NamedTuple):
+    """The names as kept."""
+
+    names: dict[PciAddress, str]
+    this_boot: bool = True
+
+
 class NamesFile:
     """`socketNames.json` beside the mapping: an object of PCI addresses and socket names."""
 
@@ -21,7 +29,19 @@ class NamesFile:
         self._path = socket_list.with_name("socketNames.json")
         self._problem = ""
 
-    def read(self) -> dict[PciAddress, str]:
+    async def read(self) -> "KeptNames":
+        """The names that an earlier agent gave."""
+        return KeptNames(self._read())
+
+    async def write(self, names: Mapping[PciAddress, str]) -> bool:
+        """Keeps names."""
+        return self._write(names)
+
+    async def is_current(self, names: Mapping[PciAddress, str]) -> bool:
+        """Whether these names are kept."""
+        return self._read() == names
+
+    def _read(self) -> dict[PciAddress, str]:
         """The names that an earlier agent gave; none where there is no such file or it makes no sense."""
         try:
             content = json.loads(self._path.read_bytes())
@@ -38,7 +58,7 @@ class NamesFile:
             return {}
         return names
 
-    def write(self, names: Mapping[PciAddress, str]) -> bool:
+    def _write(self, names: Mapping[PciAddress, str]) -> bool:
         """Replaces the file; what cannot be written is told of, once a reason, and matters only to the next agent."""
         temporary = self._path.with_name(f".{self._path.name}.new")
         try:

@@ -4,7 +4,7 @@ from collections import Counter
 from enum import StrEnum
 
 
-class Step(StrEnum):
+class DestructiveStep(StrEnum):
     """A kind of step that nobody may overlook; each is logged as a warning too."""
 
     LIST_SHRUNK = "list_shrunk"
@@ -17,5 +17,5 @@ class Step(StrEnum):
     """The agent's own mapping file had been changed or removed by another process, and was written again."""
 
 
-Steps = Counter[Step]
-"""How often each was taken; whoever takes a step adds one: `steps[Step.LIST_SHRUNK] += 1`."""
+Steps = Counter[DestructiveStep]
+"""How often each was taken; whoever takes a step adds one: `steps[DestructiveStep.LIST_SHRUNK] += 1`."""

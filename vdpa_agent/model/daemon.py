@@ -146,10 +146,9 @@ class Device(NamedTuple):
 
 
 class DaemonStatus(NamedTuple):
-    """One snapshot of the daemon and its devices.
+    """One snapshot of the daemon.
 
     Attributes:
-        managed: whether this agent owns the daemon; if not, the mapping file is somebody else's and the truth.
         state: the daemon's state.
         pid: the process, None where there is none.
         started_at_s: when the process was spawned, in seconds since the epoch; None where there is none.
@@ -160,10 +159,8 @@ class DaemonStatus(NamedTuple):
         backoff_s: the pause before its next start, in seconds; 0 where there is none.
         crash_loop: it died so often in a short time that somebody should look.
         unhealthy: why the running daemon cannot be relied on, empty where it can.
-        devices: the wanted devices and those being removed.
     """
 
-    managed: bool
     state: DaemonState = DaemonState.IDLE
     pid: int | None = None
     started_at_s: float | None = None
@@ -173,11 +170,3 @@ class DaemonStatus(NamedTuple):
     backoff_s: float = 0.0
     crash_loop: bool = False
     unhealthy: str = ""
-    devices: MappingProxyType[PciAddress, Device] = MappingProxyType({})
-
-    def serves(self, address: PciAddress) -> bool:
-        """Whether the socket of a device may be promised to a client."""
-        if self.state is not DaemonState.RUNNING or self.unhealthy:
-            return False
-        device = self.devices.get(address)
-        return device is not None and device.state in SERVED

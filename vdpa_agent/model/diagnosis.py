@@ -112,7 +112,7 @@ def _device_list(node: Node) -> Iterator[Check]:
     if wanted.value is None:
         # Somebody may ask for devices that no list names yet.
         severity = Severity.DOUBT if node.devices else Severity.BLOCKS
-        yield Check("device list", no_device_list(wanted), severity, correct)
+        yield Check("device list", no_device_list(wanted, str(path)), severity, correct)
         return
     if wanted.value:
         yield Check("device list", f"{path} names {len(wanted.value)} devices")
@@ -131,7 +131,7 @@ def _mapping(node: Node) -> Iterator[Check]:
         if mapping.problem:
             yield Check("mapping", f"its last good content counts: {mapping.problem}", Severity.DOUBT, correct)
     elif node.role is Role.SERVING or mapping.problem != ABSENT:
-        yield Check("mapping", no_mapping(mapping), Severity.BLOCKS, correct)
+        yield Check("mapping", no_mapping(mapping, str(path)), Severity.BLOCKS, correct)
 
 
 def _daemon(node: Node) -> Iterator[Check]:

@@ -12,8 +12,8 @@ from grpclib.exceptions import GRPCError
 
 from vdpa_agent import __version__
 from vdpa_agent.errors import AddressError
-from vdpa_agent.model.daemon import SERVED, DaemonState, Device, DeviceState, Statistics
-from vdpa_agent.model.health import Role, role_of
+from vdpa_agent.model.daemon import DaemonState, Device, DeviceState, Statistics
+from vdpa_agent.model.health import Role
 from vdpa_agent.model.pci import PciAddress, parse_pci_address
 from vdpa_agent.serve.pb import device_service_pb2 as pb
 from vdpa_agent.serve.pb.device_service_grpc import DeviceServiceBase
@@ -100,15 +100,15 @@ class DeviceService(DeviceServiceBase):
         """Sends what the agent does, and how its daemon fares."""
         if await stream.recv_message() is None:
             return
-        view = self._view
-        daemon, health = view.daemon.value, view.health()
+        facts, health = self._view.served.facts, self._view.served.health
+        daemon = facts.daemon
         uptime = Duration()
         uptime.FromMilliseconds(int((asyncio.get_running_loop().time() - self._started_s) * 1000))
         await stream.send_message(
             pb.GetStatusResponse(
                 version=__version__,
                 uptime=uptime,
-                role=_ROLES[role_of(daemon, view.mapping.value)],
+                role=_ROLES[facts.role],
                 daemon=pb.DaemonStatus(
                     state=_DAEMON_STATES[daemon.state],
                     pid=daemon.pid or 0,
@@ -120,24 +120,26 @@ class DeviceService(DeviceServiceBase):
                 live=health.live,
                 ready=health.ready,
                 not_ready_reasons=health.reasons,
-                device_list_problem=view.wanted.value.problem,
-                mapping_problem=view.mapping.value.problem,
+                device_list_problem=facts.wanted.problem,
+                mapping_problem=facts.mapping.problem,
+                degraded_reasons=[check.reason for check in health.degraded],
+                waiting_for=health.waiting_for,
                 settings=self._settings,
             )
         )
 
     def _devices(self) -> dict[PciAddress, pb.Device]:
-        return {address: self._device(device) for address, device in self._view.devices().items()}
+        return {address: self._device(device) for address, device in self._view.served.devices.items()}
 
     def _device(self, device: Device) -> pb.Device:
         facts = device.facts
-        served = self._view.serves(device)
+        served = self._view.served
         return pb.Device(
             pci_address=device.address,
-            socket_path=device.socket if served else "",
+            socket_path=served.sockets.get(device.address, ""),
             state=_DEVICE_STATES[device.state],
-            reason=device.reason or ("" if served or device.state not in SERVED else self._view.daemon.value.unhealthy),
-            vhost_mode=self._vhost_mode if self._view.daemon.value.managed else pb.VHOST_MODE_UNSPECIFIED,
+            reason=device.reason,
+            vhost_mode=self._vhost_mode if served.facts.role is Role.MANAGING else pb.VHOST_MODE_UNSPECIFIED,
             front_end_connected=device.state is DeviceState.CONNECTED,
             queue_pairs=facts.queue_pairs,
             features=facts.features,
@@ -155,9 +157,7 @@ class DeviceService(DeviceServiceBase):
     def _refuse_unknown(self, address: PciAddress) -> NoReturn:
         if self._view.ended:
             _refuse(Status.UNAVAILABLE, "STOPPING", "the agent stops")
-        view = self._view
-        read = view.wanted.value.value if view.daemon.value.managed else view.mapping.value.value
-        if read is None:
+        if self._view.served.awaited is None:
             message = f"no list was read yet, so {address} may be a device of this node or not; try again later"
             _refuse(Status.UNAVAILABLE, "NO_LIST_YET", message)
         _refuse(Status.NOT_FOUND, "NO_SUCH_DEVICE", f"{address} is not a device of this node")

@@ -58,6 +58,6 @@ class HealthService(HealthBase):
     def _response(self, service: str) -> HealthCheckResponse:
         if service not in _ALL:
             return HealthCheckResponse(status=HealthCheckResponse.SERVICE_UNKNOWN)
-        health = self._view.health()
+        health = self._view.served.health
         serves = health.ready if service in _READY else health.live and not self._view.ended
         return HealthCheckResponse(status=HealthCheckResponse.SERVING if serves else HealthCheckResponse.NOT_SERVING)

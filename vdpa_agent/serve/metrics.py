@@ -15,9 +15,9 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from vdpa_agent import __version__
-from vdpa_agent.model.counts import Step
+from vdpa_agent.model.counts import DestructiveStep
 from vdpa_agent.model.daemon import Cause, DaemonState, DeviceState
-from vdpa_agent.model.health import Role, role_of
+from vdpa_agent.model.health import Role
 from vdpa_agent.serve.handled import BOUNDS_S, Handled
 from vdpa_agent.serve.http import Answer, Query
 from vdpa_agent.serve.sources import Sources
@@ -96,6 +96,11 @@ ROLE: Final = _family(
     "role",
 )
 READY: Final = _family("vdpa_agent_ready", Kind.GAUGE, "1 if the agent is ready; /readyz?verbose says why not.")
+DEGRADED: Final = _family(
+    "vdpa_agent_degraded_devices",
+    Kind.GAUGE,
+    "How many wanted devices are not served although the daemon runs; vdpa-agent status gives the reasons.",
+)
 
 DAEMON_UP: Final = _family("vdpa_agent_daemon_up", Kind.GAUGE, "1 if the managed daemon's process runs.")
 DAEMON_READY: Final = _family(
@@ -256,39 +261,41 @@ class Metrics:
         """The counters of all devices whose daemon answers, as many as it tells in time."""
         values: list[tuple[tuple[str, ...], float]] = []
         view = self._sources.view
-        if not view.daemon.value.managed:
+        if view.served.facts.role is not Role.MANAGING:
             return values
         with suppress(TimeoutError):
             async with asyncio.timeout(_STATISTICS_S):
-                for device in list(view.devices().values()):
-                    if view.serves(device) and len(values) < _STATISTICS_MAX:
-                        for queue, counters in (await self._sources.statistics(device.address)).items():
-                            values += [
-                                ((device.address, str(queue), name), value)
-                                for name, value in counters.items()
-                                if 0 <= value < _COUNTER_MAX
-                            ]
+                for address in view.served.sockets:
+                    if len(values) >= _STATISTICS_MAX:
+                        break
+                    for queue, counters in (await self._sources.statistics(address)).items():
+                        values += [
+                            ((address, str(queue), name), value)
+                            for name, value in counters.items()
+                            if 0 <= value < _COUNTER_MAX
+                        ]
         return values
 
     def _metrics(self) -> Iterator[Metric]:
         """All but the statistics of devices and what concerns the process."""
         yield from self._agent()
-        if self._sources.view.daemon.value.managed:
+        if self._sources.view.served.facts.role is Role.MANAGING:
             yield from self._daemon()
         yield from self._files()
         yield from self._devices()
-        yield STEPS.each(((step,), self._sources.steps[step]) for step in Step)
+        yield STEPS.each(((step,), self._sources.steps[step]) for step in DestructiveStep)
         yield from self._grpc()
         yield LOG_LINES_DROPPED.each(_by(self._sources.lines_dropped().items()))
 
     def _agent(self) -> Iterator[Metric]:
-        view = self._sources.view
+        served = self._sources.view.served
         yield BUILD_INFO.each([((__version__,), 1)])
-        yield ROLE.each(_one_of(Role, role_of(view.daemon.value, view.mapping.value)))
-        yield READY.of(view.health().ready)
+        yield ROLE.each(_one_of(Role, served.facts.role))
+        yield READY.of(served.health.ready)
+        yield DEGRADED.of(len(served.health.degraded))
 
     def _daemon(self) -> Iterator[Metric]:
-        daemon = self._sources.view.daemon.value
+        daemon = self._sources.view.served.facts.daemon
         yield DAEMON_UP.of(daemon.pid is not None)
         yield DAEMON_READY.of(daemon.state is DaemonState.RUNNING and not daemon.unhealthy)
         yield DAEMON_STATE.each(_one_of(DaemonState, daemon.state))
@@ -311,12 +318,12 @@ class Metrics:
         yield REFUSED.each(((file,), read.is_refused) for file, read in readings.items())
 
     def _devices(self) -> Iterator[Metric]:
-        view = self._sources.view
-        devices = view.devices()
+        served = self._sources.view.served
+        devices = served.devices
         states = Counter(device.state for device in devices.values())
         yield DEVICES.each(((state,), states[state]) for state in DeviceState)
-        yield DEVICE_READY.each(((address,), view.serves(device)) for address, device in devices.items())
-        if view.daemon.value.managed:
+        yield DEVICE_READY.each(((address,), address in served.sockets) for address in devices)
+        if served.facts.role is Role.MANAGING:
             yield DEVICE_CONNECTED.each(
                 ((address,), device.state is DeviceState.CONNECTED) for address, device in devices.items()
             )

@@ -1,5 +1,6 @@
 """The probes /livez and /readyz: health as kubelets ask for it and people read it."""
 
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from vdpa_agent.model.health import Check
@@ -8,30 +9,36 @@ from vdpa_agent.serve.view import View
 
 
 def livez(view: View) -> Page:
-    """The page that tells whether the agent can recover by itself."""
+    """The page that says whether the agent can recover by itself."""
 
     async def page(query: Query) -> Answer:
-        reason = "" if view.health().live else "it cannot recover by itself"
-        return _answer("livez", (Check("agent", reason),), query)
+        return _answer("livez", (Check("agent", view.served.health.not_live),), (), query)
 
     return page
 
 
 def readyz(view: View) -> Page:
-    """The page that tells whether the agent is ready, and if not, why."""
+    """The page that says whether the agent is ready, and if not, why."""
 
     async def page(query: Query) -> Answer:
-        return _answer("readyz", (Check("agent"), *view.health().checks), query)
+        health = view.served.health
+        checks = (Check("agent"), *health.checks)
+        # What is not as it should be, and yet no reason to stop a rollout.
+        notes = [f"{check.name}: {check.reason}" for check in health.degraded if check not in checks]
+        if health.waiting_for:
+            notes.append(f"waits for {health.waiting_for}")
+        return _answer("readyz", checks, notes, query)
 
     return page
 
 
-def _answer(name: str, checks: tuple[Check, ...], query: Query) -> Answer:
-    """In the form of kube-apiserver: each check in a line of its own, unless all is well and nobody asks."""
+def _answer(name: str, checks: Sequence[Check], notes: Sequence[str], query: Query) -> Answer:
+    """In the form of kube-apiserver: a line for each check, or one word where all is well and the query not verbose."""
     passed = not any(check.reason for check in checks)
     if passed and "verbose" not in query.words:
         return Answer(b"ok\n")
     lines = [f"[-]{check.name}: {check.reason}" if check.reason else f"[+]{check.name} ok" for check in checks]
+    lines += [f"[!]{note}" for note in notes]
     lines.append(f"{name} check {'passed' if passed else 'failed'}")
     status = HTTPStatus.OK if passed else HTTPStatus.SERVICE_UNAVAILABLE
     return Answer("\n".join(lines).encode() + b"\n", status)

@@ -1,117 +1,181 @@
-"""View: the three snapshots that everything served is made of, and one number that changes with them."""
+"""View: keeps `Served` current, and one number that changes with it."""
 
 import asyncio
-from collections.abc import Callable, Iterable
-from collections.abc import Mapping as ReadOnly
-from typing import Final
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import SERVED, DaemonStatus, Device, DeviceState
-from vdpa_agent.model.health import Check, Health, assess
+from vdpa_agent.model.daemon import DaemonStatus
+from vdpa_agent.model.health import ReadyWhen, Role, Standing
 from vdpa_agent.model.loaded import Loaded
-from vdpa_agent.model.mapping import Mapping
+from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.model.served import Devices, Facts, Served, serve
 
-_LOOK_S: Final = 1.0
-"""How often the sockets of a foreign mapping are looked at, where they decide readiness."""
+_LOOK_S: Final = 4.0
+"""How often the sockets of an external mapping are looked at."""
 
-DeadSockets = Callable[[Iterable[str]], dict[str, str]]
-"""Of some socket paths, those that nobody can connect to, each with the reason."""
+_REQUIRED_LOOK_S: Final = 1.0
+"""The same where they decide whether a device is ready."""
+
+DeadSockets = Callable[[Collection[str]], Awaitable[dict[str, str]]]
+"""Of some socket paths, those that nobody listens on, each with the reason; OSError: it cannot be said now."""
+
+
+async def _none_dead(_paths: Collection[str]) -> dict[str, str]:
+    return {}
+
+
+class Snapshots(NamedTuple):
+    """The snapshots that `Served` is computed from; each has one writer, which is not the view.
+
+    Attributes:
+        role: who owns the sockets.
+        wanted: the device list.
+        mapping: the mapping.
+        daemon: the daemon.
+        devices: its devices.
+        standing: the agent's own socket.
+    """
+
+    role: Latest[Role]
+    wanted: Latest[Loaded[DeviceList]]
+    mapping: Latest[Loaded[SocketMapping]]
+    daemon: Latest[DaemonStatus]
+    devices: Latest[Devices]
+    standing: Latest[Standing]
 
 
 class View:
-    """Reads the snapshots; writes none of them.
+    """Computes `Served` once for each change of a snapshot.
 
     Attributes:
-        wanted: the device list.
-        mapping: the mapping.
-        daemon: the daemon and its devices.
-        revision: changes after each change of one of them, and for good at the end of the agent.
+        revision: changes after each change of `served`, and for good at the end of the agent.
         ended: whether the agent stops: nothing may be promised any more.
     """
 
     def __init__(
         self,
-        wanted: Latest[Loaded[DeviceList]],
-        mapping: Latest[Loaded[Mapping]],
-        daemon: Latest[DaemonStatus],
+        snapshots: Snapshots,
         *,
-        dead_sockets: DeadSockets = lambda _paths: {},
+        left_s: float = 0.0,
+        dead_sockets: DeadSockets = _none_dead,
         require_sockets: bool = False,
+        ready_when: ReadyWhen = ReadyWhen.RUNNING,
+        pci_list: str = "the device list",
+        socket_list: str = "the mapping",
     ) -> None:
         """Follows nothing yet.
 
         Args:
-            wanted: the device list.
-            mapping: the mapping.
-            daemon: the daemon and its devices.
-            dead_sockets: looks at the kernel's socket table.
-            require_sockets: whether a foreign mapping is ready only if all of its sockets listen.
+            snapshots: what there is to know.
+            left_s: for how long a device that left the list is still waited for, in seconds.
+            dead_sockets: asks the kernel which sockets are dead.
+            require_sockets: whether a device of an external mapping is ready only if its socket is alive.
+            ready_when: what readiness takes.
+            pci_list: where the device list is, for messages.
+            socket_list: where the mapping is, likewise.
         """
-        self.wanted = wanted
-        self.mapping = mapping
-        self.daemon = daemon
         self.revision = Latest(0)
         self.ended = False
+        self._snapshots = snapshots
+        self._left_s = left_s
         self._dead_sockets = dead_sockets
-        self._require_sockets = require_sockets
+        self._look_s = _REQUIRED_LOOK_S if require_sockets else _LOOK_S
+        self._dead: Mapping[str, str] = MappingProxyType({})
+        self._leavings: dict[PciAddress, float] = {}
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._made_of: tuple[object, ...] = ()
+        self._base = Facts(
+            require_sockets=require_sockets, ready_when=ready_when, pci_list=pci_list, socket_list=socket_list
+        )
+        self._served = serve(self._base)
+
+    @property
+    def served(self) -> Served:
+        """What is true now, also between a change of a snapshot and the revision that reports it."""
+        # By identity: a snapshot never changes, and to compare contents would cost more than the look-up.
+        role, wanted, mapping, daemon, devices, standing = self._snapshots
+        made_of = (
+            *(role.value, wanted.value, mapping.value, daemon.value, devices.value, standing.value),
+            *(self._dead, self.ended, self._leavings),
+        )
+        if len(made_of) == len(self._made_of) and all(a is b for a, b in zip(self._made_of, made_of, strict=True)):
+            return self._served
+        self._note_leavings(wanted.value.value or ())
+        self._made_of = (*made_of[:-1], self._leavings)
+        self._served = serve(
+            self._base._replace(
+                role=role.value,
+                wanted=wanted.value,
+                mapping=mapping.value,
+                daemon=daemon.value,
+                devices=devices.value,
+                dead=self._dead,
+                left=frozenset(self._leavings),
+                standing=standing.value,
+                stopping=self.ended,
+            )
+        )
+        return self._served
 
     async def run(self) -> None:
         """Turns changes of the snapshots into revisions, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow(self.wanted))
-            tasks.create_task(self._follow(self.mapping))
-            tasks.create_task(self._follow(self.daemon))
-            if self._require_sockets:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for snapshot in self._snapshots:
+                    tasks.create_task(self._follow(snapshot))
                 tasks.create_task(self._look())
+        finally:
+            for timer in self._timers:
+                timer.cancel()
 
     def end(self) -> None:
-        """The agent stops: tells everybody who follows."""
+        """The agent stops: all who follow are woken."""
         self.ended = True
+        self._revise()
+
+    def _revise(self) -> None:
         self.revision.set(self.revision.value + 1)
 
-    def dead(self) -> dict[str, str]:
-        """The sockets of a foreign mapping that nobody can connect to, each with the reason."""
-        if self.daemon.value.managed or self.mapping.value.value is None:
-            return {}
-        return self._dead_sockets(path for _, path in self.mapping.value.value)
-
-    def devices(self) -> ReadOnly[PciAddress, Device]:
-        """Every device that the daemon has or should have, or that somebody else's mapping names."""
-        daemon, mapping = self.daemon.value, self.mapping.value.value
-        if daemon.managed or mapping is None:
-            return daemon.devices
-        dead = self.dead()
-        return {
-            address: Device(
-                address, path, DeviceState.FAILED if path in dead else DeviceState.READY, dead.get(path, "")
-            )
-            for address, path in mapping
-        }
-
-    def serves(self, device: Device) -> bool:
-        """Whether the socket of such a device can be used now."""
-        daemon = self.daemon.value
-        return daemon.serves(device.address) if daemon.managed else device.state in SERVED
-
-    def health(self) -> Health:
-        """Whether the agent is live and ready now."""
-        if self.ended:
-            return Health(live=True, checks=(Check("agent", "the agent stops"),))
-        dead = self.dead() if self._require_sockets else {}
-        return assess(self.wanted.value, self.mapping.value, self.daemon.value, dead)
-
-    async def _follow(
-        self, latest: "Latest[Loaded[DeviceList]] | Latest[Loaded[Mapping]] | Latest[DaemonStatus]"
-    ) -> None:
+    async def _follow(self, latest: Latest[Any]) -> None:
         async for _ in latest.changes():
-            self.revision.set(self.revision.value + 1)
+            self._revise()
+
+    def _note_leavings(self, wanted: DeviceList) -> None:
+        """Remembers for a while what left the list, since its list may be in the making."""
+        before, now = set(self._served.facts.wanted.value or ()), set(wanted)
+        if before == now or not self._left_s:
+            return
+        loop = asyncio.get_running_loop()
+        left = dict.fromkeys(before - now, loop.time())
+        self._leavings = {a: at for a, at in (self._leavings | left).items() if a not in now}
+        if left:
+            timer = loop.call_later(self._left_s, self._forget_leavings)
+            self._timers = {timer, *(old for old in self._timers if old.when() > loop.time())}
+
+    def _forget_leavings(self) -> None:
+        oldest_s = asyncio.get_running_loop().time() - self._left_s
+        self._leavings = {address: at_s for address, at_s in self._leavings.items() if at_s > oldest_s}
+        self._revise()
 
     async def _look(self) -> None:
-        before: dict[str, str] = {}
+        """Looks which sockets of an external mapping are dead, while there is one."""
+        role, mapping = self._snapshots.role, self._snapshots.mapping
         while True:
-            await asyncio.sleep(_LOOK_S)
-            dead = self.dead()
-            if dead != before:
-                before = dead
-                self.revision.set(self.revision.value + 1)
+            await role.wait_for(lambda now: now is Role.SERVING)
+            loaded = mapping.value
+            with suppress(OSError):
+                dead = await self._dead_sockets([path for _, path in loaded.value or ()])
+                if dead != self._dead:
+                    self._dead = MappingProxyType(dead)
+                    self._revise()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._look_s):
+                    await _other_than(mapping, loaded)
+
+
+async def _other_than(latest: Latest[Any], value: object) -> None:
+    await latest.wait_for(lambda now: now is not value)

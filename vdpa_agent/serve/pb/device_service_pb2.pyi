@@ -107,7 +107,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "uptime", "role", "daemon", "live", "ready", "not_ready_reasons", "device_list_problem", "mapping_problem", "settings")
+    __slots__ = ("version", "uptime", "role", "daemon", "live", "ready", "not_ready_reasons", "device_list_problem", "mapping_problem", "settings", "degraded_reasons", "waiting_for")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,8 @@ class GetStatusResponse(_message.Message):
     DEVICE_LIST_PROBLEM_FIELD_NUMBER: _ClassVar[int]
     MAPPING_PROBLEM_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_REASONS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
     version: str
     uptime: _duration_pb2.Duration
     role: Role
@@ -135,7 +137,9 @@ class GetStatusResponse(_message.Message):
     device_list_problem: str
     mapping_problem: str
     settings: _containers.ScalarMap[str, str]
-    def __init__(self, version: _Optional[str] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., role: _Optional[_Union[Role, str]] = ..., daemon: _Optional[_Union[DaemonStatus, _Mapping]] = ..., live: _Optional[bool] = ..., ready: _Optional[bool] = ..., not_ready_reasons: _Optional[_Iterable[str]] = ..., device_list_problem: _Optional[str] = ..., mapping_problem: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    degraded_reasons: _containers.RepeatedScalarFieldContainer[str]
+    waiting_for: str
+    def __init__(self, version: _Optional[str] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., role: _Optional[_Union[Role, str]] = ..., daemon: _Optional[_Union[DaemonStatus, _Mapping]] = ..., live: _Optional[bool] = ..., ready: _Optional[bool] = ..., not_ready_reasons: _Optional[_Iterable[str]] = ..., device_list_problem: _Optional[str] = ..., mapping_problem: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., degraded_reasons: _Optional[_Iterable[str]] = ..., waiting_for: _Optional[str] = ...) -> None: ...
 
 class DaemonStatus(_message.Message):
     __slots__ = ("state", "pid", "restarts", "crash_loop", "last_exit", "unhealthy")

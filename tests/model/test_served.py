@@ -1,0 +1,141 @@
+"""What is served, and live and ready, with every reason."""
+
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from vdpa_agent.model.daemon import DaemonState, DaemonStatus, Device, DeviceState
+from vdpa_agent.model.health import ReadyWhen, Role, Standing
+from vdpa_agent.model.loaded import ABSENT, Loaded
+from vdpa_agent.model.mapping import Mapping
+from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.model.served import Facts, serve
+
+A, B = PciAddress("0000:82:00.2"), PciAddress("0000:82:00.3")
+MAPPED = Loaded(Mapping(MappingProxyType({A: "/v/a", B: "/v/b"})))
+
+
+def _managed(*states: DeviceState, wanted: Any = (A, B), **daemon: Any) -> Facts:
+    devices = {address: Device(address, f"/v/{address}", state) for address, state in zip((A, B), states, strict=False)}
+    status = DaemonStatus(**{"state": DaemonState.RUNNING, **daemon})
+    return Facts(role=Role.MANAGING, wanted=Loaded(wanted), daemon=status, devices=MappingProxyType(devices))
+
+
+@pytest.mark.parametrize("state", list(DaemonState))
+@pytest.mark.parametrize("device_state", list(DeviceState))
+def test_only_a_ready_device_of_a_running_daemon_is_served(state: DaemonState, device_state: DeviceState) -> None:
+    usable = device_state in {DeviceState.READY, DeviceState.CONNECTED}
+    facts = _managed(device_state, wanted=(A,), state=state)
+    expected = {A: f"/v/{A}"} if state is DaemonState.RUNNING and usable else {}
+    assert dict(serve(facts).sockets) == expected
+    assert not serve(facts._replace(daemon=facts.daemon._replace(unhealthy="it hangs"))).sockets
+    assert not serve(facts._replace(stopping=True)).sockets
+    assert not serve(facts._replace(devices=MappingProxyType({}))).sockets
+
+
+def test_a_device_that_left_the_list_is_not_promised_although_the_daemon_still_has_it() -> None:
+    served = serve(_managed(DeviceState.READY, DeviceState.CONNECTED, wanted=(A,)))
+    assert list(served.sockets) == [A]
+    assert served.devices[B].state is DeviceState.REMOVING
+    assert not served.is_awaited(B)
+
+
+def test_a_device_that_came_back_while_it_goes_says_so() -> None:
+    served = serve(_managed(DeviceState.REMOVING, wanted=(A,)))
+    assert "came back" in served.devices[A].reason
+    assert served.is_awaited(A)
+
+
+def test_an_unhealthy_daemons_devices_are_failed_for_its_reason() -> None:
+    served = serve(_managed(DeviceState.READY, wanted=(A,), unhealthy="it hangs"))
+    assert served.devices[A][2:4] == (DeviceState.FAILED, "it hangs")
+    assert served.health.reasons == ("it hangs",)
+    assert served.is_awaited(A)
+
+
+def test_a_single_device_is_degraded_and_holds_up_nothing_unless_that_is_asked_for() -> None:
+    facts = _managed(DeviceState.READY)
+    devices = {**facts.devices, B: Device(B, "", DeviceState.FAILED, "bind it to vfio-pci")}
+    facts = facts._replace(devices=MappingProxyType(devices))
+    reason = "0000:82:00.3 is failed: bind it to vfio-pci"
+    health = serve(facts).health
+    assert (health.ready, health.reasons, [check.reason for check in health.degraded]) == (True, (), [reason])
+    strict = serve(facts._replace(ready_when=ReadyWhen.ALL_DEVICES)).health
+    assert (strict.ready, strict.reasons) == (False, (reason,))
+
+
+@pytest.mark.parametrize(
+    ("facts", "reasons", "waits"),
+    [
+        (Facts(), (), "a device list at L, or a mapping at M"),
+        (Facts(wanted=Loaded(None, ABSENT), mapping=Loaded(None, ABSENT)), (), "a device list at L, or a mapping at M"),
+        (
+            Facts(wanted=Loaded(None, "line 9: 'x' is odd")),
+            ("no device list is loaded: L: line 9: 'x' is odd",),
+            "a device list at L, or a mapping at M",
+        ),
+        (
+            Facts(mapping=Loaded(None, "not JSON")),
+            ("no mapping is loaded: M: not JSON",),
+            "a device list at L, or a mapping at M",
+        ),
+        (_managed(wanted=None, state=DaemonState.IDLE), (), "a device list at L"),
+        (_managed(wanted=(), state=DaemonState.IDLE), (), ""),
+        (_managed(DeviceState.READY, wanted=(A,)), (), ""),
+        (_managed(wanted=(A,), state=DaemonState.STARTING), ("the daemon is in state starting",), ""),
+        (
+            _managed(wanted=(A,), state=DaemonState.BACKOFF, last_exit="exit code 7: no memory", crash_loop=True),
+            ("the daemon is in state backoff, in a crash loop: exit code 7: no memory",),
+            "",
+        ),
+        (Facts(role=Role.SERVING, mapping=MAPPED), (), ""),
+        (Facts(stopping=True), ("the agent stops",), "a device list at L, or a mapping at M"),
+        (
+            Facts(role=Role.SERVING, mapping=MAPPED, standing=Standing("another agent holds it")),
+            ("another agent holds it",),
+            "",
+        ),
+    ],
+)
+def test_ready_and_why_not(facts: Facts, reasons: tuple[str, ...], waits: str) -> None:
+    health = serve(facts._replace(pci_list="L", socket_list="M")).health
+    assert (health.live, health.ready, health.reasons, health.waiting_for) == (True, not reasons, reasons, waits)
+
+
+def test_only_what_a_new_container_alone_can_help_is_not_live() -> None:
+    health = serve(Facts(standing=Standing("gone", "the directory has no link"))).health
+    assert (health.live, health.not_live) == (False, "the directory has no link")
+
+
+def test_an_external_mapping_is_the_truth() -> None:
+    facts = Facts(role=Role.SERVING, mapping=MAPPED, dead=MappingProxyType({"/v/a": "nobody listens"}))
+    served = serve(facts)
+    assert dict(served.sockets) == {A: "/v/a", B: "/v/b"}
+    assert (served.devices[A].state, served.devices[A].reason) == (DeviceState.READY, "nobody listens")
+    assert served.awaited == frozenset()
+    assert dict(serve(facts._replace(stopping=True)).sockets) == {A: "/v/a", B: "/v/b"}
+
+
+def test_where_sockets_are_required_a_dead_one_is_not_promised_and_waited_for() -> None:
+    dead = MappingProxyType({"/v/a": "nobody listens"})
+    served = serve(Facts(role=Role.SERVING, mapping=MAPPED, dead=dead, require_sockets=True))
+    assert dict(served.sockets) == {B: "/v/b"}
+    assert served.awaited == frozenset((A,))
+    assert served.health.reasons == ("0000:82:00.2 is failed: nobody listens",)
+
+
+def test_a_mapping_counts_only_in_the_role_that_serves_it() -> None:
+    assert not serve(Facts(mapping=MAPPED)).sockets
+    assert not serve(Facts(role=Role.MANAGING, mapping=MAPPED, wanted=Loaded((A,)))).sockets
+
+
+def test_before_any_list_every_address_is_waited_for() -> None:
+    assert serve(Facts()).awaited is None
+    assert serve(Facts(role=Role.MANAGING)).awaited is None
+    assert serve(Facts(stopping=True)).awaited == frozenset()
+
+
+def test_what_left_a_moment_ago_is_waited_for() -> None:
+    served = serve(_managed(DeviceState.READY, wanted=(A,))._replace(left=frozenset((B,))))
+    assert served.awaited == frozenset((B,))

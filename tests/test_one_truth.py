@@ -1,0 +1,255 @@
+"""Random histories: whatever happens, a device is ready if and only if its path is promised and no reason is given.
+
+What executes is real: roles, devices, view, answers, services. The daemon and the files are those of the test, since they
+are to fail in every order, which reality does not give.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from grpclib.health.v1.health_pb2 import HealthCheckResponse
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from vdpa_agent.config import DaemonConfig, VhostMode
+from vdpa_agent.daemon.control import Control
+from vdpa_agent.daemon.devices import Devices
+from vdpa_agent.daemon.roles import Roles
+from vdpa_agent.errors import RequestRefused
+from vdpa_agent.latest import Latest
+from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, Statistics
+from vdpa_agent.model.health import ReadyWhen, Role, Standing
+from vdpa_agent.model.loaded import ABSENT, Loaded
+from vdpa_agent.model.mapping import Mapping as SocketMapping
+from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.serve.answers import Answers
+from vdpa_agent.serve.devices import DeviceService
+from vdpa_agent.serve.health import HealthService
+from vdpa_agent.serve.view import Snapshots, View
+
+ADDRESSES: Final = tuple(PciAddress(f"0000:82:00.{function}") for function in range(4))
+SOME: Final = st.lists(st.sampled_from(ADDRESSES), unique=True)
+SETTLING_STEPS: Final = 30
+"""Turns of the loop in which what was begun without a time comes to its end."""
+
+LATE_STEPS: Final = 8
+"""The agent stops for good, so it does late."""
+
+
+class KeptNames(NamedTuple):
+    names: Mapping[PciAddress, str]
+    this_boot: bool = True
+
+
+class Names:
+    """Names that are kept in memory."""
+
+    def __init__(self) -> None:
+        self.kept: dict[PciAddress, str] = {}
+
+    async def read(self) -> KeptNames:
+        return KeptNames(dict(self.kept))
+
+    async def write(self, names: Mapping[PciAddress, str]) -> bool:
+        self.kept = dict(names)
+        return True
+
+    async def is_current(self, names: Mapping[PciAddress, str]) -> bool:
+        return self.kept == names
+
+
+class Daemon(Control):
+    """A daemon in memory: what it has is what may be promised."""
+
+    def __init__(self) -> None:
+        self.sockets: dict[str, str] = {}
+        self.refuses: set[str] = set()
+
+    async def call(self, method: str, params: dict[str, str] | None = None, *, timeout_s: float | None) -> Any:  # noqa: ARG002
+        await asyncio.sleep(0)
+        device = (params or {}).get("device", "")
+        if device in self.refuses:
+            raise RequestRefused(-32000, f"{device} is busy")
+        if method == "device.add":
+            assert params is not None
+            assert params["socket"] not in self.sockets.values()
+            self.sockets[device] = params["socket"]
+        elif method == "device.remove":
+            self.sockets.pop(device)
+        await asyncio.sleep(0)
+        return {}
+
+
+class Histories(RuleBasedStateMachine):
+    """Lists, mappings, lives and deaths of the daemon, front ends, the end: in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+        self.loop = asyncio.new_event_loop()
+        self.do(self._build())
+
+    def do(self, steps: Coroutine[Any, Any, None]) -> None:
+        self.loop.run_until_complete(steps)
+
+    async def _build(self) -> None:
+        # Front ends open the sockets, so that none need be there for a device to be served.
+        config = DaemonConfig(simulate=True, vhost_mode=VhostMode.CLIENT, socket_dir=Path("/tmp/one-truth"))
+        self.wanted: Latest[Loaded[DeviceList]] = Latest(Loaded())
+        self.mapping: Latest[Loaded[SocketMapping]] = Latest(Loaded())
+        self.status = Latest(DaemonStatus())
+        self.standing = Latest(Standing())
+        names = Names()
+        self.roles = Roles(config, wanted=self.wanted, mapping=self.mapping, names=names)
+        self.devices = Devices(config, wanted=self.wanted, mapping=self.mapping, names=names, spread=lambda: 0.0)
+        self.view = View(
+            Snapshots(self.roles.role, self.wanted, self.mapping, self.status, self.devices.published, self.standing),
+            ready_when=ReadyWhen.ALL_DEVICES,
+        )
+        self.answers = Answers(self.view)
+        self.service = DeviceService(self.view, _no_statistics, {})
+        self.health = HealthService(self.view)
+        self.daemon = Daemon()
+        self.life: asyncio.Task[None] | None = None
+        self.tasks = [self.loop.create_task(self.roles.run()), self.loop.create_task(self.view.run())]
+
+    def teardown(self) -> None:
+        self.do(self._end())
+        self.loop.close()
+
+    async def _end(self) -> None:
+        for task in (*self.tasks, *([self.life] if self.life else [])):
+            task.cancel()
+        await asyncio.gather(*self.tasks, *([self.life] if self.life else []), return_exceptions=True)
+
+    @rule(devices=SOME)
+    def a_list_comes(self, devices: list[PciAddress]) -> None:
+        self.wanted.set(Loaded(tuple(devices)))
+
+    @rule()
+    def the_list_is_refused(self) -> None:
+        self.wanted.set(Loaded(self.wanted.value.value, "line 1: 'x' is not a PCI address"))
+
+    @rule(devices=SOME, swapped=st.booleans())
+    def a_mapping_comes(self, devices: list[PciAddress], *, swapped: bool) -> None:
+        numbers = reversed(range(len(devices))) if swapped else range(len(devices))
+        sockets = {device: f"/tmp/one-truth/vdpa-{number}" for device, number in zip(devices, numbers, strict=True)}
+        self.mapping.set(Loaded(SocketMapping(MappingProxyType(sockets))))
+
+    @rule()
+    def the_mapping_goes(self) -> None:
+        self.mapping.set(Loaded(None, ABSENT))
+
+    @precondition(lambda self: self.life is None)
+    @rule()
+    def the_daemon_starts(self) -> None:
+        async def start() -> None:
+            self.status.set(self.status.value._replace(state=DaemonState.RUNNING))
+            self.life = self.loop.create_task(self.devices.follow(self.daemon))
+
+        self.do(start())
+
+    @precondition(lambda self: self.life is not None)
+    @rule()
+    def the_daemon_dies(self) -> None:
+        async def die() -> None:
+            assert self.life is not None
+            self.daemon.sockets.clear()
+            self.status.set(self.status.value._replace(state=DaemonState.BACKOFF, unhealthy=""))
+            self.devices.forget("the daemon ended")
+            self.check()
+            self.life.cancel()
+            await asyncio.wait({self.life})
+            self.life = None
+            self.devices.forget("the daemon ended: killed")
+
+        self.do(die())
+
+    @rule(reason=st.sampled_from(["", "it has not answered for 8 s"]))
+    def the_daemon_hangs_or_answers(self, reason: str) -> None:
+        self.status.set(self.status.value._replace(unhealthy=reason))
+
+    @rule(device=st.sampled_from(ADDRESSES), refuses=st.booleans())
+    def the_daemon_changes_its_mind(self, device: PciAddress, *, refuses: bool) -> None:
+        self.daemon.refuses = self.daemon.refuses | {device} if refuses else self.daemon.refuses - {device}
+
+    @rule(device=st.sampled_from(ADDRESSES), connected=st.booleans())
+    def a_front_end(self, device: PciAddress, *, connected: bool) -> None:
+        async def note() -> None:
+            self.devices.front_end(device, connected=connected)
+
+        self.do(note())
+
+    @rule(reason=st.sampled_from(["", "the socket is gone"]))
+    def the_socket(self, reason: str) -> None:
+        self.standing.set(Standing(reason))
+
+    @rule()
+    def time_passes(self) -> None:
+        async def settle() -> None:
+            self.steps += 1
+            for _ in range(SETTLING_STEPS):
+                await asyncio.sleep(0)
+                self.check()
+
+        self.do(settle())
+
+    @rule()
+    def more_time_passes(self) -> None:
+        self.time_passes()
+
+    @precondition(lambda self: self.steps > LATE_STEPS)
+    @rule()
+    def the_agent_stops(self) -> None:
+        async def stop() -> None:
+            self.view.end()
+
+        self.do(stop())
+
+    @invariant()
+    def there_is_one_truth(self) -> None:
+        async def check() -> None:
+            self.check()
+
+        self.do(check())
+
+    def check(self) -> None:
+        served = self.view.served
+        external = served.facts.role is not Role.MANAGING
+        mapping = self.mapping.value.value
+        named = [address for address, _ in mapping or ()] if external else (self.wanted.value.value or ())
+        shown = {address: self.service._device(device) for address, device in served.devices.items()}
+        reasons = " ".join(served.health.reasons)
+        down = self.status.value.state is not DaemonState.RUNNING or self.status.value.unhealthy or self.view.ended
+        for address in named:
+            path = self.answers.at_hand(address) or ""
+            if external and served.facts.role is Role.WAITING:
+                assert path == "" and address not in shown  # noqa: PT018
+                continue
+            ready = served.devices[address].state in SERVED
+            assert ready == bool(path) == bool(shown[address].socket_path)
+            assert shown[address].socket_path == path
+            excused = (down if not external else False) or address in reasons
+            assert ready == (not excused), (address, served.devices[address], reasons)
+            if path and external:
+                assert mapping is not None
+                assert path == mapping.sockets[address]
+            elif path:
+                assert self.daemon.sockets.get(address) == path
+        for address in ADDRESSES:
+            if address not in named:
+                assert not self.answers.at_hand(address)
+        serving = self.health._response("").status == HealthCheckResponse.SERVING
+        assert serving == (not served.health.reasons)
+
+
+async def _no_statistics(_address: PciAddress) -> Statistics:
+    return {}
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)

@@ -1,0 +1,115 @@
+"""MappingRepair: has the mapping file written again when it does not say what the daemon acknowledged."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+
+from vdpa_agent.daemon.control import Control
+from vdpa_agent.latest import Latest
+from vdpa_agent.model.backoff import Backoff
+from vdpa_agent.model.loaded import ABSENT, Loaded
+from vdpa_agent.model.mapping import Mapping as SocketMapping
+from vdpa_agent.model.pci import PciAddress
+
+_SETTLE_S: Final = 0.5
+"""How long the file may differ: the daemon writes it before it answers, and it is read a moment later."""
+
+_RETRY: Final = Backoff(first_s=1.0, cap_s=30.0)
+"""When it is written again that was not, or that another process changes again and again."""
+
+_WRITE_S: Final = 5.0
+"""How long the daemon may take to write it; one that does not answer at all is found by its ping."""
+
+log = structlog.get_logger(__name__)
+
+
+class MappingRepair:
+    """Compares the mapping file, which is an output for others, with what it should say.
+
+    Attributes:
+        repairs: how often it was written again.
+        due_s: when it needs a step without any event, in seconds of the loop's clock; None: never.
+    """
+
+    def __init__(self, mapping: Latest[Loaded[SocketMapping]]) -> None:
+        """Compares nothing yet.
+
+        Args:
+            mapping: what the file says.
+        """
+        self.repairs = 0
+        self.due_s: float | None = None
+        self._mapping = mapping
+        self._tries = 0
+        self._unwritten = False
+
+    def forget(self) -> None:
+        """The daemon is gone: there is nothing to compare with."""
+        self.due_s = None
+        self._tries = 0
+        self._unwritten = False
+
+    def note_answer(self, answer: Any) -> None:
+        """Takes from an answer of the daemon whether it could write the file."""
+        if isinstance(answer, dict) and answer.get("mapping_written") is False:
+            self._unwritten = True
+
+    async def wake_on_change(self, wake: asyncio.Event) -> None:
+        """Sets an event after each change of the file, until cancelled."""
+        async for _ in self._mapping.changes():
+            wake.set()
+
+    async def step(self, control: Control, expected: Mapping[PciAddress, str]) -> None:
+        """Has the file written again if it has differed for long enough.
+
+        Args:
+            control: the daemon that writes it.
+            expected: the devices that the daemon has, each with its socket.
+
+        Raises:
+            DaemonLost: the control channel failed.
+        """
+        loaded = self._mapping.value
+        difference = _difference(loaded, expected)
+        if not difference and not self._unwritten:
+            self.due_s = None
+            self._tries = 0
+            return
+        now_s = asyncio.get_running_loop().time()
+        if self.due_s is None:
+            self.due_s = now_s + _SETTLE_S
+        if now_s < self.due_s:
+            return
+        self._tries += 1
+        self.due_s = now_s + _RETRY.delay_s(self._tries, 0.0)
+        answer = await control.call("mapping.write", timeout_s=_WRITE_S)
+        self._unwritten = isinstance(answer, dict) and answer.get("mapping_written") is False
+        if self._unwritten:
+            report = log.error if self._tries == 1 else log.debug
+            report(
+                "mapping_not_written",
+                reason=difference or "the daemon could not write it, see daemon_output",
+                remedy="move away what stands at --socket-list, and give the daemon space and permission to write",
+            )
+        else:
+            self.repairs += 1
+            log.warning("mapping_repaired", reason=difference or "the daemon could not write it before")
+
+
+def _difference(loaded: Loaded[SocketMapping], expected: Mapping[PciAddress, str]) -> str:
+    """How the file differs from what it should say; empty if it does not."""
+    if loaded.problem and loaded.problem != ABSENT:
+        return f"the file is no mapping: {loaded.problem}"
+    if loaded.value is None:
+        return f"the file is absent, {len(expected)} devices are served" if expected else ""
+    said = dict(loaded.value)
+    if said == expected:
+        return ""
+    wrong = [address for address in said if address in expected and said[address] != expected[address]]
+    missing, strange = expected.keys() - said.keys(), said.keys() - expected.keys()
+    return (
+        f"another process changed the file: {len(missing)} devices are missing, {len(strange)} are not of this agent,"
+        f" {len(wrong)} have another device's socket"
+    )

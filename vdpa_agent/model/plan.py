@@ -1,0 +1,139 @@
+"""The plan for each device of a running daemon: what is known of it, and what is to be done next."""
+
+from enum import Enum, auto
+from typing import Final, NamedTuple
+
+from vdpa_agent.model.backoff import Backoff
+from vdpa_agent.model.daemon import NOTHING_KNOWN, SERVED, Device, DeviceFacts, DeviceState
+
+RETRY: Final = Backoff(first_s=1.0, cap_s=4.0)
+"""When a device that the daemon refused to add or remove is asked for again: within 5 s of whatever mends it."""
+
+
+class Step(Enum):
+    """What is to be done for a device."""
+
+    NOTHING = auto()
+    """All is as it should be, or an event will say that it is not."""
+    ADD = auto()
+    """The daemon is to be asked for it."""
+    RENEW = auto()
+    """The daemon has it and its socket is dead: it is to be removed and added again."""
+    DRAIN = auto()
+    """It left the list while a front end uses it: it is kept for a time."""
+    REMOVE = auto()
+    """The daemon is to give it up."""
+    RESTORE = auto()
+    """It left the list and came back before it was removed: it goes on as it was."""
+    FORGET = auto()
+    """It left the list, and the daemon does not have it."""
+
+
+class Record(NamedTuple):
+    """One device of a running daemon.
+
+    Attributes:
+        device: what is published of it.
+        added: whether the daemon has it.
+        in_use: whether a front end uses it.
+        refusals: how often in a row the daemon refused what it was asked for, or its socket was found dead.
+        due_s: before this time, in seconds of the caller's clock, nothing is asked again.
+        drained_s: when a front end has had time enough to leave it; None: nothing drains.
+    """
+
+    device: Device
+    added: bool = False
+    in_use: bool = False
+    refusals: int = 0
+    due_s: float = 0.0
+    drained_s: float | None = None
+
+    def asked(self) -> "Record":
+        """The daemon is being asked for it."""
+        return self._replace(device=self.device._replace(state=DeviceState.STARTING, reason=""))
+
+    def served(self, facts: DeviceFacts | None = None) -> "Record":
+        """The daemon acknowledged it, and its socket can be used; without facts those of before hold."""
+        state = DeviceState.CONNECTED if self.in_use else DeviceState.READY
+        device = self.device._replace(state=state, reason="", facts=self.device.facts if facts is None else facts)
+        return self._replace(device=device, added=True, refusals=0, due_s=0.0, drained_s=None)
+
+    def refused(self, reason: str, now_s: float, spread: float) -> "Record":
+        """What was asked was refused, or the socket died; it is asked again later.
+
+        Args:
+            reason: why.
+            now_s: the time.
+            spread: where in its jitter the pause is, -1 to 1.
+        """
+        refusals = self.refusals + 1
+        state = self.device.state if self.device.state is DeviceState.REMOVING else DeviceState.FAILED
+        return self._replace(
+            device=self.device._replace(state=state, reason=reason),
+            refusals=refusals,
+            due_s=now_s + RETRY.delay_s(refusals, spread),
+        )
+
+    def used(self, *, by_front_end: bool) -> "Record":
+        """A front end came, or left."""
+        record = self._replace(in_use=by_front_end, drained_s=self.drained_s if by_front_end else None)
+        if self.device.state not in SERVED:
+            return record
+        state = DeviceState.CONNECTED if by_front_end else DeviceState.READY
+        return record._replace(device=self.device._replace(state=state))
+
+    def leaving(self, drained_s: float | None, reason: str) -> "Record":
+        """It left the list; with a time, it is kept until then for the front end that uses it."""
+        device = self.device._replace(state=DeviceState.REMOVING, reason=reason)
+        return self._replace(device=device, drained_s=drained_s)
+
+    def given_up(self) -> "Record":
+        """The daemon does not have it any more."""
+        return self._replace(added=False, in_use=False)
+
+    def lost(self, reason: str) -> "Record":
+        """The daemon is gone, and with it all that it knew of the device."""
+        device = self.device._replace(state=DeviceState.WANTED, reason=reason, facts=NOTHING_KNOWN)
+        return Record(device)
+
+
+def next_step(record: Record, *, wanted: bool, now_s: float) -> Step:
+    """What is to be done now for a device.
+
+    Args:
+        record: what is known of it.
+        wanted: whether it is in the list.
+        now_s: the time, by the clock of the record's times.
+    """
+    return _wanted_step(record, now_s) if wanted else _unwanted_step(record, now_s)
+
+
+def next_look_s(record: Record) -> float | None:
+    """When a device needs another step without any event; None: never."""
+    if record.in_use and record.device.state is DeviceState.FAILED:
+        return None  # its front end's leaving is an event
+    times = [time_s for time_s in (record.due_s or None, record.drained_s) if time_s is not None]
+    return max(times, default=None)
+
+
+def _wanted_step(record: Record, now_s: float) -> Step:
+    if record.device.state is DeviceState.REMOVING:
+        return Step.RESTORE if record.added else Step.ADD
+    if record.device.state in SERVED or now_s < record.due_s:
+        return Step.NOTHING
+    if not record.added:
+        return Step.ADD
+    # A device whose socket died while a front end uses it is left in peace until that leaves.
+    return Step.NOTHING if record.in_use else Step.RENEW
+
+
+def _unwanted_step(record: Record, now_s: float) -> Step:
+    if not record.added:
+        return Step.FORGET
+    if now_s < record.due_s:
+        return Step.NOTHING
+    if record.in_use and record.device.state is not DeviceState.REMOVING:
+        return Step.DRAIN
+    if record.drained_s is not None and now_s < record.drained_s:
+        return Step.NOTHING
+    return Step.REMOVE

@@ -1,0 +1,206 @@
+"""Served: what is true of every device now, computed in one place from everything that is known."""
+
+from collections.abc import Iterator
+from collections.abc import Mapping as ReadOnly
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, Device, DeviceState
+from vdpa_agent.model.health import (
+    Check,
+    Health,
+    ReadyWhen,
+    Role,
+    Standing,
+    no_device_list,
+    no_mapping,
+    not_served,
+)
+from vdpa_agent.model.loaded import ABSENT, Loaded
+from vdpa_agent.model.mapping import Mapping
+from vdpa_agent.model.pci import DeviceList, PciAddress
+
+Devices = ReadOnly[PciAddress, Device]
+
+_NONE: Final[frozenset[PciAddress]] = frozenset()
+_STOPS: Final = "the agent stops"
+
+
+class Facts(NamedTuple):
+    """Everything that `Served` is computed from.
+
+    Attributes:
+        role: who owns the vhost-user sockets.
+        wanted: the device list.
+        mapping: what the mapping file says.
+        daemon: the daemon of this agent.
+        devices: its devices, as it acknowledged them.
+        dead: of the sockets of an external mapping, those that nobody listens on, each with the reason.
+        left: devices that left the list so lately that callers may still hope for them.
+        standing: the agent's own socket and directory.
+        stopping: whether the agent was asked to stop.
+        require_sockets: whether a device of an external mapping is ready only if its socket is alive.
+        ready_when: what readiness takes.
+        pci_list: where the device list is, for messages.
+        socket_list: where the mapping is, likewise.
+    """
+
+    role: Role = Role.WAITING
+    wanted: Loaded[DeviceList] = Loaded()
+    mapping: Loaded[Mapping] = Loaded()
+    daemon: DaemonStatus = DaemonStatus()
+    devices: Devices = MappingProxyType({})
+    dead: ReadOnly[str, str] = MappingProxyType({})
+    left: frozenset[PciAddress] = _NONE
+    standing: Standing = Standing()
+    stopping: bool = False
+    require_sockets: bool = False
+    ready_when: ReadyWhen = ReadyWhen.RUNNING
+    pci_list: str = "the device list"
+    socket_list: str = "the mapping"
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing of the daemon may be promised any more."""
+        return self.stopping or self.daemon.state in {DaemonState.STOPPING, DaemonState.STOPPED}
+
+
+class Served(NamedTuple):
+    """One snapshot, which answers, device service, health, probes, metrics and CLI read, and nothing else.
+
+    A wanted device is ready, in `devices`, if and only if `sockets` has its path, and if and only if `health` has no
+    reason about it.
+
+    Attributes:
+        facts: what it was computed from.
+        devices: every device of the list and of the daemon, or of the external mapping, in that order.
+        sockets: the path that is promised for each device that is ready.
+        awaited: the devices that are not ready and may become so; None: any address may be one, since no list has been
+            read yet.
+        health: whether the agent is live and ready, with every reason.
+    """
+
+    facts: Facts
+    devices: Devices
+    sockets: ReadOnly[PciAddress, str]
+    awaited: frozenset[PciAddress] | None
+    health: Health
+
+    def is_awaited(self, address: PciAddress) -> bool:
+        """Whether a device may become ready, so that callers may wait for it."""
+        return self.awaited is None or address in self.awaited
+
+
+def serve(facts: Facts) -> Served:
+    """What is true of every device, given the facts."""
+    devices = dict(_managed(facts) if facts.role is Role.MANAGING else _external(facts))
+    sockets = {address: device.socket for address, device in devices.items() if device.state in SERVED}
+    return Served(
+        facts=facts,
+        devices=MappingProxyType(devices),
+        sockets=MappingProxyType(sockets),
+        awaited=_awaited(facts, sockets),
+        health=_health(facts, devices),
+    )
+
+
+def _managed(facts: Facts) -> Iterator[tuple[PciAddress, Device]]:
+    """The devices of the list, then those that left it and that the daemon still has."""
+    unserved = _STOPS if facts.ending else _daemon_problem(facts.daemon)
+    wanted = facts.wanted.value or ()
+    for address in wanted:
+        device = facts.devices.get(address) or Device(address, "", DeviceState.WANTED)
+        if unserved and device.state in SERVED:
+            device = device._replace(state=DeviceState.FAILED, reason=unserved)
+        elif device.state is DeviceState.REMOVING:
+            device = device._replace(reason="it left the list and came back; the daemon is asked for it next")
+        yield address, device
+    for address in facts.devices.keys() - set(wanted):
+        device = facts.devices[address]
+        if device.state in SERVED:  # the list is ahead of the daemon: no new pod gets it
+            device = device._replace(state=DeviceState.REMOVING, reason="it left the list")
+        yield address, device
+
+
+def _external(facts: Facts) -> Iterator[tuple[PciAddress, Device]]:
+    """The devices of another process's mapping, which is the truth: its sockets outlive this agent."""
+    if facts.role is not Role.SERVING:
+        return
+    for address, path in facts.mapping.value or ():
+        reason = facts.dead.get(path, "")
+        failed = bool(reason) and facts.require_sockets
+        yield address, Device(address, path, DeviceState.FAILED if failed else DeviceState.READY, reason)
+
+
+def _awaited(facts: Facts, sockets: ReadOnly[PciAddress, str]) -> frozenset[PciAddress] | None:
+    if facts.stopping or (facts.role is Role.MANAGING and facts.ending):
+        return _NONE
+    if facts.role is Role.SERVING:
+        return frozenset(address for address, _ in facts.mapping.value or () if address not in sockets)
+    if facts.role is Role.WAITING or facts.wanted.value is None:
+        return None
+    return (facts.left | frozenset(facts.wanted.value)) - sockets.keys()
+
+
+def _health(facts: Facts, devices: Devices) -> Health:
+    degraded = tuple(_degraded(facts, devices))
+    checks = [check for check in (Check("agent", _STOPS if facts.stopping else ""),) if check.reason]
+    checks.append(Check("socket", facts.standing.not_ready))
+    checks += _role_checks(facts)
+    if facts.ready_when is ReadyWhen.ALL_DEVICES or facts.role is Role.SERVING:
+        checks += degraded
+    return Health(
+        not_live=facts.standing.not_live,
+        checks=tuple(checks),
+        degraded=degraded,
+        waiting_for=_waiting_for(facts),
+    )
+
+
+def _role_checks(facts: Facts) -> Iterator[Check]:
+    """What the role takes: a list or a mapping that is not refused, and a daemon that runs."""
+    if facts.role is Role.SERVING:
+        yield Check("mapping")
+        return
+    if facts.role is Role.WAITING:
+        yield Check("mapping", no_mapping(facts.mapping, facts.socket_list) if _is_refused(facts.mapping) else "")
+    yield Check("device list", no_device_list(facts.wanted, facts.pci_list) if _is_refused(facts.wanted) else "")
+    if facts.wanted.value:
+        yield Check("daemon", _daemon_problem(facts.daemon))
+
+
+def _degraded(facts: Facts, devices: Devices) -> Iterator[Check]:
+    """The wanted devices that are not ready, unless the daemon is the reason for all of them."""
+    if facts.role is Role.MANAGING:
+        if facts.ending or _daemon_problem(facts.daemon):
+            return
+        names = facts.wanted.value or ()
+    else:
+        names = tuple(devices)
+    for address in names:
+        device = devices[address]
+        if device.state not in SERVED:
+            yield Check(f"device {address}", not_served(address, device.state, device.reason))
+
+
+def _waiting_for(facts: Facts) -> str:
+    """What a node without any list waits for; empty where nothing is missing."""
+    if facts.role is Role.WAITING and facts.wanted.value is None:
+        return f"a device list at {facts.pci_list}, or a mapping at {facts.socket_list}"
+    if facts.role is Role.MANAGING and facts.wanted.value is None:
+        return f"a device list at {facts.pci_list}"
+    return ""
+
+
+def _is_refused(loaded: Loaded[DeviceList] | Loaded[Mapping]) -> bool:
+    """Whether there is a file and nothing of it counts, nor of an earlier one."""
+    return loaded.value is None and loaded.problem not in {"", ABSENT}
+
+
+def _daemon_problem(daemon: DaemonStatus) -> str:
+    """Why nothing of the daemon can be promised, empty if it runs and answers."""
+    if daemon.state is not DaemonState.RUNNING:
+        last = f": {daemon.last_exit}" if daemon.last_exit else ""
+        loop = ", in a crash loop" if daemon.crash_loop else ""
+        return f"the daemon is in state {daemon.state}{loop}{last}"
+    return daemon.unhealthy
