@@ -1,7 +1,7 @@
 """Random histories: whatever happens, a device is ready if and only if its path is promised and no reason is given.
 
-What executes is real: roles, devices, view, answers, services. The daemon and the files are those of the test, since they
-are to fail in every order, which reality does not give.
+Roles, devices, view, answers and services are real. The daemon and the files are those of the test, since they are to
+fail in every order, which reality does not give.
 """
 
 import asyncio

@@ -19,6 +19,7 @@ from vdpa_agent.daemon.roles import Roles
 from vdpa_agent.daemon.supervisor import Supervisor
 from vdpa_agent.errors import AgentError
 from vdpa_agent.files.lists import Lists
+from vdpa_agent.files.mapping_file import MappingFile
 from vdpa_agent.files.names import NamesFile
 from vdpa_agent.latest import Latest
 from vdpa_agent.logs import LogWriter
@@ -119,7 +120,8 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
 
 async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop], reaper: Reaper) -> None:
     steps: Steps = Counter()
-    lists = Lists(config.files, takes_requests=config.daemon.mode is not DaemonMode.NONE)
+    takes_requests = config.daemon.mode is not DaemonMode.NONE
+    lists = Lists(config.files, takes_requests=takes_requests, shrink_settle_s=config.daemon.drain_timeout_s)
     names = NamesFile(config.files.socket_list)
     roles = Roles(config.daemon, wanted=lists.devices, mapping=lists.mapping, names=names)
     supervisor = Supervisor(
@@ -129,7 +131,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         wanted=lists.devices,
         mapping=lists.mapping,
         names=names,
-        retire_mapping=lists.retire_mapping,
+        retire_mapping=MappingFile(config.files, takes_requests=takes_requests).retire,
         reaper=reaper,
     )
     standing = Latest(Standing())
@@ -160,7 +162,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         steps=steps,
         lines_dropped=lambda: {"agent": logs.dropped_lines, "daemon": supervisor.dropped.lines},
     )
-    lists.check()
+    await lists.first()
     await roles.decide()
     async with (
         listening(config.serve, _services(config, view, answers, supervisor.statistics)) as (peers, handled),

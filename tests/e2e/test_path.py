@@ -187,6 +187,7 @@ def test_the_agent_stops_in_order(run_dir: Path, options: tuple[str, ...], numbe
         assert agent.stop(number) == 0
         assert not Path(f"/proc/{pid}").exists()
         assert sorted(path.name for path in run_dir.iterdir()) == [
+            ".pciList.last",
             "pciList.dat",
             "socketNames.json",
             "vdpa.sock.lock",

@@ -1,5 +1,6 @@
 """The served mapping follows the file, whatever way it is written, within a second and never torn."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -12,12 +13,16 @@ from typing import Final
 
 import pytest
 
-from tests.processes import AgentProcess, mapping_text, running, write_atomically
+from tests.e2e.conftest import FOUR
+from tests.hung import hung
+from tests.processes import WITH_HTTP, AgentProcess, mapping_text, running, write_atomically, write_list
 
 A, B = "0000:82:00.2", "0000:82:00.3"
 OLD: Final = {A: "/v/old-a", B: "/v/old-b"}
 NEW: Final = {A: "/v/new-a", B: "/v/new-b"}
 RIGHT_WITHIN_S: Final = 1.0
+_MS_BIND: Final = 0x1000
+_MNT_DETACH: Final = 2
 
 
 @contextmanager
@@ -176,3 +181,87 @@ def test_a_file_without_permission_is_named_with_the_remedy(run_dir: Path) -> No
         expected = "permission denied; give the agent read permission"
     with running(run_dir) as agent:
         assert agent.wait_logged("file_refused")["reason"] == expected
+
+
+def test_a_list_on_a_hung_file_system_holds_neither_answers_nor_the_end(run_dir: Path) -> None:
+    hanging = run_dir / "hanging"
+    hanging.mkdir()
+    with hung(hanging), running(run_dir, f"--pci-list={hanging}/pciList.dat") as agent:
+        write_atomically(agent.socket_list, mapping_text(OLD))
+        agent.wait_answer(A, OLD[A])
+        refusal = agent.wait_logged("file_refused", file=f"{hanging}/pciList.dat")
+        assert refusal["reason"].startswith(f"{hanging}/pciList.dat: the file system does not answer within 3 s")
+        write_atomically(agent.socket_list, mapping_text(NEW))
+        agent.wait_answer(A, NEW[A])
+        assert agent.stop() == 0
+
+
+def test_a_run_directory_that_hangs_later_holds_neither_answers_nor_the_end(run_dir: Path) -> None:
+    directory = run_dir / "lists"
+    directory.mkdir()
+    with running(run_dir, f"--socket-list={directory / 'socketList.dat'}") as agent:
+        write_atomically(directory / "socketList.dat", mapping_text(OLD))
+        agent.wait_answer(A, OLD[A])
+        with hung(directory):
+            agent.wait_logged("file_refused")
+            assert agent.ask(A) == OLD[A]
+            assert agent.stop() == 0
+
+
+@pytest.mark.parametrize("limit", ["instances", "watches"])
+def test_without_inotify_from_the_start_files_are_followed(run_dir: Path, limit: str) -> None:
+    script = f'echo 0 >/proc/sys/user/max_inotify_{limit} && exec "$@"'
+    write_atomically(run_dir / "socketList.dat", mapping_text(OLD))
+    with running(run_dir, under=("unshare", "-Ur", "sh", "-c", script, "sh")) as agent:
+        agent.wait_answer(A, OLD[A])
+        agent.wait_logged("watch_interrupted")
+        for content in (NEW, OLD, NEW):
+            write_atomically(agent.socket_list, mapping_text(content))
+            agent.wait_answer(A, content[A])
+        assert len(agent.log.named("watch_interrupted")) == 1
+
+
+def test_what_the_kernel_does_not_report_is_seen_all_the_same(run_dir: Path) -> None:
+    """Something is mounted over the directory: inotify is silent about that."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    directory, other = run_dir / "lists", run_dir / "other"
+    directory.mkdir()
+    other.mkdir()
+    write_atomically(directory / "socketList.dat", mapping_text(OLD))
+    write_atomically(other / "socketList.dat", mapping_text(NEW))
+    with running(run_dir, f"--socket-list={directory / 'socketList.dat'}") as agent:
+        agent.wait_answer(A, OLD[A])
+        if libc.mount(os.fsencode(other), os.fsencode(directory), None, _MS_BIND, None):
+            pytest.skip(f"a bind mount needs root: {os.strerror(ctypes.get_errno())}")
+        try:
+            agent.wait_answer(A, NEW[A])
+            write_atomically(other / "socketList.dat", mapping_text(OLD))
+            agent.wait_answer(A, OLD[A], timeout_s=RIGHT_WITHIN_S)
+        finally:
+            libc.umount2(os.fsencode(directory), _MNT_DETACH)
+
+
+def test_an_emptied_list_cuts_nobody_off_and_counts_if_it_stays_so(run_dir: Path, options: tuple[str, ...]) -> None:
+    write_list(run_dir / "pciList.dat", FOUR)
+    with running(run_dir, *options, "--drain-timeout=2", WITH_HTTP) as agent:
+        for number, address in enumerate(FOUR):
+            agent.wait_answer(address, str(run_dir / "vhost" / f"vdpa-{number}"))
+        (run_dir / "pciList.dat").write_text("")
+        warning = agent.wait_logged("device_list_shrinks")
+        assert (warning["before"], warning["after"], warning["wait_s"]) == (4, 0, 2.0)
+        assert all(agent.ask(address) for address in FOUR)
+        agent.wait_logged("device_list_shrunk")
+        for address in FOUR:
+            agent.wait_answer(address, "")
+
+
+def test_the_last_good_list_survives_a_restart_of_the_agent(run_dir: Path, options: tuple[str, ...]) -> None:
+    write_list(run_dir / "pciList.dat", FOUR)
+    with running(run_dir, *options) as agent:
+        agent.wait_answer(FOUR[3], str(run_dir / "vhost" / "vdpa-3"))
+        (run_dir / "pciList.dat").write_text(f"garbage\n{FOUR[1]}\n")
+        agent.wait_logged("file_refused")
+    with running(run_dir, *options) as agent:
+        agent.wait_answer(FOUR[3], str(run_dir / "vhost" / "vdpa-3"))
+        assert agent.log.named("file_refused")[0]["reason"].startswith("line 1: 'garbage' is not a PCI address")
+        assert agent.log.named("kept_list_used")

@@ -5,24 +5,28 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from tests.hung import hung
 from tests.processes import mapping_text, write_atomically
 from vdpa_agent.config import FilesConfig
 from vdpa_agent.files.lists import Lists
 from vdpa_agent.latest import Latest
+from vdpa_agent.model.loaded import ABSENT, Loaded
 
 pytestmark = pytest.mark.anyio
 
 ONE = {"0000:82:00.2": "/v/vdpa-0"}
 TWO = {**ONE, "0000:82:00.3": "/v/vdpa-1"}
+DEVICES = tuple(f"0000:82:00.{function}" for function in range(4))
 
 
-def _lists(directory: Path, *, takes_requests: bool = True) -> Lists:
+def _lists(directory: Path, *, takes_requests: bool = True, shrink_settle_s: float = 30.0) -> Lists:
     config = FilesConfig(socket_list=directory / "socketList.dat", pci_list=directory / "pciList.dat")
-    return Lists(config, takes_requests=takes_requests)
+    return Lists(config, takes_requests=takes_requests, shrink_settle_s=shrink_settle_s)
 
 
 @asynccontextmanager
@@ -33,24 +37,57 @@ async def _followed(lists: Lists) -> AsyncIterator[None]:
         following.cancel()
 
 
-async def _becomes(latest: Latest, wanted: Callable[[object], bool]) -> None:  # type: ignore[type-arg]
-    async with asyncio.timeout(5):
-        await latest.wait_for(lambda loaded: wanted(loaded.value))
+async def _becomes(latest: Latest[Loaded[Any]], wanted: Callable[[Loaded[Any]], bool]) -> Loaded[Any]:
+    async with asyncio.timeout(20):
+        return await latest.wait_for(wanted)
 
 
-def _sockets(expected: dict[str, str] | None) -> Callable[[object], bool]:
-    def matches(value: object) -> bool:
-        found = None if value is None else dict(value)  # type: ignore[call-overload]
-        return bool(found == expected)
+async def _appears(path: Path) -> None:
+    async with asyncio.timeout(20):
+        while not path.exists():
+            await asyncio.sleep(0.01)
 
-    return matches
+
+def _sockets(expected: dict[str, str]) -> Callable[[Loaded[Any]], bool]:
+    return lambda loaded: loaded.value is not None and dict(loaded.value) == expected
+
+
+def _written(devices: tuple[str, ...]) -> str:
+    return "".join(f"{address}\n" for address in devices)
+
+
+async def test_the_first_look_publishes_both_files(run_dir: Path) -> None:
+    (run_dir / "pciList.dat").write_text(_written(DEVICES))
+    (run_dir / "socketList.dat").write_text(mapping_text(ONE))
+    lists = _lists(run_dir)
+    await lists.first()
+    assert lists.devices.value == Loaded(DEVICES)
+    assert _sockets(ONE)(lists.mapping.value)
+
+
+async def test_the_first_look_publishes_refusals_and_absence(run_dir: Path) -> None:
+    (run_dir / "pciList.dat").write_text("0000:82:00.2\nens1\n")
+    lists = _lists(run_dir)
+    await lists.first()
+    assert lists.devices.value == Loaded(
+        None, "line 2: 'ens1' is not a PCI address such as 0000:82:00.2; write one address a line", refused=True
+    )
+    assert lists.mapping.value == Loaded(None, ABSENT, refused=False)
+
+
+async def test_without_a_daemon_to_manage_the_device_list_is_not_read(run_dir: Path) -> None:
+    (run_dir / "pciList.dat").write_text(_written(DEVICES))
+    lists = _lists(run_dir, takes_requests=False)
+    async with _followed(lists):
+        await _becomes(lists.mapping, lambda loaded: loaded.problem == ABSENT)
+    assert lists.devices.value == Loaded()
 
 
 async def test_a_device_list_in_the_mappings_place_is_moved_to_its_own(run_dir: Path) -> None:
     lists = _lists(run_dir)
     (run_dir / "pciList.dat").write_text("0000:82:00.7\n")
     (run_dir / "socketList.dat").write_text("0000:82:00.2\n0000:82:00.3\n")
-    lists.check()
+    await lists.first()
     assert lists.devices.value.value == ("0000:82:00.2", "0000:82:00.3")
     assert (run_dir / "pciList.dat").read_text() == "0000:82:00.2\n0000:82:00.3\n"
     assert not (run_dir / "socketList.dat").exists()
@@ -60,39 +97,52 @@ async def test_without_a_daemon_to_manage_such_a_list_is_refused_and_left_alone(
     lists = _lists(run_dir, takes_requests=False)
     (run_dir / "socketList.dat").write_text("0000:82:00.2\n")
     async with _followed(lists):
-        async with asyncio.timeout(5):
-            loaded = await lists.mapping.wait_for(lambda loaded: bool(loaded.problem))
+        loaded = await _becomes(lists.mapping, lambda loaded: loaded.refused)
     assert "it is not JSON; a list of PCI addresses belongs into --pci-list" in loaded.problem
     assert (run_dir / "socketList.dat").exists()
     assert lists.devices.value.value is None
 
 
-async def test_a_malformed_request_is_put_aside_and_told_of_once(run_dir: Path) -> None:
-    lists = _lists(run_dir)
-    (run_dir / "pciList.dat").write_text("0000:82:00.7\n")
-    (run_dir / "socketList.dat").write_text("0000:82:00.2\nens1\n")
-    with capture_logs() as logs:
-        async with _followed(lists), asyncio.timeout(5):
-            while (run_dir / "socketList.dat").exists():
-                await asyncio.sleep(0.01)
-    refusals = [log for log in logs if log["event"] == "device_list_refused"]
-    assert [log["reason"] for log in refusals] == [
-        "line 2: 'ens1' is not a PCI address such as 0000:82:00.2; write one address a line"
-    ]
-    assert (run_dir / "socketList.dat.refused").read_text() == "0000:82:00.2\nens1\n"
-    assert lists.devices.value.value == ("0000:82:00.7",)
-
-
 async def test_an_emptied_list_counts_only_when_it_stays_empty(run_dir: Path) -> None:
-    lists = _lists(run_dir)
+    lists = _lists(run_dir, shrink_settle_s=0.5)
     path = run_dir / "pciList.dat"
     path.write_text("0000:82:00.2\n")
-    lists.check()
-    path.write_text("")
-    lists.check()
-    assert lists.devices.value.value == ("0000:82:00.2",)
+    await lists.first()
+    with capture_logs() as logs:
+        async with _followed(lists):
+            path.write_text("")
+            loaded = await _becomes(lists.devices, lambda loaded: bool(loaded.problem))
+            assert loaded == Loaded(
+                ("0000:82:00.2",), "the list was emptied: 1 devices go in 0.5 s unless it is written again"
+            )
+            await _becomes(lists.devices, lambda loaded: loaded == Loaded(()))
+    assert [log for log in logs if log["event"] == "device_list_shrinks"] == [
+        {
+            "event": "device_list_shrinks",
+            "file": str(path),
+            "before": 1,
+            "after": 0,
+            "wait_s": 0.5,
+            "remedy": "write the whole list again; else what is missing goes",
+            "log_level": "warning",
+        }
+    ]
+    assert [log["log_level"] for log in logs if log["event"] == "device_list_shrunk"] == ["warning"]
+    assert lists.readings["device_list"].shrunk == 1
+
+
+async def test_what_is_new_in_a_list_that_lost_most_counts_at_once_behind_what_was(run_dir: Path) -> None:
+    lists = _lists(run_dir)
+    path = run_dir / "pciList.dat"
+    path.write_text(_written(DEVICES))
     async with _followed(lists):
-        await _becomes(lists.devices, lambda value: value == ())
+        await _becomes(lists.devices, lambda loaded: loaded.value == DEVICES)
+        write_atomically(path, "0000:83:00.0\n0000:82:00.1\n")
+        loaded = await _becomes(lists.devices, lambda loaded: bool(loaded.problem))
+        assert loaded.value == (*DEVICES, "0000:83:00.0")
+        assert not loaded.refused
+        write_atomically(path, _written((*DEVICES, "0000:83:00.1")))
+        await _becomes(lists.devices, lambda loaded: loaded == Loaded((*DEVICES, "0000:83:00.1")))
 
 
 async def test_the_device_list_outlives_its_file(run_dir: Path) -> None:
@@ -100,44 +150,117 @@ async def test_the_device_list_outlives_its_file(run_dir: Path) -> None:
     path = run_dir / "pciList.dat"
     path.write_text("0000:82:00.2\n")
     async with _followed(lists):
-        await _becomes(lists.devices, lambda value: value == ("0000:82:00.2",))
+        await _becomes(lists.devices, lambda loaded: loaded.value == ("0000:82:00.2",))
         path.unlink()
-        async with asyncio.timeout(10):
-            loaded = await lists.devices.wait_for(lambda loaded: bool(loaded.problem))
-    assert loaded.value == ("0000:82:00.2",)
+        loaded = await _becomes(lists.devices, lambda loaded: bool(loaded.problem))
+    assert loaded == Loaded(("0000:82:00.2",), ABSENT)
 
 
-async def test_retiring_removes_a_mapping_and_keeps_a_list(run_dir: Path) -> None:
+async def test_the_last_good_list_outlives_the_agent(run_dir: Path) -> None:
+    path = run_dir / "pciList.dat"
+    path.write_text(_written(DEVICES))
+    async with _followed(_lists(run_dir)):
+        await _appears(run_dir / ".pciList.last")
+
+    def make_directory() -> None:
+        path.unlink()
+        path.mkdir()
+
+    def make_link() -> None:
+        path.rmdir()
+        path.symlink_to("/etc/shadow")
+
+    for make_bad in (lambda: path.write_text("garbage\n"), make_directory, make_link):
+        make_bad()
+        lists = _lists(run_dir)
+        with capture_logs() as logs:
+            await lists.first()
+        assert lists.devices.value.value == DEVICES
+        assert lists.devices.value.refused
+        assert "kept_list_used" in [log["event"] for log in logs]
+
+
+async def test_a_kept_list_is_not_used_where_the_list_is_absent(run_dir: Path) -> None:
+    (run_dir / ".pciList.last").write_text(_written(DEVICES))
     lists = _lists(run_dir)
-    socket_list = run_dir / "socketList.dat"
-    socket_list.write_text(mapping_text(ONE))
-    await lists.retire_mapping()
-    assert list(run_dir.iterdir()) == []
-    socket_list.write_text("0000:82:00.4\n")
-    await lists.retire_mapping()
-    assert [path.name for path in run_dir.iterdir()] == ["pciList.dat"]
-    assert lists.devices.value.value == ("0000:82:00.4",)
+    await lists.first()
+    assert lists.devices.value == Loaded(None, ABSENT)
 
 
-async def test_a_list_that_a_killed_agent_left_aside_is_found_again(run_dir: Path) -> None:
-    (run_dir / ".socketList.dat.retired").write_text("0000:82:00.4\n")
+async def test_only_what_counts_is_kept_and_a_kept_list_that_is_gone_comes_again(run_dir: Path) -> None:
+    path, kept = run_dir / "pciList.dat", run_dir / ".pciList.last"
+    path.write_text(_written(DEVICES))
     lists = _lists(run_dir)
-    await lists.retire_mapping()
-    assert lists.devices.value.value == ("0000:82:00.4",)
+    async with _followed(lists):
+        await _appears(kept)
+        path.write_text("")
+        await _becomes(lists.devices, lambda loaded: "emptied" in loaded.problem)
+        path.write_text("garbage")
+        await _becomes(lists.devices, lambda loaded: loaded.refused)
+        assert kept.read_text() == _written(DEVICES)
+        write_atomically(path, _written(DEVICES))
+        await _becomes(lists.devices, lambda loaded: not loaded.problem)
+        kept.unlink()
+        await _appears(kept)
+    assert kept.read_text() == _written(DEVICES)
 
 
 async def test_a_fifo_or_a_directory_in_a_files_place_does_not_stop_the_loop(run_dir: Path) -> None:
     os.mkfifo(run_dir / "pciList.dat")
     (run_dir / "socketList.dat").mkdir()
     lists = _lists(run_dir)
-    async with _followed(lists), asyncio.timeout(5):
-        devices = await lists.devices.wait_for(lambda loaded: bool(loaded.problem))
-        mapping = await lists.mapping.wait_for(lambda loaded: bool(loaded.problem))
+    async with _followed(lists):
+        devices = await _becomes(lists.devices, lambda loaded: bool(loaded.problem))
+        mapping = await _becomes(lists.mapping, lambda loaded: bool(loaded.problem))
     assert devices.problem == "not a regular file; put a file in its place"
     assert mapping.problem == "not a regular file; put a file in its place"
 
 
-async def test_an_undecodable_name_in_the_directory_does_not_end_the_following(run_dir: Path) -> None:
+async def test_a_hung_list_is_a_problem_and_the_other_file_is_followed(run_dir: Path) -> None:
+    directory = run_dir / "lists"
+    directory.mkdir()
+    path = directory / "pciList.dat"
+    path.write_text("0000:82:00.2\n")
+    config = FilesConfig(socket_list=run_dir / "socketList.dat", pci_list=path)
+    lists = Lists(config, takes_requests=True, shrink_settle_s=30)
+    async with _followed(lists):
+        await _becomes(lists.devices, lambda loaded: loaded.value == ("0000:82:00.2",))
+        with hung(directory):
+            write_atomically(config.socket_list, mapping_text(ONE))
+            await _becomes(lists.mapping, _sockets(ONE))
+            loaded = await _becomes(lists.devices, lambda loaded: bool(loaded.problem))
+            assert loaded.value == ("0000:82:00.2",)
+            assert loaded.refused
+            assert loaded.problem.startswith(f"{path}: the file system does not answer within 3 s")
+            write_atomically(config.socket_list, mapping_text(TWO))
+            await _becomes(lists.mapping, _sockets(TWO))
+        # It answers again.
+        await _becomes(lists.devices, lambda loaded: loaded == Loaded(("0000:82:00.2",)))
+
+
+async def test_the_first_look_ends_where_nothing_answers(run_dir: Path) -> None:
+    (run_dir / ".pciList.last").write_text(_written(DEVICES))
+    lists = _lists(run_dir)
+    with hung(run_dir):
+        async with asyncio.timeout(30):
+            await lists.first()
+        assert lists.devices.value.refused
+        assert "does not answer" in lists.devices.value.problem
+        assert "does not answer" in lists.mapping.value.problem
+
+
+async def test_a_directory_that_is_absent_from_the_start_is_found_when_it_comes(run_dir: Path) -> None:
+    lists = _lists(run_dir / "later" / "still")
+    async with _followed(lists):
+        await _becomes(lists.devices, lambda loaded: loaded.problem == ABSENT)
+        (run_dir / "later" / "still").mkdir(parents=True)
+        (run_dir / "later" / "still" / "pciList.dat").write_text("0000:82:00.2\n")
+        await _becomes(lists.devices, lambda loaded: loaded == Loaded(("0000:82:00.2",)))
+
+
+async def test_undecodable_and_many_names_in_the_directory_do_not_end_the_following(run_dir: Path) -> None:
+    for number in range(5000):
+        (run_dir / f"other{number}").touch()
     lists = _lists(run_dir, takes_requests=False)
     async with _followed(lists):
         write_atomically(run_dir / "socketList.dat", mapping_text(ONE))
@@ -146,3 +269,18 @@ async def test_an_undecodable_name_in_the_directory_does_not_end_the_following(r
             pass
         write_atomically(run_dir / "socketList.dat", mapping_text(TWO))
         await _becomes(lists.mapping, _sockets(TWO))
+
+
+async def test_a_file_that_never_changes_any_more_is_read_and_warned_of_once(detached_mount: Path) -> None:
+    detached_mount.write_text(mapping_text(ONE))
+    config = FilesConfig(socket_list=detached_mount, pci_list=detached_mount.with_name("pciList.dat"))
+    lists = Lists(config, takes_requests=False, shrink_settle_s=30)
+    with capture_logs() as logs:
+        await lists.first()
+        async with _followed(lists):
+            for number in range(5):
+                detached_mount.with_name(f"other{number}").touch()
+            detached_mount.write_text(mapping_text(TWO))
+            await _becomes(lists.mapping, _sockets(TWO))
+    warnings = [log for log in logs if log["event"] == "file_detached"]
+    assert [(log["file"], "mount its directory" in log["remedy"]) for log in warnings] == [(str(detached_mount), True)]

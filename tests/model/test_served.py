@@ -71,12 +71,12 @@ def test_a_single_device_is_degraded_and_holds_up_nothing_unless_that_is_asked_f
         (Facts(), (), "a device list at L, or a mapping at M"),
         (Facts(wanted=Loaded(None, ABSENT), mapping=Loaded(None, ABSENT)), (), "a device list at L, or a mapping at M"),
         (
-            Facts(wanted=Loaded(None, "line 9: 'x' is odd")),
+            Facts(wanted=Loaded(None, "line 9: 'x' is odd", refused=True)),
             ("no device list is loaded: L: line 9: 'x' is odd",),
             "a device list at L, or a mapping at M",
         ),
         (
-            Facts(mapping=Loaded(None, "not JSON")),
+            Facts(mapping=Loaded(None, "not JSON", refused=True)),
             ("no mapping is loaded: M: not JSON",),
             "a device list at L, or a mapping at M",
         ),

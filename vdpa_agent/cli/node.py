@@ -20,8 +20,8 @@ from vdpa_agent.cli import client
 from vdpa_agent.config import AgentConfig, DaemonConfig, DaemonMode, VhostMode
 from vdpa_agent.daemon.child import find_program
 from vdpa_agent.errors import DaemonUnusable, FileRefused, NotReachable
+from vdpa_agent.files.disk import Content, Unreadable, read
 from vdpa_agent.files.formats import Form, decode_device_list, decode_mapping_file, form_of
-from vdpa_agent.files.last_good import Content, Unreadable, read
 from vdpa_agent.model.daemon import DeviceState
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import ABSENT, Loaded
@@ -171,11 +171,11 @@ def _loaded(content: Content, decode: Callable[[bytes], T]) -> Loaded[T]:
     if content is None:
         return Loaded(None, ABSENT)
     if isinstance(content, Unreadable):
-        return Loaded(None, content.reason)
+        return Loaded(None, content.reason, refused=True)
     try:
         return Loaded(decode(content))
     except FileRefused as error:
-        return Loaded(None, str(error))
+        return Loaded(None, str(error), refused=True)
 
 
 def _role(config: AgentConfig, told: Told, wanted: Loaded[DeviceList], mapping: Loaded[SocketMapping]) -> Role:

@@ -1,8 +1,5 @@
 """LastGood: the last good content of one file, whatever is done to the file."""
 
-import errno
-import os
-import stat
 import time
 from collections.abc import Callable, Sized
 from pathlib import Path
@@ -11,61 +8,33 @@ from typing import Final, Generic, NamedTuple, TypeVar
 import structlog
 
 from vdpa_agent.errors import FileRefused
+from vdpa_agent.files.disk import Content, Unreadable
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.loaded import ABSENT, Loaded, Readings
-from vdpa_agent.model.mapping import FILE_MAX_BYTES
 
 T = TypeVar("T", bound=Sized)
 
 _SETTLE_S: Final = 0.1
 """A refused content, or one that drops entries, counts only after this time: an editor may be in the middle of it."""
 
-_REMEDIES: Final = {
-    errno.EACCES: "give the agent read permission",
-    errno.EPERM: "give the agent read permission",
-    errno.EMFILE: "raise the agent's limit of open files",
-    errno.ENFILE: "raise the machine's limit of open files",
-}
+_ABSENCE_GRACE_S: Final = 2.0
+"""How long a file may be absent before that counts: an editor's gap."""
 
 log = structlog.get_logger(__name__)
 
 
-class Unreadable(NamedTuple):
-    """A file is there and cannot be read."""
+class Caution(NamedTuple, Generic[T]):
+    """How a value that lost something of the last good one is taken.
 
-    reason: str
+    Attributes:
+        settle_s: how long one that lost more than half must stay the same before it counts, in seconds.
+        lost: how many entries of the first value the second does not have.
+        joined: the first value with what only the second has.
+    """
 
-
-Content = bytes | Unreadable | None
-"""What reading a file gave; None: it is not there."""
-
-
-def read(path: Path) -> Content:
-    """Reads a file without ever blocking on what it turns out to be; at most one byte more than is allowed."""
-    # O_NONBLOCK: opening a FIFO must not stop the event loop.
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno in {errno.ENOTDIR, errno.ELOOP}:
-            return None
-        return Unreadable(
-            f"{os.strerror(error.errno or 0).lower()}; {_REMEDIES.get(error.errno or 0, 'see to the disk')}"
-        )
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return Unreadable("not a regular file; put a file in its place")
-        chunks = []
-        left = FILE_MAX_BYTES + 1  # one more than allowed: the decoder refuses it by its size
-        while left > 0 and (chunk := os.read(descriptor, left)):
-            chunks.append(chunk)
-            left -= len(chunk)
-        return b"".join(chunks)
-    except OSError as error:
-        return Unreadable(os.strerror(error.errno or 0).lower())
-    finally:
-        os.close(descriptor)
+    settle_s: float
+    lost: Callable[[T, T], int]
+    joined: Callable[[T, T], T]
 
 
 class LastGood(Generic[T]):
@@ -73,6 +42,7 @@ class LastGood(Generic[T]):
 
     Attributes:
         readings: how its contents were judged.
+        fallback: what counts if the first content is refused; None: nothing.
     """
 
     def __init__(
@@ -81,7 +51,7 @@ class LastGood(Generic[T]):
         published: Latest[Loaded[T]],
         decode: Callable[[bytes], T],
         *,
-        drops: Callable[[T, T], bool] | None = None,
+        caution: Caution[T] | None = None,
         keeps_when_absent: bool = False,
     ) -> None:
         """Publishes nothing yet.
@@ -90,22 +60,24 @@ class LastGood(Generic[T]):
             path: the file, for messages.
             published: what it writes to, as the only writer.
             decode: reads a content or raises FileRefused.
-            drops: whether the second of two values lost something of the first; such a change must settle before it
-                counts, since a file written in place is short for a moment. None: no such change is delicate.
+            caution: how a loss of entries is taken; None: it counts at once.
             keeps_when_absent: whether the last good value outlives the file.
         """
         self.readings = Readings()
+        self.fallback: T | None = None
         self._path = path
         self._published = published
         self._decode = decode
-        self._drops = drops
+        self._caution = caution
         self._keeps_when_absent = keeps_when_absent
         self._content: Content = None
         self._decoded: T | FileRefused | None = None
         self._since: float | None = None
         self._settled = False
+        self._good: T | None = None
+        self._shrinks = False
 
-    def look(self, content: Content, now: float, *, absence_grace_s: float) -> float | None:
+    def look(self, content: Content, now: float) -> float | None:
         """Takes the content seen at `now`; returns in how many seconds it must be seen again, None: never."""
         if self._since is None or content != self._content:
             self._content = content
@@ -114,21 +86,12 @@ class LastGood(Generic[T]):
             self._decoded = self._decode_or_refuse(content)
         if self._settled:
             return None
-        before = self._published.value
-        wait_s = 0.0
-        if content is None:
-            wait_s = absence_grace_s if before.value is not None else 0.0
-        elif isinstance(self._decoded, FileRefused) or self._is_drop(before.value, self._decoded):
-            wait_s = _SETTLE_S
-        left_s = self._since + wait_s - now
-        if left_s > 0:
-            return left_s
+        wait_s = self._wait_s(now - self._since)
+        if wait_s > 0:
+            return wait_s
         self._settled = True
-        self._publish(before)
+        self._publish()
         return None
-
-    def _is_drop(self, old: T | None, new: T | None) -> bool:
-        return self._drops is not None and old is not None and new is not None and self._drops(old, new)
 
     def _decode_or_refuse(self, content: Content) -> T | FileRefused | None:
         if content is None:
@@ -140,21 +103,66 @@ class LastGood(Generic[T]):
         except FileRefused as error:
             return error
 
-    def _publish(self, before: Loaded[T]) -> None:
+    def _wait_s(self, age_s: float) -> float:
+        """How long what has been there for `age_s` must still stay before it counts."""
+        before = self._published.value.value
+        if self._decoded is None:
+            return _ABSENCE_GRACE_S - age_s if before is not None else 0.0
+        if isinstance(self._decoded, FileRefused):
+            return _SETTLE_S - age_s
+        if self._caution is None or self._good is None or before is None:
+            return 0.0
+        lost = self._caution.lost(self._good, self._decoded)
+        if not lost or not (self._shrinks or 2 * lost > len(self._good)):
+            return _SETTLE_S - age_s if self._caution.lost(before, self._decoded) else 0.0
+        # What is new in it counts at once.
+        merged = self._caution.joined(before, self._decoded)
+        self._published.set(self._published.value._replace(value=merged))
+        if age_s < _SETTLE_S:
+            # An editor may be in the middle of it, which is no problem to speak of.
+            return _SETTLE_S - age_s
+        self._shrink(merged, lost, self._caution.settle_s, left=len(self._decoded))
+        return max(self._caution.settle_s, _SETTLE_S) - age_s
+
+    def _shrink(self, meanwhile: T, lost: int, settle_s: float, *, left: int) -> None:
+        """Reports that entries go unless the list is written again."""
+        had = len(self._good or ())
+        what = f"lost {lost} of its {had} devices: these" if left else f"was emptied: {lost} devices"
+        problem = f"the list {what} go in {settle_s:g} s unless it is written again"
+        self._published.set(Loaded(meanwhile, problem))
+        if self._shrinks:
+            return
+        self._shrinks = True
+        self.readings.shrunk += 1
+        remedy = "write the whole list again; else what is missing goes"
+        log.warning("device_list_shrinks", file=str(self._path), before=had, after=left, wait_s=settle_s, remedy=remedy)
+
+    def _publish(self) -> None:
+        before = self._published.value
         self.readings.is_refused = isinstance(self._decoded, FileRefused)
         if isinstance(self._decoded, FileRefused):
-            reason = str(self._decoded)
-            kept = before.value is not None
-            self.readings.refused += 1
-            log.warning("file_refused", file=str(self._path), reason=reason, last_good_kept=kept)
-            self._published.set(Loaded(before.value, reason))
+            self._publish_refusal(str(self._decoded), before.value)
         elif self._decoded is not None:
             self.readings.loaded += 1
             self.readings.loaded_at_s = time.time()
+            if self._shrinks and self._caution and self._good and self._caution.lost(self._good, self._decoded):
+                log.warning(
+                    "device_list_shrunk", file=str(self._path), before=len(self._good), after=len(self._decoded)
+                )
             log.info("file_loaded", file=str(self._path), entries=len(self._decoded))
+            self._good, self._shrinks = self._decoded, False
             self._published.set(Loaded(self._decoded))
         else:
             kept = before.value is not None and self._keeps_when_absent
             self.readings.absent += 1
             log.info("file_absent", file=str(self._path), last_good_kept=kept)
             self._published.set(Loaded(before.value if kept else None, ABSENT))
+
+    def _publish_refusal(self, reason: str, before: T | None) -> None:
+        value = before
+        if value is None and self.fallback is not None:
+            value = self._good = self.fallback
+            log.warning("kept_list_used", file=str(self._path), entries=len(value))
+        self.readings.refused += 1
+        log.warning("file_refused", file=str(self._path), reason=reason, last_good_kept=value is not None)
+        self._published.set(Loaded(value, reason, refused=True))

@@ -14,11 +14,14 @@ class Loaded(NamedTuple, Generic[T]):
 
     Attributes:
         value: the last good content; None before the first, and after the file went for good.
-        problem: why its present content does not count, empty if it does.
+        problem: why its present content does not count, or not yet; empty if it does.
+        refused: whether it does not count because of what it is: malformed, or unreadable. A file that is absent, and
+            one that must stay the same for a while before it counts, are not refused.
     """
 
     value: T | None = None
     problem: str = ""
+    refused: bool = False
 
 
 @dataclass(slots=True)
@@ -29,6 +32,7 @@ class Readings:
         loaded: it counts.
         refused: it does not count.
         absent: the file was gone.
+        shrunk: it lost more than half of the devices, and had to wait.
         loaded_at_s: when it last counted, in seconds since the epoch; 0: never.
         is_refused: whether the present content is one that does not count.
     """
@@ -36,5 +40,6 @@ class Readings:
     loaded: int = 0
     refused: int = 0
     absent: int = 0
+    shrunk: int = 0
     loaded_at_s: float = 0.0
     is_refused: bool = False

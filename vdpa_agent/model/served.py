@@ -16,7 +16,7 @@ from vdpa_agent.model.health import (
     no_mapping,
     not_served,
 )
-from vdpa_agent.model.loaded import ABSENT, Loaded
+from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
 
@@ -194,7 +194,7 @@ def _waiting_for(facts: Facts) -> str:
 
 def _is_refused(loaded: Loaded[DeviceList] | Loaded[Mapping]) -> bool:
     """Whether there is a file and nothing of it counts, nor of an earlier one."""
-    return loaded.value is None and loaded.problem not in {"", ABSENT}
+    return loaded.value is None and loaded.refused
 
 
 def _daemon_problem(daemon: DaemonStatus) -> str:

@@ -1,0 +1,121 @@
+"""How the mapping of a dead daemon goes, and what comes in its place is kept."""
+
+import os
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.files.test_disk import ODD, SECRET, Trap, odd
+from tests.hung import hung
+from tests.processes import mapping_text
+from vdpa_agent.config import FilesConfig
+from vdpa_agent.files.mapping_file import MappingFile
+
+pytestmark = pytest.mark.anyio
+
+MAPPING = mapping_text({"0000:82:00.2": "/v/vdpa-0"})
+
+
+@pytest.fixture
+def config(run_dir: Path) -> FilesConfig:
+    (run_dir / "run").mkdir()
+    return FilesConfig(socket_list=run_dir / "run" / "socketList.dat", pci_list=run_dir / "run" / "pciList.dat")
+
+
+@pytest.fixture
+def aside(config: FilesConfig) -> Path:
+    """Where the mapping is while it is judged."""
+    return config.socket_list.with_name(".socketList.dat.retired")
+
+
+def _names(config: FilesConfig) -> list[str]:
+    return sorted(path.name for path in config.socket_list.parent.iterdir())
+
+
+async def test_a_mapping_is_removed(config: FilesConfig) -> None:
+    config.socket_list.write_text(MAPPING)
+    with capture_logs() as logs:
+        await MappingFile(config, takes_requests=True).retire()
+        await MappingFile(config, takes_requests=True).retire()
+    assert _names(config) == []
+    assert logs == []
+
+
+async def test_a_list_is_kept_as_the_device_list(config: FilesConfig) -> None:
+    config.socket_list.write_text("0000:82:00.4\n")
+    await MappingFile(config, takes_requests=True).retire()
+    assert _names(config) == ["pciList.dat"]
+    assert config.pci_list.read_text() == "0000:82:00.4\n"
+
+
+async def test_a_malformed_list_is_put_aside(config: FilesConfig) -> None:
+    config.socket_list.write_text("ens1\n")
+    await MappingFile(config, takes_requests=True).retire()
+    assert _names(config) == ["socketList.dat.refused"]
+
+
+async def test_a_list_that_a_killed_agent_left_aside_is_found_again(config: FilesConfig, aside: Path) -> None:
+    aside.write_text("0000:82:00.4\n")
+    await MappingFile(config, takes_requests=True).retire()
+    assert _names(config) == ["pciList.dat"]
+
+
+async def test_a_list_that_is_older_than_the_device_list_is_superseded(config: FilesConfig, aside: Path) -> None:
+    aside.write_text("0000:82:00.4\n")
+    os.utime(aside, (1, 1))
+    config.pci_list.write_text("0000:82:00.7\n")
+    await MappingFile(config, takes_requests=True).retire()
+    assert _names(config) == ["pciList.dat"]
+    assert config.pci_list.read_text() == "0000:82:00.7\n"
+
+
+@odd
+async def test_whatever_is_left_aside_does_not_matter(config: FilesConfig, aside: Path, trap: Trap) -> None:
+    secret = config.socket_list.parent.with_name("outside") / "secret"
+    secret.parent.mkdir()
+    secret.write_bytes(SECRET)
+    trap(aside, secret)
+    config.socket_list.write_text("0000:82:00.4\n")
+    with capture_logs() as logs:
+        await MappingFile(config, takes_requests=True).retire()
+    assert [log for log in logs if log["log_level"] != "info"] == []
+    assert set(_names(config)) - {"sub"} == {"pciList.dat"}
+    assert secret.read_bytes() == SECRET
+
+
+@odd
+async def test_what_is_no_file_is_neither_moved_nor_removed_and_logged_once(config: FilesConfig, trap: Trap) -> None:
+    secret = config.socket_list.parent.with_name("outside") / "secret"
+    secret.parent.mkdir()
+    secret.write_bytes(SECRET)
+    trap(config.socket_list, secret)
+    before = config.socket_list.lstat()
+    file = MappingFile(config, takes_requests=True)
+    with capture_logs() as logs:
+        await file.retire()
+        await file.retire()
+    assert [(log["event"], log["reason"]) for log in logs] == [("mapping_not_retired", ODD[trap])]
+    assert config.socket_list.lstat() == before
+    assert secret.read_bytes() == SECRET
+
+
+async def test_a_directory_with_something_in_it_is_named(config: FilesConfig, aside: Path) -> None:
+    aside.mkdir()
+    (aside / "precious").touch()
+    config.socket_list.write_text(MAPPING)
+    file = MappingFile(config, takes_requests=True)
+    with capture_logs() as logs:
+        await file.retire()
+        await file.retire()
+    assert [log["reason"] for log in logs] == [".socketList.dat.retired is a directory with something in it; remove it"]
+    assert (aside / "precious").exists()
+
+
+async def test_a_hung_file_system_holds_nobody(config: FilesConfig) -> None:
+    file = MappingFile(config, takes_requests=True)
+    with hung(config.socket_list.parent), capture_logs() as logs:
+        await file.retire()
+        await file.retire()
+    assert [log["event"] for log in logs] == ["mapping_not_retired"]
+    assert "does not answer within 3 s" in logs[0]["reason"]

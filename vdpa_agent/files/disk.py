@@ -1,0 +1,250 @@
+"""Reads, replaces and moves single files in a directory where others may have put anything in their place."""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from stat import S_ISLNK, S_ISREG
+from typing import Final, NamedTuple
+
+from vdpa_agent.errors import FileRefused
+from vdpa_agent.model.mapping import FILE_MAX_BYTES
+
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_MAKE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+_LINKS_MAX: Final = 40
+"""The most symbolic links on the way to a file: MAXSYMLINKS of Linux."""
+
+_REMEDIES: Final = {
+    errno.EMFILE: "raise the agent's limit of open files",
+    errno.ENFILE: "raise the machine's limit of open files",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EROFS: "mount the directory writable",
+    errno.EISDIR: "remove the directory",
+    errno.ENOTEMPTY: "remove the directory",
+    errno.EXDEV: "keep the files in one directory",
+}
+
+_LEADS_OUT: Final = "a symbolic link that leads out of its directory; put a file in its place"
+_ENDLESS: Final = "a symbolic link without an end; put a file in its place"
+_NOT_REGULAR: Final = "not a regular file; put a file in its place"
+
+
+class Unreadable(NamedTuple):
+    """A file is there and cannot be read, or is not to be.
+
+    Attributes:
+        reason: why, and what to do.
+    """
+
+    reason: str
+
+
+Content = bytes | Unreadable | None
+"""What reading a file gave; None: it is not there."""
+
+
+class Found(NamedTuple):
+    """A file as it was read.
+
+    Attributes:
+        content: at most one byte more than is allowed, for the decoder to refuse it by its size.
+        modified_ns: when it was last written, in nanoseconds since the epoch.
+        identity: device and inode.
+        detached: whether no directory has it any more: a file that was mounted alone, and replaced where it came from.
+    """
+
+    content: bytes
+    modified_ns: int
+    identity: tuple[int, int]
+    detached: bool
+
+
+def words(error: OSError, *, needed: str = "write") -> str:
+    """The reason of a failed call, and what to do about it.
+
+    Args:
+        error: the failure.
+        needed: the permission that the call needs.
+    """
+    number = error.errno or 0
+    permission = f"give the agent {needed} permission"
+    remedy = permission if isinstance(error, PermissionError) else _REMEDIES.get(number, "see to the disk")
+    return f"{os.strerror(number).lower()}; {remedy}"
+
+
+def read(path: Path) -> Content:
+    """Reads a file; blocks only for as long as its file system does not answer."""
+    found = find(path)
+    return found.content if isinstance(found, Found) else found
+
+
+def find(path: Path) -> Found | Unreadable | None:
+    """Reads a file, with what else is known of it.
+
+    Only a regular file with one name is read. A symbolic link counts as far as it stays beneath the directory of the
+    file, as in a ConfigMap's volume.
+    """
+    try:
+        with _opened(path.parent) as directory:
+            return _find_beneath(directory, path.name)
+    except FileRefused as error:
+        return Unreadable(str(error))
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+            return None
+        return Unreadable(words(error, needed="read"))
+
+
+def replace(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Writes a file in one step, under a new name that then becomes its own.
+
+    Args:
+        path: the file; only a regular one with one name is replaced.
+        content: what it holds then.
+        mode: its permission bits, less the umask.
+
+    Raises:
+        FileRefused: something else has its name.
+        OSError: it cannot be written.
+    """
+    with _opened(path.parent) as directory:
+        _refuse_odd(directory, path.name)
+        temporary = f".{path.name}.{secrets.token_hex(8)}.new"
+        descriptor = os.open(temporary, _MAKE, mode, dir_fd=directory)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            os.rename(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary, dir_fd=directory)
+            raise
+
+
+def move(source: Path, target: Path, *, only: Found | None = None) -> None:
+    """Renames a file, over another one if there is one; both are regular and have one name.
+
+    Args:
+        source: the file.
+        target: what it becomes.
+        only: the file that it must be; None: any.
+
+    Raises:
+        FileRefused: one of them is anything else.
+        OSError: it cannot be renamed; a FileNotFoundError if it is not there any more.
+    """
+    with _opened(source.parent) as here, _opened(target.parent) as there:
+        status = _refuse_odd(here, source.name)
+        if status is None or (only and only.identity != (status.st_dev, status.st_ino)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
+        _refuse_odd(there, target.name)
+        os.rename(source.name, target.name, src_dir_fd=here, dst_dir_fd=there)
+
+
+def clear(path: Path) -> None:
+    """Takes a name away, whatever has it; what it leads to, or is called otherwise too, is not touched.
+
+    Raises:
+        FileRefused: it is a directory with something in it.
+        OSError: it cannot be taken away.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        try:
+            path.rmdir()
+        except OSError as error:
+            message = f"{path.name} is a directory with something in it; remove it"
+            raise FileRefused(message) from error
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, _DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _find_beneath(top: int, name: str) -> Found:
+    """Walks to a file by its directories, following links by hand: they may change at any moment.
+
+    Raises:
+        FileRefused: it is not a file to be read.
+        OSError: it cannot be read.
+    """
+    left, above, links = [name], [top], 0
+    try:
+        while left:
+            part = left.pop()
+            if part == "..":
+                if len(above) == 1:
+                    raise FileRefused(_LEADS_OUT)
+                os.close(above.pop())
+                continue
+            status = os.stat(part, dir_fd=above[-1], follow_symlinks=False)
+            if S_ISLNK(status.st_mode):
+                links += 1
+                target = os.readlink(part, dir_fd=above[-1])
+                if links > _LINKS_MAX:
+                    raise FileRefused(_ENDLESS)
+                if target.startswith("/"):
+                    raise FileRefused(_LEADS_OUT)
+                left += reversed([piece for piece in target.split("/") if piece not in {"", "."}])
+            elif left:
+                above.append(os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=above[-1]))
+            else:
+                return _find(above[-1], part, status)
+    finally:
+        for descriptor in above[1:]:
+            os.close(descriptor)
+    raise FileRefused(_NOT_REGULAR)
+
+
+def _find(directory: int, name: str, seen: os.stat_result) -> Found:
+    # Before it is opened too: opening a device can do something.
+    _refuse_irregular(seen, _NOT_REGULAR)
+    descriptor = os.open(name, _READ, dir_fd=directory)
+    try:
+        status = os.fstat(descriptor)
+        _refuse_irregular(status, _NOT_REGULAR)
+        chunks = []
+        left = FILE_MAX_BYTES + 1
+        while left > 0 and (chunk := os.read(descriptor, left)):
+            chunks.append(chunk)
+            left -= len(chunk)
+        # Replaced meanwhile, it has no name either; but then another file has that.
+        detached = seen.st_nlink == 0 and os.stat(name, dir_fd=directory, follow_symlinks=False).st_nlink == 0
+        return Found(b"".join(chunks), status.st_mtime_ns, (status.st_dev, status.st_ino), detached)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_odd(directory: int, name: str) -> os.stat_result | None:
+    """What a file to be replaced or renamed is; None: it is not there.
+
+    Raises:
+        FileRefused: there is something that is not a regular file with one name.
+        OSError: it cannot be looked at.
+    """
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    _refuse_irregular(status, f"{name} is not a regular file; remove it")
+    return status
+
+
+def _refuse_irregular(status: os.stat_result, not_regular: str) -> None:
+    if not S_ISREG(status.st_mode):
+        raise FileRefused(not_regular)
+    if status.st_nlink > 1:
+        message = f"a file with {status.st_nlink} names (hard links); put a copy in its place"
+        raise FileRefused(message)

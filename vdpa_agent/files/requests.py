@@ -1,0 +1,95 @@
+"""Requests: device lists that were written in the mapping's place."""
+
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from vdpa_agent.config import FilesConfig
+from vdpa_agent.errors import FileRefused
+from vdpa_agent.files import disk
+from vdpa_agent.files.disk import Content, Found, Unreadable
+from vdpa_agent.files.formats import Form, decode_device_list, form_of
+from vdpa_agent.files.off_loop import Once
+
+_GRACE_S: Final = 1.0
+"""A malformed request is put aside after this time, since it keeps the daemon from writing the mapping."""
+
+log = structlog.get_logger(__name__)
+
+
+class Requests:
+    """Moves them to their own place, or aside; what it does may block."""
+
+    def __init__(self, config: FilesConfig) -> None:
+        """Moves nothing yet."""
+        self._config = config
+        self._since: float | None = None
+        self._failures = Once()
+
+    def take(self, found: Found | Unreadable | None, now: float) -> Content:
+        """Takes what was read in the mapping's place at `now`; returns what is there then."""
+        if not isinstance(found, Found):
+            self._since = None
+            return found
+        if form_of(found.content) is not Form.LINES:
+            self._since = None
+            return found.content
+        if _refusal(found.content):
+            self._since = now if self._since is None else self._since
+            if now - self._since < _GRACE_S:
+                return found.content
+        self._since = None
+        source = self._config.socket_list
+        try:
+            accept(self._config, source, found)
+        except FileNotFoundError:
+            return None
+        except (OSError, FileRefused) as error:
+            reason = disk.words(error) if isinstance(error, OSError) else str(error)
+            if self._failures.is_new(reason):
+                log.error(
+                    "device_list_not_moved",
+                    file=str(source),
+                    to=str(self._config.pci_list),
+                    reason=reason,
+                    remedy="keep both files in one writable directory",
+                )
+            return found.content
+        self._failures.forget()
+        return None
+
+
+def is_request(found: Found) -> bool:
+    """Whether a file in the mapping's place is a device list."""
+    return form_of(found.content) is Form.LINES
+
+
+def accept(config: FilesConfig, source: Path, found: Found) -> None:
+    """Moves a device list to its place; a malformed one aside.
+
+    Raises:
+        FileRefused: something is in the way that is no file.
+        OSError: it cannot be moved; a FileNotFoundError if it is not there any more.
+    """
+    if reason := _refusal(found.content):
+        refused = config.socket_list.with_name(f"{config.socket_list.name}.refused")
+        disk.move(source, refused, only=found)
+        log.warning("device_list_refused", file=str(config.socket_list), reason=reason, moved_to=str(refused))
+        return
+    disk.move(source, config.pci_list, only=found)
+    log.info(
+        "device_list_taken",
+        file=str(config.socket_list),
+        moved_to=str(config.pci_list),
+        devices=len(decode_device_list(found.content)[0]),
+    )
+
+
+def _refusal(content: bytes) -> str:
+    """Why a device list is refused; empty if it is not."""
+    try:
+        decode_device_list(content)
+    except FileRefused as error:
+        return str(error)
+    return ""
