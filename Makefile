@@ -3,7 +3,8 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-PYTHON ?= python3
+# Which Python to take; empty: see scripts/find-python.
+PYTHON ?=
 JOBS ?= 2
 BUF := 1.75.0
 BIN := .venv/bin
@@ -22,10 +23,27 @@ help: ## Show what there is to make
 system: ## Install the Debian or Ubuntu packages that are missing
 	@scripts/install-packages build
 
-.venv/.installed: requirements/dev.txt pyproject.toml | system
+# Written only when it is another one, so that what was installed for it stays.
+build/interpreter: FORCE | system
+	@mkdir -p build
+	@scripts/find-python "$(PYTHON)" > $@.found
+	@if cmp -s $@.found $@; then rm $@.found; else mv $@.found $@; fi
+
+.PHONY: FORCE
+FORCE:
+
+.PHONY: interpreter
+interpreter: build/interpreter ## Show the Python that all is run with
+	@paste -s -d ' ' $<
+
+# $(1): a virtual environment, made anew for another interpreter.
+define environment
+	@cmp -s build/interpreter $(1)/.interpreter || { "$$(head -n 1 build/interpreter)" -m venv --clear $(1) && cp build/interpreter $(1)/.interpreter; }
+endef
+
+.venv/.installed: requirements/dev.txt pyproject.toml build/interpreter
 	@echo "== python environment"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "python 3.11 or newer is needed: make PYTHON=/path/to/it" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(call environment,.venv)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
@@ -35,8 +53,8 @@ system: ## Install the Debian or Ubuntu packages that are missing
 	@touch $@
 
 # As an installation has it, without the packages of the development; the code is that of this tree, compiled.
-build/runtime/.installed: requirements/runtime.txt | system
-	$(PYTHON) -m venv build/runtime
+build/runtime/.installed: requirements/runtime.txt build/interpreter
+	$(call environment,build/runtime)
 	build/runtime/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.txt
 	@touch $@
 

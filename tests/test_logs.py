@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,12 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.processes import ROOT, eventually
 from vdpa_agent.logs import LogWriter
 
 _PROGRAM = """
 import structlog, sys, time, logging
-from vdpa_agent.config import LogConfig
+from vdpa_agent.config import LogConfig, LogFormat
 from vdpa_agent.logs import set_up_logs
 log = structlog.get_logger()
 with set_up_logs(LogConfig()):
@@ -134,3 +137,52 @@ def test_the_writer_is_right_again_when_it_is_read_again() -> None:
     writer.write("\ud800 is no text\n")
     assert eventually("the line", lambda: os.read(read_end, 100)) == b"\\ud800 is no text\n"
     assert writer.flush()
+
+
+_HOSTILE = """
+class Odd:
+    def __repr__(self): return bad
+bad = 'x\\nforged \\x1b[2J\\x1b]0;t\\x07 \\u202e \\x85 \\u2028\\u2029 \\x9b31m \\x7f \\ud800'
+log.warning('odd', text=bad, listed=[bad], odd=Odd(), error=ValueError(bad), path=Path(bad), **{bad: 1})
+log.warning(bad)
+logging.getLogger(bad).warning('said %s', bad)
+try:
+    raise ValueError(bad)
+except ValueError:
+    log.exception('broken')
+    logging.getLogger('lib').exception(bad, stack_info=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["text", "json"])
+def test_no_text_moves_a_cursor_or_begins_a_line(how: str) -> None:
+    body = f"from pathlib import Path\n{_HOSTILE}"
+    program = [word.replace("LogConfig()", f"LogConfig(format=LogFormat('{how}'))") for word in _program(body)]
+    output = subprocess.run(program, capture_output=True, check=True, cwd=ROOT).stderr.decode()
+    *lines, last = output.splitlines(keepends=True)
+    assert last == "last words\n"
+    for line in lines:
+        assert line.endswith("\n")
+        assert line[:-1].isprintable(), line
+    assert not [line for line in lines if line.startswith("forged")]
+    if how == "json":
+        bad = "x\nforged \x1b[2J\x1b]0;t\x07 \u202e \x85 \u2028\u2029 \x9b31m \x7f \ud800"
+        odd, bare, library, *broken = _events(lines)
+        assert (odd["text"], odd["listed"], bare["event"], library["source"]) == (bad, [bad], bad, bad)
+        assert all(bad in event["exception"] for event in broken)
+    else:
+        assert sum(line[:1].isdigit() for line in lines) == 5
+        assert sum(line.startswith("  Traceback") for line in lines) == 2
+
+
+def test_colours_are_all_that_a_terminal_gets() -> None:
+    main, terminal = os.openpty()
+    process = _start("log.warning('odd', text='x\\x1b[2J\\x1b]0;t\\x07\\x9b')", terminal)
+    os.close(terminal)
+    assert process.communicate(timeout=30)[0] == "ended\n"
+    said = os.read(main, 65536).decode()
+    os.close(main)
+    assert r"x\x1b[2J\x1b]0;t\x07\x9b" in said
+    plain = re.sub("\x1b\\[\\d+m", "", said)
+    assert plain != said
+    assert plain.replace("\r\n", "").isprintable()

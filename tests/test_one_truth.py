@@ -5,6 +5,7 @@ fail in every order, which reality does not give.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -69,7 +70,7 @@ class Daemon(Control):
         self.sockets: dict[str, str] = {}
         self.refuses: set[str] = set()
 
-    async def call(self, method: str, params: dict[str, str] | None = None, *, timeout_s: float | None) -> Any:  # noqa: ARG002
+    async def call(self, method: str, params: Mapping[str, str] | None = None, *, timeout_s: float | None) -> Any:  # noqa: ARG002
         await asyncio.sleep(0)
         device = (params or {}).get("device", "")
         if device in self.refuses:
@@ -105,7 +106,9 @@ class Histories(RuleBasedStateMachine):
         self.standing = Latest(Standing())
         names = Names()
         self.roles = Roles(config, wanted=self.wanted, mapping=self.mapping, names=names)
-        self.devices = Devices(config, wanted=self.wanted, mapping=self.mapping, names=names, spread=lambda: 0.0)
+        self.devices = Devices(
+            config, wanted=self.wanted, mapping=self.mapping, names=names, steps=Counter(), spread=lambda: 0.0
+        )
         self.view = View(
             Snapshots(self.roles.role, self.wanted, self.mapping, self.status, self.devices.published, self.standing),
             ready_when=ReadyWhen.ALL_DEVICES,

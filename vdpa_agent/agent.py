@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iter
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import structlog
 
@@ -17,18 +17,19 @@ from vdpa_agent.config import AgentConfig, DaemonMode, HostPort, settings_in_for
 from vdpa_agent.daemon.reaper import Reaper, reaping
 from vdpa_agent.daemon.roles import Roles
 from vdpa_agent.daemon.supervisor import Supervisor
-from vdpa_agent.errors import AgentError
+from vdpa_agent.errors import AgentError, leaf
 from vdpa_agent.files.lists import Lists
 from vdpa_agent.files.mapping_file import MappingFile
 from vdpa_agent.files.names import NamesFile
 from vdpa_agent.latest import Latest
 from vdpa_agent.logs import LogWriter
-from vdpa_agent.model.counts import Steps
 from vdpa_agent.model.daemon import DaemonStatus, Statistics, Stop
+from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.health import Role, Standing
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import example_mapping
 from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.node.process import has_terminal
 from vdpa_agent.node.sockets import dead_sockets
 from vdpa_agent.node.worker import Stuck, Worker
 from vdpa_agent.serve.answers import Answers
@@ -46,13 +47,13 @@ _COLLECT_AFTER: Final = 10_000
 _DISK_S: Final = 2.0
 """How long the file system of an external daemon's sockets may take to answer."""
 
-_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 log = structlog.get_logger(__name__)
 
 
 async def run(config: AgentConfig, logs: LogWriter) -> None:
-    """Runs the agent until SIGTERM or SIGINT, then stops it in order: daemon, files, socket.
+    """Runs the agent until SIGTERM, SIGINT or its terminal's end, then stops it in order: daemon, files, socket.
 
     Args:
         config: the settings.
@@ -65,24 +66,23 @@ async def run(config: AgentConfig, logs: LogWriter) -> None:
     gc.freeze()  # what is loaded stays: no collection need look at it
     gc.set_threshold(_COLLECT_AFTER)
     gc.enable()
-    with stop_signals(partial(_asked_to_stop, stop)):
+    with stop_signals(partial(_asked_to_stop, stop, terminal=has_terminal())):
         await _serve(config, logs, stop)
         log.info("agent_stopped")
 
 
 async def _serve(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> None:
     log.info("agent_starting", version=__version__)
-    failure: AgentError | None = None
     try:
         if config.serve.example_data:
             await _serve_example(config, logs, stop)
         else:
             async with reaping() as reaper:
                 await _serve_lists(config, logs, stop, reaper)
-    except* AgentError as group:
-        failure = _first(group)
-    if failure is not None:
-        raise failure  # not above: Python 3.11 makes a group of what is raised there
+    except BaseExceptionGroup as group:
+        # Not except*, in which Python 3.11.2 wraps what is raised `from None` in a group of its own.
+        _, defects = group.split(AgentError)
+        raise (group if defects else leaf(group)) from None
 
 
 async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> None:
@@ -119,9 +119,11 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
 
 
 async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop], reaper: Reaper) -> None:
-    steps: Steps = Counter()
     takes_requests = config.daemon.mode is not DaemonMode.NONE
-    lists = Lists(config.files, takes_requests=takes_requests, shrink_settle_s=config.daemon.drain_timeout_s)
+    steps: DestructiveSteps = Counter()
+    lists = Lists(
+        config.files, takes_requests=takes_requests, shrink_settle_s=config.daemon.drain_timeout_s, steps=steps
+    )
     names = NamesFile(config.files.socket_list)
     roles = Roles(config.daemon, wanted=lists.devices, mapping=lists.mapping, names=names)
     supervisor = Supervisor(
@@ -133,6 +135,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         names=names,
         retire_mapping=MappingFile(config.files, takes_requests=takes_requests).retire,
         reaper=reaper,
+        steps=steps,
     )
     standing = Latest(Standing())
     view = View(
@@ -256,32 +259,33 @@ async def _eternal(task: Coroutine[Any, Any, None]) -> None:
 
 @contextmanager
 def stop_signals(asked: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Has SIGTERM and SIGINT told in the event loop, while the context lasts."""
+    """Has SIGTERM, SIGINT and SIGHUP told in the event loop while the context lasts, but no SIGHUP under nohup."""
     loop = asyncio.get_running_loop()
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    numbers = [number for number in _STOP_SIGNALS if number not in ignored]
 
     def handle(number: int, _frame: Any) -> None:
         loop.call_soon_threadsafe(asked, signal.Signals(number))
 
-    for number in _STOP_SIGNALS:
+    for number in numbers:
         # This wakes the loop. But what it gets to know by is a byte in a socket, which can be full of SIGCHLD's.
         loop.add_signal_handler(number, lambda: None)
         signal.signal(number, handle)
     try:
         yield
     finally:
-        for number in _STOP_SIGNALS:
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 
-def _asked_to_stop(stop: Latest[Stop], number: signal.Signals) -> None:
-    """The first signal stops everything in order, the second waits for nothing."""
+def _asked_to_stop(stop: Latest[Stop], number: signal.Signals, *, terminal: bool) -> None:
+    """The first signal stops everything in order, the second waits for nothing.
+
+    SIGHUP is the end of a terminal, often said twice. Without one it asks daemons to read their files again.
+    """
+    if number is signal.SIGHUP and (stop.value or not terminal):
+        log.info("hangup_ignored", remedy="lists are followed without it; start the agent again for other options")
+        return
     urgency = Stop.NOW if stop.value else Stop.IN_ORDER
     log.info("agent_stopping", signal=number.name, urgency=urgency.name.lower())
     stop.set(urgency)
-
-
-def _first(group: BaseExceptionGroup[AgentError]) -> AgentError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return cast("AgentError", error)

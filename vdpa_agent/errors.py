@@ -12,7 +12,8 @@ AgentError                 exit code 1
 │   └── AlreadyRunning     100  another instance holds it
 ├── NoSuchDevice           4    the agent knows no socket for an address
 ├── NotReachable           5    no agent answers
-└── NotReady               5    it answers, and is not ready
+├── NotReady               5    it answers, and is not ready
+└── OutputLost             1    what a command prints cannot be written
 
 Messages are lower case, without a full stop; they name the offending value and what to do about it.
 """
@@ -94,3 +95,14 @@ class NotReady(AgentError):
     """The agent answers, and is not ready."""
 
     exit_code = 5
+
+
+class OutputLost(AgentError):
+    """What a command prints cannot be written: no space, or nobody reads it any more."""
+
+
+def leaf(error: BaseException) -> BaseException:
+    """The first error in a group, however deep; one that is no group is its own leaf."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

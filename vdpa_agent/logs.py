@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 import structlog
 
 from vdpa_agent.config import LogConfig, LogFormat
+from vdpa_agent.model.text import printable, printable_lines
 
 _QUEUE_MAX_BYTES: Final = 1024 * 1024
 """How much may wait for a reader of standard error; lines beyond it are dropped and counted."""
@@ -28,6 +29,9 @@ _FLUSH_S: Final = 1.0
 """How long the end of the process waits for the last lines to be written."""
 
 _NUMBERS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+_OF_SEVERAL_LINES: Final = frozenset({"exception", "stack"})
+"""What structlog prints below an event's own line."""
 
 log = structlog.get_logger(__name__)
 
@@ -143,25 +147,23 @@ def set_up_logs(config: LogConfig) -> LogWriter:
     terminal = sys.stderr is not None and sys.stderr.isatty()
     as_text = config.format is LogFormat.TEXT or (config.format is LogFormat.AUTO and terminal)
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    shared: list[Any] = [structlog.processors.add_log_level, stamp]
-    renderer: Any
+    shared: list[Any] = [structlog.processors.add_log_level, stamp, structlog.processors.format_exc_info]
+    rendering: list[Any] = [structlog.processors.JSONRenderer()]
     if as_text:
-        renderer = structlog.dev.ConsoleRenderer(colors=terminal)
-    else:
-        shared.append(structlog.processors.format_exc_info)
-        renderer = structlog.processors.JSONRenderer()
+        console = structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=structlog.dev.plain_traceback)
+        rendering = [_printable, console]
     level = _NUMBERS[config.level]
     writer = LogWriter(2, lambda lines: log.warning("log_lines_dropped", lines=lines))
     output = _Lines(writer)
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: output,
         cache_logger_on_first_use=True,
     )
     handler = _LibraryHandler(writer)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[_library, _strip, renderer])
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[_library, _strip, *rendering])
     )
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
     return writer
@@ -204,6 +206,18 @@ def _library(_logger: Any, _name: str, event: Any) -> Any:
     event["line"] = event["event"]
     event["event"] = "library_output"
     return event
+
+
+def _printable(_logger: Any, _name: str, event: Any) -> Any:
+    """Whatever is not a number becomes printable text, before colours are added; tracebacks keep their lines."""
+    return {
+        printable(name): value
+        if value is None or isinstance(value, int | float)
+        else printable_lines(value)
+        if name in _OF_SEVERAL_LINES
+        else printable(value if isinstance(value, str) else repr(value))
+        for name, value in event.items()
+    }
 
 
 def _strip(logger: Any, name: str, event: Any) -> Any:

@@ -12,6 +12,9 @@ import pytest
 
 from tests.processes import eventually, mapping_text, running, write_atomically
 
+_INTERRUPTIBLE = ("env", "--default-signal=INT")
+"""Undoes what a shell does to the commands that it starts in the background, such as `make test &`."""
+
 
 def _command(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
@@ -67,7 +70,7 @@ def test_watch(run_dir: Path) -> None:
         write_atomically(agent.socket_list, mapping_text({"0000:82:00.2": "/v/a"}))
         agent.wait_answer("0000:82:00.2", "/v/a")
         process = subprocess.Popen(
-            [sys.executable, "-m", "vdpa_agent", "watch", f"--address={agent.listen}"],
+            [*_INTERRUPTIBLE, sys.executable, "-m", "vdpa_agent", "watch", f"--address={agent.listen}"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -297,7 +297,7 @@ def test_beside_an_agent_on_simulated_devices(run_dir: Path) -> None:
             check=True,
         ).stdout.splitlines()
         assert table[-1] == "2 of 2 devices could be served"
-        assert any(line.split()[:2] == ["mend:", "chmod"] for line in table)
+        assert any(line.split()[:2] == ["fix:", "chmod"] for line in table)
         assert any(line.startswith(f"doubt   {VF}  ") for line in table)
 
 

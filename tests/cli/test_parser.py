@@ -1,5 +1,6 @@
 """Options, environment and their errors."""
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,23 @@ def test_the_command_line_wins_over_the_environment_over_the_default() -> None:
     options = build_parser(environment).parse_args(["run", "--pci-list=/c"])
     assert (options.memory, options.pci_list, options.simulate) == (Memory.NONE, Path("/c"), True)
     assert (options.daemon, options.socket_mode, options.stop_grace) == (DaemonMode.AUTO, 0o660, 5.0)
+
+
+def _options(command: str) -> list[argparse.Action]:
+    commands = next(action for action in build_parser({})._actions if isinstance(action, argparse._SubParsersAction))
+    return [action for action in commands.choices[command]._actions if action.option_strings and action.dest != "help"]
+
+
+@pytest.mark.parametrize("command", ["run", "get", "list", "watch", "status", "health", "top", "doctor"])
+def test_an_empty_variable_is_none(command: str) -> None:
+    empty = {f"VDPA_AGENT_{action.dest.upper()}": "" for action in _options(command)}
+    words = [command, *(["82:00.2"] if command == "get" else [])]
+    assert build_parser(empty).parse_args(words) == build_parser({}).parse_args(words)
+
+
+@pytest.mark.parametrize("text", ["660", "0660", "0o660", "0777", "600"])
+def test_modes(text: str) -> None:
+    assert build_parser({}).parse_args(["run", f"--listen-mode={text}"]).listen_mode == int(text, 8)
 
 
 def test_users_and_groups_may_be_named() -> None:
@@ -66,7 +84,15 @@ def test_where_http_cannot_be_served(capsys: pytest.CaptureFixture[str], text: s
         (["run", "--daemon=foo"], {}, "argument --daemon: 'foo' is not known, give one of auto, none, vdpad"),
         (["run"], {"VDPA_AGENT_MEMORY": "x"}, "VDPA_AGENT_MEMORY in the environment"),
         (["run"], {"VDPA_AGENT_SIMULATE": "x"}, "VDPA_AGENT_SIMULATE: 'x' is neither true nor false"),
-        (["run", "--socket-mode=888"], {}, "'888' is not a mode such as 0660"),
+        (["run", "--socket-mode=888"], {}, "'888' is not a mode such as 0660 (or"),
+        (["run", "--socket-mode=432"], {}, "'432' is mode 0432, which keeps the owner itself from reading or writing;"),
+        (["run", "--listen-mode=432"], {}, "432 is 0660 in decimal, write 0660, in YAML in quotes"),
+        (["run", "--listen-mode=384"], {}, "'384' is not a mode such as 0660; 384 is 0600 in decimal"),
+        (["run"], {"VDPA_AGENT_SOCKET_MODE": "511"}, "511 is 0777 in decimal"),
+        (["run", "--socket-mode=0460"], {}, "'0460' is mode 0460, which keeps the owner itself"),
+        (["run", "--socket-mode=0"], {}, "'0' is mode 0000, which keeps the owner itself from reading or writing (or"),
+        (["run", "--socket-mode=1777"], {}, "'1777' is not a mode such as 0660 (or"),
+        (["run", "--socket-mode=-1"], {}, "'-1' is not a mode such as 0660 (or"),
         (["run", "--stop-grace=-1"], {}, "'-1' is not a number of seconds"),
         (["run", "--max-streams=0"], {}, "'0' is not a whole number from 1 to 1000000000"),
         (["run", "--allow-uid=nobody-at-all"], {}, "there is no user 'nobody-at-all' here, give a number"),

@@ -33,9 +33,9 @@ async def test_every_exit_code_and_every_deadly_signal_is_told_apart() -> None:
     deadly = [number for number in range(1, 65) if number not in {17, 18, 19, 20, 21, 22, 23, 28, 32, 33}]
     ends += [f"ulimit -c 0; kill -{number} $$" for number in deadly]
     seen = []
+    # A shell has what it starts in the background ignore SIGINT and SIGQUIT, such as `make test &`.
     async with asyncio.timeout(60):
         for begin in range(0, len(ends), 32):
-            # By env: the tests may run where SIGINT and SIGQUIT are ignored, as a shell's jobs in the background do.
             children = [_spawn("env", "--default-signal", "sh", "-c", end) for end in ends[begin : begin + 32]]
             seen += [describe_exit(await child.exited) for child in children]
     assert seen[:256] == [f"exit code {code}" for code in range(256)]

@@ -141,7 +141,7 @@ def test_files(run_dir: Path, options: tuple[str, ...]) -> None:
         write_list(agent.pci_list, ["nonsense"])
         agent.wait_metric("vdpa_agent_file_refused", 1, file="device_list")
         assert agent.metric("vdpa_agent_file_readings_total", file="device_list", result="refused") == 1
-        write_list(agent.pci_list, FOUR[:1])
+        write_list(agent.pci_list, FOUR[:3])
         agent.wait_metric("vdpa_agent_file_refused", 0, file="device_list")
 
 

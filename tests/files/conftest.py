@@ -2,13 +2,35 @@
 
 import ctypes
 import os
-from collections.abc import Iterator
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 _MS_BIND = 0x1000
 _MNT_DETACH = 2
+
+NoDescriptors = Callable[[], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def no_descriptors() -> NoDescriptors:
+    """A context in which this process can open nothing more."""
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    return context
 
 
 @pytest.fixture

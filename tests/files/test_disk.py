@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -102,7 +104,7 @@ odd = pytest.mark.parametrize("trap", ODD, ids=lambda trap: trap.__name__.strip(
 @odd
 def test_what_is_no_file_of_its_directory_is_not_read(place: Path, secret: Path, trap: Trap) -> None:
     trap(place, secret)
-    assert disk.read(place) == Unreadable(ODD[trap])
+    assert disk.read(place) == Unreadable(ODD[trap], odd=True)
 
 
 @odd
@@ -160,20 +162,24 @@ def test_where_a_link_ends_obeys_the_same_rules(place: Path, secret: Path, trap:
     (place.parent / "beneath").mkdir()
     trap(place.with_name("end"), secret)
     place.symlink_to("beneath/../end")
-    assert disk.read(place) == Unreadable(ODD[trap])
+    assert disk.read(place) == Unreadable(ODD[trap], odd=True)
 
 
 def test_a_link_to_the_directory_itself_is_not_a_file(place: Path) -> None:
     (place.parent / "sub").mkdir()
     place.symlink_to("sub/..")
-    assert disk.read(place) == Unreadable(NOT_REGULAR)
+    assert disk.read(place) == Unreadable(NOT_REGULAR, odd=True)
 
 
 def test_a_long_row_of_links_ends(place: Path) -> None:
     for number in range(100):
         (place.parent / f"link{number}").symlink_to(f"link{number + 1}")
+    (place.parent / "link100").write_bytes(b"content")
+    place.symlink_to("link70")
+    assert disk.read(place) == b"content"
+    place.unlink()
     place.symlink_to("link0")
-    assert disk.read(place) == Unreadable(ENDLESS)
+    assert disk.read(place) == Unreadable(ENDLESS, odd=True)
 
 
 @pytest.mark.parametrize("missing", ["run/file", "nowhere/file", "run/plain/file"])
@@ -233,3 +239,32 @@ def test_a_file_that_is_another_one_now_is_not_moved(place: Path) -> None:
     assert isinstance(found, Found)
     disk.move(place, place.with_name("target"), only=found)
     assert place.with_name("target").read_bytes() == b"mapping"
+
+
+FLIPPER = """
+import os, sys
+place, secret, hard = sys.argv[1], sys.argv[2], sys.argv[3] == "hard"
+print("flips", flush=True)
+while True:
+    (os.link if hard else os.symlink)(secret, place + ".odd")
+    os.rename(place + ".odd", place)
+    with open(place + ".good", "w") as file:
+        file.write("good")
+    os.rename(place + ".good", place)
+"""
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_whoever_is_quick_gets_no_secret_read(place: Path, secret: Path, kind: str) -> None:
+    """What is in the file's place becomes a link to the secret and a file again, all the time."""
+    place.write_text("good")
+    command = [sys.executable, "-c", FLIPPER, str(place), str(secret), kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as flipper:
+        try:
+            assert flipper.stdout is not None
+            assert flipper.stdout.readline()
+            seen = {disk.read(place) for _ in range(20_000)}
+        finally:
+            flipper.kill()
+    assert SECRET not in seen
+    assert b"good" in seen

@@ -1,5 +1,6 @@
 """Last good contents, on virtual time."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from vdpa_agent.errors import FileRefused
 from vdpa_agent.files.disk import Content, Unreadable
 from vdpa_agent.files.last_good import Caution, LastGood
 from vdpa_agent.latest import Latest
+from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.loaded import ABSENT, Loaded
 
 
@@ -30,16 +32,16 @@ def _joined(old: str, new: str) -> str:
 class _Watched:
     """A LastGood that is shown contents at given times."""
 
-    def __init__(self, *, careful: bool = False, keeps_when_absent: bool = False, fallback: str | None = None) -> None:
+    def __init__(self, *, careful: bool = False, keeps_when_absent: bool = False) -> None:
         self.latest: Latest[Loaded[str]] = Latest(Loaded())
+        self.steps: DestructiveSteps = Counter()
         self.file = LastGood(
             Path("/x"),
             self.latest,
             _decode,
-            caution=Caution(30.0, _lost, _joined) if careful else None,
+            caution=Caution(30.0, _lost, _joined, self.steps) if careful else None,
             keeps_when_absent=keeps_when_absent,
         )
-        self.file.fallback = fallback
 
     def look(self, content: Content, now: float) -> float | None:
         return self.file.look(content, now)
@@ -116,25 +118,31 @@ def test_an_unreadable_file_is_a_refusal(watched: _Watched) -> None:
     assert watched.latest.value == Loaded("a", "permission denied", refused=True)
 
 
-def test_the_fallback_counts_if_the_first_content_is_refused() -> None:
-    watched = _Watched(fallback="ab")
+def test_a_fallback_counts_if_the_first_content_is_refused(watched: _Watched) -> None:
     watched.look(b"bad", 0)
+    watched.file.fall_back("ab")
     assert watched.latest.value.value is None
     watched.look(b"bad", 1)
+    assert watched.file.lacks_a_good_one
+    watched.file.fall_back("ab")
     assert watched.latest.value == Loaded("ab", "line 1: bad", refused=True)
+    watched.file.fall_back("cd")
+    assert watched.latest.value.value == "ab"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"c"])
-def test_the_fallback_does_not_count_where_the_file_is_absent_or_good(content: bytes | None) -> None:
-    watched = _Watched(careful=True, fallback="ab")
+def test_a_fallback_does_not_count_where_the_file_is_absent_or_good(watched: _Watched, content: bytes | None) -> None:
     watched.look(content, 0)
+    assert not watched.file.lacks_a_good_one
+    watched.file.fall_back("ab")
     assert watched.latest.value.value == (None if content is None else content.decode())
 
 
 def test_what_a_fallback_loses_is_a_loss_too() -> None:
-    watched = _Watched(careful=True, fallback="abcd")
+    watched = _Watched(careful=True)
     watched.look(b"bad", 0)
     watched.look(b"bad", 1)
+    watched.file.fall_back("abcd")
     assert watched.look(b"", 2) == pytest.approx(0.1)
     assert watched.look(b"", 3) == pytest.approx(29)
 
@@ -145,7 +153,7 @@ def test_a_content_that_drops_up_to_half_must_only_settle(careful: _Watched, con
     assert careful.latest.value == Loaded("abcd")
     assert careful.look(content, 1.11) is None
     assert careful.latest.value == Loaded(content.decode())
-    assert careful.file.readings.shrunk == 0
+    assert not careful.steps
 
 
 @pytest.mark.parametrize("content", [b"", b"a", b"wxyz"])
@@ -168,7 +176,7 @@ def test_a_content_that_drops_more_than_half_waits_and_what_is_new_counts_at_onc
         assert careful.look(content, 31) is None
     assert [log["event"] for log in logs[1:]] == ["device_list_shrunk", "file_loaded"]
     assert careful.latest.value == Loaded(content.decode())
-    assert careful.file.readings.shrunk == 1
+    assert careful.steps == {Destructive.LIST_SHRUNK: 1}
 
 
 def test_the_problem_of_a_shrinking_list_is_in_words(careful: _Watched) -> None:

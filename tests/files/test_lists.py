@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,11 +12,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from tests.files.conftest import NoDescriptors
 from tests.hung import hung
 from tests.processes import mapping_text, write_atomically
 from vdpa_agent.config import FilesConfig
 from vdpa_agent.files.lists import Lists
 from vdpa_agent.latest import Latest
+from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.loaded import ABSENT, Loaded
 
 pytestmark = pytest.mark.anyio
@@ -24,9 +28,16 @@ TWO = {**ONE, "0000:82:00.3": "/v/vdpa-1"}
 DEVICES = tuple(f"0000:82:00.{function}" for function in range(4))
 
 
-def _lists(directory: Path, *, takes_requests: bool = True, shrink_settle_s: float = 30.0) -> Lists:
+def _lists(
+    directory: Path,
+    *,
+    takes_requests: bool = True,
+    shrink_settle_s: float = 30.0,
+    steps: DestructiveSteps | None = None,
+) -> Lists:
+    counted: DestructiveSteps = Counter() if steps is None else steps
     config = FilesConfig(socket_list=directory / "socketList.dat", pci_list=directory / "pciList.dat")
-    return Lists(config, takes_requests=takes_requests, shrink_settle_s=shrink_settle_s)
+    return Lists(config, takes_requests=takes_requests, shrink_settle_s=shrink_settle_s, steps=counted)
 
 
 @asynccontextmanager
@@ -104,7 +115,8 @@ async def test_without_a_daemon_to_manage_such_a_list_is_refused_and_left_alone(
 
 
 async def test_an_emptied_list_counts_only_when_it_stays_empty(run_dir: Path) -> None:
-    lists = _lists(run_dir, shrink_settle_s=0.5)
+    steps: DestructiveSteps = Counter()
+    lists = _lists(run_dir, shrink_settle_s=0.5, steps=steps)
     path = run_dir / "pciList.dat"
     path.write_text("0000:82:00.2\n")
     await lists.first()
@@ -128,7 +140,7 @@ async def test_an_emptied_list_counts_only_when_it_stays_empty(run_dir: Path) ->
         }
     ]
     assert [log["log_level"] for log in logs if log["event"] == "device_list_shrunk"] == ["warning"]
-    assert lists.readings["device_list"].shrunk == 1
+    assert steps == {Destructive.LIST_SHRUNK: 1}
 
 
 async def test_what_is_new_in_a_list_that_lost_most_counts_at_once_behind_what_was(run_dir: Path) -> None:
@@ -222,7 +234,7 @@ async def test_a_hung_list_is_a_problem_and_the_other_file_is_followed(run_dir: 
     path = directory / "pciList.dat"
     path.write_text("0000:82:00.2\n")
     config = FilesConfig(socket_list=run_dir / "socketList.dat", pci_list=path)
-    lists = Lists(config, takes_requests=True, shrink_settle_s=30)
+    lists = Lists(config, takes_requests=True, shrink_settle_s=30, steps=Counter())
     async with _followed(lists):
         await _becomes(lists.devices, lambda loaded: loaded.value == ("0000:82:00.2",))
         with hung(directory):
@@ -274,7 +286,7 @@ async def test_undecodable_and_many_names_in_the_directory_do_not_end_the_follow
 async def test_a_file_that_never_changes_any_more_is_read_and_warned_of_once(detached_mount: Path) -> None:
     detached_mount.write_text(mapping_text(ONE))
     config = FilesConfig(socket_list=detached_mount, pci_list=detached_mount.with_name("pciList.dat"))
-    lists = Lists(config, takes_requests=False, shrink_settle_s=30)
+    lists = Lists(config, takes_requests=False, shrink_settle_s=30, steps=Counter())
     with capture_logs() as logs:
         await lists.first()
         async with _followed(lists):
@@ -284,3 +296,75 @@ async def test_a_file_that_never_changes_any_more_is_read_and_warned_of_once(det
             await _becomes(lists.mapping, _sockets(TWO))
     warnings = [log for log in logs if log["event"] == "file_detached"]
     assert [(log["file"], "mount its directory" in log["remedy"]) for log in warnings] == [(str(detached_mount), True)]
+
+
+async def test_without_a_descriptor_from_the_start_the_files_are_read_when_there_is_one(
+    run_dir: Path, no_descriptors: NoDescriptors
+) -> None:
+    (run_dir / "pciList.dat").write_text(_written(DEVICES))
+    lists = _lists(run_dir)
+    with capture_logs() as logs, no_descriptors():
+        await lists.first()
+        assert lists.devices.value == Loaded(
+            None, "too many open files; raise the agent's limit of open files", refused=True
+        )
+        async with _followed(lists), asyncio.timeout(20):
+            while "watch_interrupted" not in [log["event"] for log in logs]:
+                await asyncio.sleep(0.01)
+    async with _followed(lists):
+        await _becomes(lists.devices, lambda loaded: loaded == Loaded(DEVICES))
+
+
+THREADLESS = """
+import asyncio, resource, sys
+from pathlib import Path
+from vdpa_agent.config import FilesConfig
+from vdpa_agent.files.lists import Lists
+
+async def main():
+    run_dir = Path(sys.argv[1])
+    config = FilesConfig(socket_list=run_dir / "socketList.dat", pci_list=run_dir / "pciList.dat")
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, hard))
+    lists = Lists(config, takes_requests=True, shrink_settle_s=30, steps=Counter())
+    await lists.first()
+    print(lists.devices.value.problem)
+    resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
+    async with asyncio.TaskGroup() as tasks:
+        following = tasks.create_task(lists.run())
+        print((await lists.devices.wait_for(lambda loaded: loaded.value)).value)
+        following.cancel()
+
+asyncio.run(main())
+"""
+
+
+async def test_without_a_thread_from_the_start_the_files_are_read_when_there_is_one(run_dir: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user needs root")
+    (run_dir / "pciList.dat").write_text("0000:82:00.2\n")
+    run_dir.chmod(0o755)
+    process = await asyncio.create_subprocess_exec(
+        *("setpriv", "--reuid=300003", "--regid=300003", "--clear-groups"),
+        *(sys.executable, "-c", THREADLESS, str(run_dir)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    lines = output.decode().splitlines()
+    expected = f"{run_dir}/pciList.dat: no thread can be started to read or write it; raise the limit of processes"
+    assert [line for line in lines if line.startswith(expected)]
+    assert lines[-1] == "('0000:82:00.2',)"
+
+
+async def test_a_kept_list_that_cannot_be_read_at_first_counts_when_it_can(
+    run_dir: Path, no_descriptors: NoDescriptors
+) -> None:
+    (run_dir / "pciList.dat").mkdir()
+    (run_dir / ".pciList.last").write_text(_written(DEVICES))
+    lists = _lists(run_dir)
+    with no_descriptors():
+        await lists.first()
+    assert lists.devices.value.value is None
+    async with _followed(lists):
+        loaded = await _becomes(lists.devices, lambda loaded: loaded.value == DEVICES)
+    assert loaded.refused

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from tests.files.conftest import NoDescriptors
 from tests.files.test_disk import ODD, SECRET, Trap, odd
 from tests.hung import hung
 from tests.processes import mapping_text
@@ -119,3 +120,18 @@ async def test_a_hung_file_system_holds_nobody(config: FilesConfig) -> None:
         await file.retire()
     assert [log["event"] for log in logs] == ["mapping_not_retired"]
     assert "does not answer within 3 s" in logs[0]["reason"]
+
+
+@pytest.mark.parametrize("name", ["socketList.dat", ".socketList.dat.retired"])
+async def test_what_cannot_be_read_now_may_be_a_list_and_stays(
+    config: FilesConfig, no_descriptors: NoDescriptors, name: str
+) -> None:
+    path = config.socket_list.with_name(name)
+    path.write_text("0000:82:00.4\n")
+    file = MappingFile(config, takes_requests=True)
+    with capture_logs() as logs, no_descriptors():
+        await file.retire()
+    assert [log["reason"] for log in logs] == ["too many open files; raise the agent's limit of open files"]
+    assert _names(config) == [name]
+    await file.retire()
+    assert _names(config) == ["pciList.dat"]

@@ -1,6 +1,7 @@
 """Device lists in the mapping's place."""
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_a_mapping_that_came_in_the_requests_place_is_not_moved(config: FilesCon
 async def test_the_followed_place_is_free_again_after_a_malformed_request(config: FilesConfig) -> None:
     config.pci_list.write_text("0000:82:00.7\n")
     config.socket_list.write_text("0000:82:00.2\nens1\n")
-    lists = Lists(config, takes_requests=True, shrink_settle_s=30)
+    lists = Lists(config, takes_requests=True, shrink_settle_s=30, steps=Counter())
     with capture_logs() as logs:
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(lists.run())

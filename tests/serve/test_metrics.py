@@ -11,7 +11,6 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tests.processes import series
 from tests.served import snapshots
 from vdpa_agent.config import LimitsConfig
-from vdpa_agent.model.counts import DestructiveStep
 from vdpa_agent.model.daemon import (
     NOTHING_KNOWN,
     DaemonState,
@@ -21,6 +20,7 @@ from vdpa_agent.model.daemon import (
     DeviceState,
     Statistics,
 )
+from vdpa_agent.model.destructive import Destructive
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.serve.answers import Answers
@@ -54,7 +54,7 @@ def _metrics(
             statistics=statistics,
             readings={},
             restarts=Counter(),
-            steps=Counter({DestructiveStep.LIST_SHRUNK: 2}),
+            steps=Counter({Destructive.LIST_SHRUNK: 2}),
             lines_dropped=dict,
             peers=Peers(LimitsConfig(), asyncio.get_running_loop().time),
             handled=handled,
@@ -106,7 +106,7 @@ async def test_steps_that_take_something_are_counted() -> None:
 
     seen = series((await _metrics(tell).page(PLAIN)).body.decode())
     steps = {dict(labels)["step"]: value for (name, labels), value in seen.items() if "destructive" in name}
-    assert steps == {step: 2 if step is DestructiveStep.LIST_SHRUNK else 0 for step in DestructiveStep}
+    assert steps == {step: 2 if step is Destructive.LIST_SHRUNK else 0 for step in Destructive}
 
 
 async def test_a_daemon_that_hangs_costs_a_second_and_what_it_told_before_counts() -> None:

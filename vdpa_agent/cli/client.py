@@ -1,8 +1,13 @@
 """The client commands' calls to a running agent."""
 
+import asyncio
+import errno
+import stat
 from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Mapping as ReadOnly
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from google.protobuf.message import Message
 from grpclib.client import Channel
@@ -39,22 +44,48 @@ async def ask_sockets(path: Path, addresses: Iterable[PciAddress], *, timeout_s:
         return answers
 
 
-async def ask_device(path: Path, address: PciAddress, *, timeout_s: float) -> pb.Device | None:
-    """Asks for all that is known of a device; None if it is none of this node.
+class Known(NamedTuple):
+    """What an agent knows of some devices.
+
+    Attributes:
+        status: how it fares.
+        devices: those that it has on a list, by address.
+    """
+
+    status: pb.GetStatusResponse
+    devices: ReadOnly[str, pb.Device]
+
+
+async def ask_known(path: Path, addresses: Iterable[PciAddress], *, timeout_s: float) -> Known | None:
+    """Asks for all that is known of devices; None: this agent has no device service.
 
     Raises:
         NotReachable: no agent answers there in time.
     """
     async with _connected(path, timeout_s) as channel:
+        stub = DeviceServiceStub(channel)
+        devices = {}
         try:
-            reply = await DeviceServiceStub(channel).GetDevice(
-                pb.GetDeviceRequest(pci_address=address), timeout=timeout_s
-            )
+            for address in addresses:
+                device = await _ask_device(stub, address, timeout_s)
+                if device is not None:
+                    devices[device.pci_address] = device
+            return Known(await stub.GetStatus(pb.GetStatusRequest(), timeout=timeout_s), devices)
         except GRPCError as error:
-            if error.status is Status.NOT_FOUND:
+            if error.status is Status.UNIMPLEMENTED:
                 return None
             raise
-        return reply.device
+
+
+async def _ask_device(stub: DeviceServiceStub, address: PciAddress, timeout_s: float) -> pb.Device | None:
+    """A device; None if it is on no list, or no list was read yet."""
+    try:
+        reply = await stub.GetDevice(pb.GetDeviceRequest(pci_address=address), timeout=timeout_s)
+    except GRPCError as error:
+        if error.status in {Status.NOT_FOUND, Status.UNAVAILABLE}:
+            return None
+        raise
+    return reply.device
 
 
 async def ask_devices(path: Path, *, timeout_s: float, statistics: bool = False) -> list[pb.Device]:
@@ -119,20 +150,58 @@ def word(enum: str, value: int) -> str:
 
 @asynccontextmanager
 async def _connected(path: Path, timeout_s: float) -> AsyncIterator[Channel]:
-    """A channel whose failures are told in words."""
+    """A channel whose failures are put in words."""
+    task = asyncio.current_task()
+    cancels = task.cancelling() if task else 0
     async with Channel(path=str(path)) as channel:
         try:
             yield channel
-        except TimeoutError as error:
-            message = f"the agent at {path} did not answer within {timeout_s:g} s"
-            raise NotReachable(message) from error
-        except (OSError, StreamTerminatedError) as error:
-            message = f"no agent answers at {path}: {_reason(error)}; is it running? see --address"
-            raise NotReachable(message) from error
-        except GRPCError as error:
-            message = f"the agent at {path} refused: {error.status.name}: {error.message}"
-            raise NotReachable(message) from error
+        except (TimeoutError, OSError, StreamTerminatedError, GRPCError) as error:
+            # grpclib wakes a task by a cancel that stays counted: asyncio.timeout() takes its own for another's then.
+            if task and task.cancelling() > cancels:
+                task.uncancel()
+            raise NotReachable(_words(path, error, timeout_s)) from error
 
 
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+def _words(path: Path, error: Exception, timeout_s: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"the agent at {path} did not answer within {timeout_s:g} s"
+    if not isinstance(error, GRPCError):
+        return f"no agent answers at {path}: {_reason(path, error)}"
+    refused = f"the agent at {path} refused: {error.status.name}: {error.message}"
+    if error.status is Status.PERMISSION_DENIED:
+        return f"{refused}; run as root, or have the agent started with --allow-uid or --allow-gid"
+    return refused
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why nobody answers, and what to do about it."""
+    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+    match getattr(error, "errno", None):
+        case errno.EACCES | errno.EPERM:
+            remedy = (
+                "run as root, or have the agent started with --listen-mode or --listen-group, and --allow-uid"
+                " or --allow-gid"
+            )
+            return f"{reason}: {remedy}"
+        case errno.ECONNREFUSED:
+            # The kernel says so of whatever is no socket too.
+            return _not_listening(path)
+        case errno.EPROTOTYPE:
+            return "that is a socket of another kind; see --address"
+        case errno.ENOTDIR:
+            return f"{reason}; see --address"
+        case _:
+            return f"{reason}; is it running? see --address"
+
+
+def _not_listening(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        mode = stat.S_IFSOCK  # it went just now
+    if stat.S_ISDIR(mode):
+        return "that is a directory, name the socket in it; see --address"
+    if not stat.S_ISSOCK(mode):
+        return "that is a file and no socket; see --address"
+    return "nobody listens on that socket any more, start the agent again; see its log"

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -9,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from vdpa_agent.cli.output import print_json, print_table
+from vdpa_agent.cli.output import complain, flush, print_json, print_line, print_script, print_table
 from vdpa_agent.errors import NoSuchDevice, NotReady
 from vdpa_agent.model.pci import PciAddress, parse_pci_address
 
 if TYPE_CHECKING:
-    from vdpa_agent.config import DaemonMode
+    from vdpa_agent.cli.client import Known
+    from vdpa_agent.config import DaemonMode, LimitsConfig
     from vdpa_agent.serve.pb import device_service_pb2 as pb
 
 
@@ -28,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
         LogConfig,
         ServeConfig,
     )
+    from vdpa_agent.node.process import has_terminal  # noqa: PLC0415
 
     config = AgentConfig(
         files=FilesConfig(socket_list=options.socket_list, pci_list=options.pci_list),
@@ -79,6 +82,9 @@ def run(options: argparse.Namespace) -> int:
     )
     # Process 1 is deaf to signals that it does not handle, and the agent is not there yet to do so.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        terminal = has_terminal()
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(0) if terminal else None)
     gc.disable()  # until all is loaded: what is imported stays
     with _without_tls():
         import asyncio  # noqa: PLC0415
@@ -87,8 +93,25 @@ def run(options: argparse.Namespace) -> int:
         from vdpa_agent.logs import set_up_logs  # noqa: PLC0415
 
     with set_up_logs(config.log) as logs:
+        warn_of_user_namespace(config.serve.limits)
         asyncio.run(agent.run(config, logs))
     return 0
+
+
+def warn_of_user_namespace(limits: "LimitsConfig", proc: Path = Path("/proc")) -> None:
+    """Logs whom the agent will take for a stranger: root of the node, where it has another number in here."""
+    import structlog  # noqa: PLC0415
+
+    from vdpa_agent.node.process import uid_of_root  # noqa: PLC0415
+
+    try:
+        uid = uid_of_root(proc)
+    except OSError:
+        return
+    if uid not in {0, os.geteuid(), *limits.allow_uids}:
+        log = structlog.get_logger(__name__)
+        remedy = f"give --allow-uid {uid}, or run the agent without a user namespace of its own"
+        log.warning("root_is_a_stranger", uid=uid, remedy=remedy)
 
 
 def _daemon_mode(options: argparse.Namespace) -> "DaemonMode":
@@ -103,23 +126,26 @@ def get(options: argparse.Namespace) -> int:
     """Ask the agent for the vhost-user sockets of VFs. Exits with 4 if one of them has none."""
     addresses = [parse_pci_address(text) for text in options.addresses]
     sockets = _run(options, lambda client, where: client.ask_sockets(where, addresses, timeout_s=options.timeout))
+    missing = [address for address, socket in sockets if not socket]
     if options.output == "table":
         print_table(("ADDRESS", "SOCKET"), sockets)
+        known = _known(options, missing) if missing else None
     else:
-        devices = [_device(options, address) for address in addresses]
-        _print_devices(options.output, devices)
-    missing = [address for address, socket in sockets if not socket]
+        known = _known(options, addresses)
+        _print_devices(options.output, _devices(sockets, known))
     if missing:
-        message = f"no live socket for {', '.join(missing)}; is it in the device list? see vdpa-agent status"
+        reasons = "; ".join(f"no live socket for {address}{_why_not(address, known)}" for address in missing)
+        message = f"{reasons}; see vdpa-agent status"
         raise NoSuchDevice(message)
     return 0
 
 
 def list_all(options: argparse.Namespace) -> int:
     """List the VFs of the agent with their sockets and states."""
-    _print_devices(
-        options.output, _run(options, lambda client, where: client.ask_devices(where, timeout_s=options.timeout))
-    )
+    devices = _run(options, lambda client, where: client.ask_devices(where, timeout_s=options.timeout))
+    _print_devices(options.output, devices)
+    if not devices:
+        complain(f"vdpa-agent: no devices: {_why_none(options)}; see vdpa-agent doctor")
     return 0
 
 
@@ -132,10 +158,10 @@ def watch(options: argparse.Namespace) -> int:
             print_json(as_dict(response), indent=None)
             return
         for device in response.devices:
-            sys.stdout.write("  ".join((device.pci_address, *_columns(device)[1:])).rstrip() + "\n")
+            print_line("  ".join(_columns(device)).rstrip())
         for address in response.removed_pci_addresses:
-            sys.stdout.write(f"{address}  gone\n")
-        sys.stdout.flush()
+            print_line(f"{address}  gone")
+        flush()
 
     _run(options, lambda client, where: client.watch_devices(where, show, timeout_s=options.timeout))
     return 0
@@ -160,15 +186,33 @@ def status(options: argparse.Namespace) -> int:
         ("restarts", f"{daemon.restarts}{', in a crash loop' if daemon.crash_loop else ''}"),
         *((("last exit", daemon.last_exit),) if daemon.last_exit else ()),
         *((("unhealthy", daemon.unhealthy),) if daemon.unhealthy else ()),
-        *((("device list", told.device_list_problem),) if told.device_list_problem else ()),
-        *((("mapping", told.mapping_problem),) if told.mapping_problem else ()),
+        *_problems(told),
     ]
     if options.output == "wide":
         rows += [(f"--{name}", value) for name, value in sorted(told.settings.items())]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        sys.stdout.write(f"{name:{width}}  {value}".rstrip() + "\n")
+        print_line(f"{name:{width}}  {value}".rstrip())
     return 0
+
+
+def _problems(told: "pb.GetStatusResponse") -> Iterator[tuple[str, str]]:
+    """What is wrong with the lists that count, each with what to do about it."""
+    from vdpa_agent.cli.client import word  # noqa: PLC0415
+    from vdpa_agent.model.loaded import ABSENT  # noqa: PLC0415
+
+    role = word("Role", told.role)
+    for name, option, problem, other_role, absent in (
+        ("device list", "pci-list", told.device_list_problem, "serving", "write one PCI address a line to {}"),
+        ("mapping", "socket-list", told.mapping_problem, "managing", "start the daemon that writes {}"),
+    ):
+        if not problem:
+            continue
+        yield name, problem
+        # Where the other list decides, this one need not be there.
+        if problem != ABSENT or role != other_role:
+            path = told.settings.get(option) or f"the file of --{option}"
+            yield "", f"fix: {absent.format(path) if problem == ABSENT else f'correct {path}'}"
 
 
 def health(options: argparse.Namespace) -> int:
@@ -177,7 +221,7 @@ def health(options: argparse.Namespace) -> int:
     if options.output == "json":
         print_json({"service": options.service, "status": word})
     else:
-        sys.stdout.write(f"{word}\n")
+        print_line(word)
     if word != "SERVING":
         message = f"{options.service or 'the agent'} is not ready; see vdpa-agent status"
         raise NotReady(message)
@@ -206,7 +250,7 @@ def completion(options: argparse.Namespace) -> int:
     """Print the completion script of a shell."""
     import shtab  # noqa: PLC0415
 
-    sys.stdout.write(shtab.complete(options.parser, shell=options.shell))
+    print_script(shtab.complete(options.parser, shell=options.shell))
     return 0
 
 
@@ -246,12 +290,55 @@ def _check_address(options: argparse.Namespace) -> None:
     check_socket_path("--address", options.address)
 
 
-def _device(options: argparse.Namespace, address: PciAddress) -> "pb.Device":
-    """All that is known of a device; the address alone if it is none of this node."""
+def _known(options: argparse.Namespace, addresses: Sequence[PciAddress]) -> "Known | None":
+    known: Known | None = _run(
+        options, lambda client, where: client.ask_known(where, addresses, timeout_s=options.timeout)
+    )
+    return known
+
+
+def _devices(sockets: Sequence[tuple[PciAddress, str]], known: "Known | None") -> "list[pb.Device]":
+    """All that is known of devices; of one that is on no list its address and socket alone."""
     from vdpa_agent.serve.pb import device_service_pb2  # noqa: PLC0415
 
-    device = _run(options, lambda client, where: client.ask_device(where, address, timeout_s=options.timeout))
-    return device or device_service_pb2.Device(pci_address=address, reason="not a device of this node")
+    devices = known.devices if known else {}
+    reason = "not a device of this node" if known else ""
+    return [
+        devices.get(address)
+        or device_service_pb2.Device(pci_address=address, socket_path=socket, reason="" if socket else reason)
+        for address, socket in sockets
+    ]
+
+
+def _why_not(address: PciAddress, known: "Known | None") -> str:
+    """Why a device has no socket, as far as the agent says; empty if it does not."""
+    if known is None:
+        return ""
+    from vdpa_agent.cli.client import word  # noqa: PLC0415
+
+    device, status = known.devices.get(address), known.status
+    if device is not None:
+        return f": it is {word('DeviceState', device.state)}{': ' + device.reason if device.reason else ''}"
+    files = {"device list": status.device_list_problem, "mapping": status.mapping_problem}
+    problems = ", ".join(f"{name}: {problem}" for name, problem in files.items() if problem)
+    match word("Role", status.role):
+        case "waiting":
+            return f": no list was read yet: {problems or 'nothing is known of one'}"
+        case "serving":
+            name = "mapping"
+        case _:
+            name = "device list"
+    present = f", whose present content does not count: {files[name]}" if files[name] else ""
+    return f": it is not in the {name}{present}"
+
+
+def _why_none(options: argparse.Namespace) -> str:
+    """Why the agent has no device at all."""
+    from vdpa_agent.cli.client import word  # noqa: PLC0415
+
+    told = _run(options, lambda client, where: client.ask_status(where, timeout_s=options.timeout))
+    empty = "the mapping is empty" if word("Role", told.role) == "serving" else "the device list names none"
+    return "; ".join(told.not_ready_reasons) or empty
 
 
 def _print_devices(output: str, devices: "Sequence[pb.Device]") -> None:

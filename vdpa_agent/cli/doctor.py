@@ -1,14 +1,13 @@
-"""doctor: what is right and wrong on this node, printed with what mends it."""
+"""doctor: what is right and wrong on this node, printed with what fixes it."""
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from vdpa_agent.cli.node import ask_agent, look_around
-from vdpa_agent.cli.output import print_json
+from vdpa_agent.cli.output import print_json, print_line
 from vdpa_agent.config import (
     DEFAULT_PCI_LIST,
     DEFAULT_SOCKET_DIRECTORY,
@@ -23,6 +22,7 @@ from vdpa_agent.config import (
 )
 from vdpa_agent.model.diagnosis import Check, Diagnosis, diagnose
 from vdpa_agent.model.pci import parse_pci_address
+from vdpa_agent.model.text import printable
 
 _RIGHT: Final = "ok"
 _RESULT_WIDTH: Final = len("blocks")
@@ -84,13 +84,13 @@ def _result(check: Check) -> str:
 
 
 def _print(diagnosis: Diagnosis) -> None:
-    """One check a line, what mends it below."""
-    width = max(len(check.subject) for check in diagnosis.checks)
+    """One check a line, what fixes it below."""
+    width = max(len(printable(check.subject)) for check in diagnosis.checks)
     for check in diagnosis.checks:
-        sys.stdout.write(f"{_result(check):{_RESULT_WIDTH}}  {check.subject:{width}}  {check.told}\n")
+        print_line(f"{_result(check):{_RESULT_WIDTH}}  {printable(check.subject):{width}}  {check.told}")
         if check.remedy:
-            sys.stdout.write(f"{'':{_RESULT_WIDTH}}  {'':{width}}    mend: {check.remedy}\n")
-    sys.stdout.write(f"{diagnosis.could_be_served} of {diagnosis.devices} devices could be served\n")
+            print_line(f"{'':{_RESULT_WIDTH}}  {'':{width}}    fix: {check.remedy}")
+    print_line(f"{diagnosis.could_be_served} of {diagnosis.devices} devices could be served")
 
 
 def _as_dict(diagnosis: Diagnosis) -> dict[str, object]:

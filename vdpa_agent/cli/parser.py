@@ -1,6 +1,7 @@
 """The options of each command, their environment variables and their help; --help alone imports no settings."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from enum import EnumType
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any, Final, NoReturn
 
 from vdpa_agent import __version__
 from vdpa_agent.cli import commands
+from vdpa_agent.cli.output import complain
 from vdpa_agent.cli.values import (
     Mode,
     count,
@@ -21,6 +23,7 @@ from vdpa_agent.cli.values import (
     seconds,
     seconds_or_none,
     user,
+    utf8,
 )
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
@@ -39,7 +42,8 @@ exit codes:
   5    agent not reachable or not ready
   100  another instance holds the socket
 
-An option can also be given as the environment variable named in its brackets; the command line wins.
+An option can also be given as the environment variable named in its brackets; the command line wins, and an empty
+variable counts as none.
 """
 
 
@@ -67,7 +71,7 @@ class _Parser(argparse.ArgumentParser):
         """
         variable = _variable(name)
         # argparse converts a default that is a string as it would an argument, so the variable is checked alike.
-        given = self.environment.get(variable, default)
+        given = self.environment.get(variable) or default
         shown = "" if default in {None, ""} else f"; default {_plain(default)}"
         self.add_argument(
             name, type=_Named(kind, variable), default=given, metavar=metavar, help=f"{help_text} [{variable}{shown}]"
@@ -94,7 +98,9 @@ class _Parser(argparse.ArgumentParser):
         self.add_argument(name, action="store_true", default=text in _TRUE, help=f"{help_text} [{variable}]")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\ntry {self.prog} --help\n")
+        complain(f"{self.prog}: {message}")
+        complain(f"try {self.prog} --help")
+        sys.exit(2)
 
 
 _Fill = Callable[[_Parser], None]
@@ -110,7 +116,7 @@ class _Named:
 
     def __call__(self, text: str) -> Any:
         try:
-            return self._kind(text)
+            return self._kind(utf8(text))
         except ValueError as error:
             values = f", give one of {', '.join(self._kind)}" if isinstance(self._kind, EnumType) else ""
             reason = str(error) if not values else f"{text!r} is not known"
@@ -177,7 +183,12 @@ def _add_watch(parser: _Parser) -> None:
 
 def _add_health(parser: _Parser) -> None:
     parser.add_argument(
-        "service", nargs="?", default="", metavar="SERVICE", help="a gRPC service; without it the agent as a whole"
+        "service",
+        nargs="?",
+        type=utf8,
+        default="",
+        metavar="SERVICE",
+        help="a gRPC service; without it the agent as a whole",
     )
     _add_client(parser, ("table", "json"))
 

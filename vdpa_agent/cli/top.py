@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from vdpa_agent.cli import client
-from vdpa_agent.cli.output import table_lines
+from vdpa_agent.cli.output import print_line, table_lines, writing
 from vdpa_agent.errors import ConfigError, NotReachable
+from vdpa_agent.model.text import printable
 from vdpa_agent.serve.pb import device_service_pb2 as pb
 
 _HEAD: Final = ("ADDRESS", "STATE", "FRONT END", "RX PACKETS/S", "TX PACKETS/S", "SOCKET", "REASON")
@@ -46,7 +47,8 @@ def top(options: argparse.Namespace) -> int:
     live = Live(options.address, interval_s=options.interval, timeout_s=options.timeout)
     if options.once:
         asyncio.run(live.look_once())
-        sys.stdout.write("\n".join(live.lines()) + "\n")
+        for line in live.lines():
+            print_line(line)
         return 0
     if not sys.stdout.isatty():
         message = "standard output is no terminal, give --once"
@@ -103,9 +105,9 @@ class Live:
                 task.cancel()
 
     def lines(self) -> list[str]:
-        """What is to be seen now, a line each."""
+        """What is to be seen now, a line each, fit to print."""
         rows = [self._row(device) for device in self._devices.values()]
-        return [_headline(self._status), *self._problems(), "", *table_lines(_HEAD, rows)]
+        return [*map(printable, (_headline(self._status), *self._problems())), "", *table_lines(_HEAD, rows)]
 
     async def _follow(self) -> None:
         """Has each change of a device drawn at once; after a loss the agent is looked for again."""
@@ -223,8 +225,7 @@ def _screen(lines: list[str], columns: int, rows: int) -> str:
     """As much of the lines as there is room for; the last one tells what is left out."""
     if len(lines) > rows:
         lines = [*lines[: rows - 1], f"{len(lines) - rows + 1} more"]
-    shown = ("".join(character if character.isprintable() else "?" for character in line) for line in lines)
-    return _HOME + "\r\n".join(f"{line[:columns]}{_END_OF_LINE}" for line in shown) + _END_OF_SCREEN
+    return _HOME + "\r\n".join(f"{line[:columns]}{_END_OF_LINE}" for line in lines) + _END_OF_SCREEN
 
 
 @contextmanager
@@ -232,7 +233,8 @@ def _other_screen() -> Iterator[None]:
     """Takes the terminal over, and gives it back as it was, if it is still there."""
     attributes = _quiet_keys()
     try:
-        _write(_ENTER)
+        with writing():
+            _write(_ENTER)
         yield
     finally:
         with suppress(OSError):

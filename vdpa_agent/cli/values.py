@@ -13,6 +13,12 @@ from vdpa_agent.model.pci import PciAddress, parse_pci_address, shown
 if TYPE_CHECKING:
     from vdpa_agent.config import HostPort
 
+_ALL_BITS: Final = 0o777
+_OWNERS_BITS: Final = 0o600
+
+_OCTAL: Final = re.compile(r"(?:0o)?[0-7]{1,4}")
+_DECIMAL: Final = re.compile(r"[1-9][0-9]{0,3}")
+
 _HOST_PORT: Final = re.compile(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([\w.-]+)):(\d{1,5})", re.ASCII)
 
 
@@ -23,16 +29,30 @@ class Mode(int):
         return f"{self:04o}"
 
 
+def utf8(text: str) -> str:
+    """Reads any text; Python stands lone surrogates in for bytes that are not UTF-8."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            message = f"{text!r} is not UTF-8"
+            raise ValueError(message) from error
+    return text
+
+
 def permission_bits(text: str) -> int:
-    """Reads permission bits in octal, 0 to 0777."""
-    try:
-        bits = int(text, 8)
-    except ValueError:
-        bits = -1
-    if not 0 <= bits <= 0o777:  # noqa: PLR2004
-        message = f"{text!r} is not a mode such as 0660"
-        raise ValueError(message)
-    return bits
+    """Reads permission bits in octal, up to 0777, that let the owner read and write."""
+    bits = int(text, 8) if _OCTAL.fullmatch(text) else -1
+    if 0 <= bits <= _ALL_BITS and bits & _OWNERS_BITS == _OWNERS_BITS:
+        return bits
+    message = f"{text!r} is not a mode such as 0660"
+    if 0 <= bits <= _ALL_BITS:
+        message = f"{text!r} is mode {bits:04o}, which keeps the owner itself from reading or writing"
+    # A number that went through YAML or JSON comes out in decimal.
+    meant = int(text) if _DECIMAL.fullmatch(text) else 0
+    if meant <= _ALL_BITS and meant & _OWNERS_BITS == _OWNERS_BITS:
+        message += f"; {text} is {meant:04o} in decimal, write {meant:04o}, in YAML in quotes"
+    raise ValueError(message)
 
 
 def count(text: str) -> int:

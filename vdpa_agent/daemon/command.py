@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from collections.abc import Mapping as ReadOnly
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -20,7 +21,7 @@ from vdpa_agent.model.daemon import Device, DeviceState, Statistics
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
-from vdpa_agent.node.sockets import dead_sockets
+from vdpa_agent.node.sockets import dead_sockets, make_directory
 from vdpa_agent.node.worker import Stuck, Worker
 
 _LOOK_S: Final = 1.0
@@ -52,7 +53,8 @@ class Command:
         self._started_with: DeviceList = ()
 
     async def prepare(self) -> None:
-        """There is nothing to prepare: what it finds in its way is its own business."""
+        """Makes the directory of its sockets; what it finds there is its own business."""
+        await self._worker.run(partial(make_directory, self._config.socket_dir), timeout_s=_DISK_S)
 
     def argv(self, control_fd: int) -> list[str]:  # noqa: ARG002 - it is not told of the channel
         """Its command line for the devices of now; where setpriv(1) is at hand, it dies with the agent."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any, Final
 
@@ -44,7 +44,7 @@ class Control:
         self._rest = bytearray()
         self._allowance = Allowance(asyncio.get_running_loop().time(), burst=_BURST, per_s=_PER_S)
 
-    async def call(self, method: str, params: dict[str, str] | None = None, *, timeout_s: float | None) -> Any:
+    async def call(self, method: str, params: Mapping[str, str] | None = None, *, timeout_s: float | None) -> Any:
         """Asks the daemon and returns its raw result. Cancellation forgets the request; the daemon still does it.
 
         Args:
@@ -60,7 +60,7 @@ class Control:
             DaemonLost: the channel closed, or no answer came in `timeout_s`.
         """
         identifier = next(self._ids)
-        request = {"jsonrpc": "2.0", "id": identifier, "method": method, "params": params or {}}
+        request = {"jsonrpc": "2.0", "id": identifier, "method": method, "params": dict(params or {})}
         reply = self._waiting[identifier] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout_s):

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -18,13 +19,14 @@ from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import SERVED, Device, DeviceState
+from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.naming import SocketNaming, assign_names
-from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.model.pci import DeviceList, PciAddress, shown
 from vdpa_agent.model.plan import Record, Step, next_look_s, next_step
 from vdpa_agent.model.preflight import assess, devargs_of, takes_hugepages
-from vdpa_agent.node.sockets import dead_sockets
+from vdpa_agent.node.sockets import dead_sockets, make_directory
 from vdpa_agent.node.sysfs import read_facts, read_hugepages, read_numa
 from vdpa_agent.node.worker import Stuck, Worker
 
@@ -36,9 +38,6 @@ _DISK_S: Final = 2.0
 
 _LOGGED_CHANGES: Final = 6
 """How many comings and goings of a device's front ends are logged one by one, between two quiet looks."""
-
-_TEXT_CHARACTERS: Final = 64
-"""So much is shown of a socket that the daemon serves in place of the right one."""
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +81,7 @@ class Devices:
         wanted: Latest[Loaded[DeviceList]],
         mapping: Latest[Loaded[SocketMapping]],
         names: NameStore,
+        steps: DestructiveSteps,
         spread: Callable[[], float],
     ) -> None:
         """Asks for nothing yet.
@@ -91,12 +91,14 @@ class Devices:
             wanted: what the list says.
             mapping: what the mapping file says, which is compared with what the daemon acknowledged.
             names: keeps the socket names.
+            steps: where destructive steps are counted.
             spread: where in its jitter a backoff is, -1 to 1.
         """
         self.published: Latest[Mapping[PciAddress, Device]] = Latest(MappingProxyType({}))
         self._config = config
         self._wanted = wanted
         self._store = names
+        self._steps = steps
         self._spread = spread
         self._names: dict[PciAddress, str] | None = None
         self._named_for: DeviceList = ()
@@ -105,7 +107,7 @@ class Devices:
         self._doubts: dict[PciAddress, tuple[str, ...]] = {}
         self._changes: dict[PciAddress, int] = {}
         self._worker = Worker("sockets")
-        self._repair = MappingRepair(mapping)
+        self._repair = MappingRepair(mapping, steps)
         self._wake = asyncio.Event()
         self._look_is_due = False
         self._publishing: asyncio.TimerHandle | None = None
@@ -202,7 +204,7 @@ class Devices:
             return
         request = {"device": address, "devargs": devargs, "socket": record.device.socket}
         try:
-            await self._make_socket_dir()
+            await self._worker.run(partial(make_directory, self._config.socket_dir), timeout_s=_DISK_S)
             answer = await control.call("device.add", request, timeout_s=None)
         except RequestRefused as error:
             self._refused(address, str(error), "device_failed")
@@ -218,23 +220,13 @@ class Devices:
         self._records[address] = self._records[address]._replace(added=True)
         given = answer.get("socket", record.device.socket) if isinstance(answer, dict) else record.device.socket
         if given != record.device.socket:
-            reason = f"the daemon serves {str(given)[:_TEXT_CHARACTERS]!r} instead of {record.device.socket}"
+            reason = f"the daemon serves {shown(str(given))} instead of {record.device.socket}"
             self._refused(address, reason, "device_failed")
             return
         self._repair.note_answer(answer)
         self._records[address] = self._records[address].served(parse_facts(answer))
         self._publish_soon()
         log.info("device_ready", device=address, socket=record.device.socket)
-
-    async def _make_socket_dir(self) -> None:
-        """Makes the directory of the sockets, should it be gone.
-
-        Raises:
-            OSError: it cannot be made.
-            Stuck: its file system does not answer.
-        """
-        directory = self._config.socket_dir
-        await self._worker.run(lambda: directory.mkdir(mode=0o755, parents=True, exist_ok=True), timeout_s=_DISK_S)
 
     def _examine(self, address: PciAddress) -> tuple[str, str]:
         """The device arguments of a device, and why the daemon need not even be asked for it: empty if it may."""
@@ -319,6 +311,7 @@ class Devices:
             self._named_for = wanted
             names, taken_over = assign_names(self._config.socket_naming, self._names, wanted)
             for address in taken_over:
+                self._steps[Destructive.DEVICE_RENUMBERED] += 1
                 log.warning("device_number_reused", device=address, socket=self._names[address])
             if names != self._names:
                 self._names, self._names_kept = names, self._config.socket_naming is not SocketNaming.INDEX

@@ -9,6 +9,7 @@ import structlog
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.backoff import Backoff
+from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.loaded import ABSENT, Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.pci import PciAddress
@@ -29,19 +30,19 @@ class MappingRepair:
     """Compares the mapping file, which is an output for others, with what it should say.
 
     Attributes:
-        repairs: how often it was written again.
         due_s: when it needs a step without any event, in seconds of the loop's clock; None: never.
     """
 
-    def __init__(self, mapping: Latest[Loaded[SocketMapping]]) -> None:
+    def __init__(self, mapping: Latest[Loaded[SocketMapping]], steps: DestructiveSteps) -> None:
         """Compares nothing yet.
 
         Args:
             mapping: what the file says.
+            steps: where repairs are counted.
         """
-        self.repairs = 0
         self.due_s: float | None = None
         self._mapping = mapping
+        self._steps = steps
         self._tries = 0
         self._unwritten = False
 
@@ -94,7 +95,7 @@ class MappingRepair:
                 remedy="move away what stands at --socket-list, and give the daemon space and permission to write",
             )
         else:
-            self.repairs += 1
+            self._steps[Destructive.MAPPING_REPAIRED] += 1
             log.warning("mapping_repaired", reason=difference or "the daemon could not write it before")
 
 

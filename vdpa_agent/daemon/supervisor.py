@@ -21,7 +21,7 @@ from vdpa_agent.daemon.devices import Devices, NameStore
 from vdpa_agent.daemon.pump import Dropped, LogPump
 from vdpa_agent.daemon.reaper import Reaper
 from vdpa_agent.daemon.vdpad import Vdpad
-from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable
+from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable, leaf
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import (
     TRANSITIONS,
@@ -33,11 +33,13 @@ from vdpa_agent.model.daemon import (
     Statistics,
     Stop,
 )
+from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.model.restarts import FORGIVEN, FORGIVEN_AFTER_S
+from vdpa_agent.node.worker import Stuck
 
 _EXIT_USAGE: Final = 2
 """What a daemon ends with when it refuses its arguments."""
@@ -73,7 +75,12 @@ class Program(Protocol):
         """The devices of the daemon, as it acknowledged them; the program is their only writer."""
 
     async def prepare(self) -> None:
-        """Makes room for the next start."""
+        """Makes room for the next start.
+
+        Raises:
+            OSError: the directory of the sockets cannot be made.
+            Stuck: its file system does not answer.
+        """
 
     def argv(self, control_fd: int) -> list[str]:
         """The command line of the next start."""
@@ -132,6 +139,7 @@ class Supervisor:
         names: NameStore,
         retire_mapping: Callable[[], Awaitable[None]],
         reaper: Reaper,
+        steps: DestructiveSteps,
         spread: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - jitter, not a secret
     ) -> None:
         """Starts nothing yet.
@@ -145,6 +153,7 @@ class Supervisor:
             names: keeps the socket names over restarts of the agent.
             retire_mapping: takes the mapping file away; called before each start and after each end.
             reaper: is told of the daemon, so that it leaves its end alone, and ends what it leaves.
+            steps: where destructive steps are counted.
             spread: where in its jitter a backoff is, -1 to 1.
         """
         self.status = Latest(DaemonStatus())
@@ -158,13 +167,14 @@ class Supervisor:
         self._spread = spread
         self._restarts = FORGIVEN
         self._healthy_since_s: float | None = None
+        self._unusable: DaemonUnusable | None = None
         self._killed_at_stop = False
         self._program: Program
         if config.mode is DaemonMode.COMMAND:
             self._program = Command(config, socket_list, wanted, mapping)
         else:
-            devices = Devices(config, wanted=wanted, mapping=mapping, names=names, spread=spread)
-            self._program = Vdpad(config, socket_list, devices)
+            devices = Devices(config, wanted=wanted, mapping=mapping, names=names, steps=steps, spread=spread)
+            self._program = Vdpad(config, socket_list, devices, steps)
 
     @property
     def devices(self) -> Latest[Mapping[PciAddress, Device]]:
@@ -214,7 +224,6 @@ class Supervisor:
     async def _live(self, stop: Latest[Stop]) -> _End:
         """One life of the daemon, from before its spawn until after its end."""
         await self._retire_mapping()
-        await self._program.prepare()
         self._move(DaemonEvent.START)
         self._healthy_since_s = None
         pump = LogPump(self.dropped, self._program.name)
@@ -228,6 +237,8 @@ class Supervisor:
                 control.close()
             await pump.finish(_OUTPUT_S)
             self._refuse_unusable(child, pump)
+            if end.cause is Cause.EXIT and not (end.planned or stop.value) and pump.last_error:
+                end = end._replace(reason=f"{end.reason}: {pump.last_error}")
             tell = log.info if end.planned or stop.value else log.warning
             tell("daemon_ended", reason=end.reason, last_lines=pump.last_lines)
         except DaemonLost as error:
@@ -264,7 +275,7 @@ class Supervisor:
             DaemonLost: it cannot be started now.
         """
         try:
-            self._config.socket_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+            await self._program.prepare()
             ours, theirs = socket.socketpair()
             with theirs:
                 control = await open_control(ours, self._program.notified)
@@ -279,6 +290,9 @@ class Supervisor:
                     os.close(output)
         except OSError as error:
             message = f"{error.filename or self._config.program}: {os.strerror(error.errno or 0).lower()}"
+            raise DaemonLost(message) from error
+        except Stuck as error:
+            message = f"--socket-dir {self._config.socket_dir}: the file system does not answer; see to its mount"
             raise DaemonLost(message) from error
         self._publish(pid=child.pid, started_at_s=time.time())
         log.info("daemon_started", program=argv[0], pid=child.pid)
@@ -318,12 +332,16 @@ class Supervisor:
 
     async def _drive(self, control: Control) -> str:
         """Returns why the daemon is lost, empty if it must be started again."""
-        lost = ""
         try:
             await self._program.accompany(control, running=self._running, unhealthy=self._unhealthy)
-        except* DaemonError as group:
-            lost = str(_leaf(group))
-        return lost
+        except BaseExceptionGroup as group:
+            errors, defects = group.split(DaemonError)
+            if errors is None or defects is not None:
+                raise
+            error = leaf(errors)
+            self._unusable = error if isinstance(error, DaemonUnusable) else None
+            return str(error)
+        return ""
 
     def _running(self) -> None:
         self._move(DaemonEvent.ANSWERED)
@@ -353,6 +371,8 @@ class Supervisor:
         log.warning("daemon_killed", reason="it ended neither when asked nor by SIGTERM")
 
     def _refuse_unusable(self, child: Child, pump: LogPump) -> None:
+        if self._unusable is not None:
+            raise self._unusable
         if self.status.value.state is DaemonState.STARTING and child.exited.result() == _EXIT_USAGE:
             said = "; ".join(pump.last_lines[-3:])
             message = f"{self._config.program} refused its arguments: {said}"
@@ -370,12 +390,6 @@ class Supervisor:
 
     def _publish(self, **changes: Any) -> None:
         self.status.set(self.status.value._replace(**changes))
-
-
-def _leaf(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def _asked(stop: Latest[Stop], least: Stop) -> None:

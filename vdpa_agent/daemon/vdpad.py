@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,11 +15,12 @@ from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.errors import DaemonError
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import Device, Statistics
+from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.model.preflight import forbidden
-from vdpa_agent.node.sockets import remove_stale_sockets
+from vdpa_agent.node.sockets import make_directory, remove_stale_sockets
 from vdpa_agent.node.sysfs import read_hugepages
-from vdpa_agent.node.worker import Stuck, Worker
+from vdpa_agent.node.worker import Worker
 
 _PING_S: Final = 2.0
 """How often a running daemon is asked for its version."""
@@ -44,20 +45,21 @@ class Vdpad:
 
     name = "vdpad"
 
-    def __init__(self, config: DaemonConfig, socket_list: Path, devices: Devices) -> None:
+    def __init__(self, config: DaemonConfig, socket_list: Path, devices: Devices, steps: DestructiveSteps) -> None:
         self._config = config
         self._socket_list = socket_list
         self._devices = devices
+        self._steps = steps
         self._worker = Worker("stale-sockets")
         self._control: Control | None = None
 
     async def prepare(self) -> None:
-        """Leaves no socket of an earlier daemon in its way."""
-        if self._config.vhost_mode is not VhostMode.SERVER:
-            return
-        directory = self._config.socket_dir
-        with suppress(Stuck):
-            for path in await self._worker.run(lambda: remove_stale_sockets(directory), timeout_s=_DISK_S):
+        """Makes the directory of its sockets, and leaves none of an earlier daemon in its way."""
+        await self._worker.run(partial(make_directory, self._config.socket_dir), timeout_s=_DISK_S)
+        if self._config.vhost_mode is VhostMode.SERVER:
+            remove = partial(remove_stale_sockets, self._config.socket_dir)
+            for path in await self._worker.run(remove, timeout_s=_DISK_S):
+                self._steps[Destructive.STALE_SOCKET_REMOVED] += 1
                 log.warning("stale_socket_removed", socket=path)
 
     def argv(self, control_fd: int) -> list[str]:
@@ -147,8 +149,8 @@ class Vdpad:
         if self._control is None:
             return {}
         try:
-            result = await self._control.call("device.stats", {"device": address}, timeout_s=_STATISTICS_S)
-            return parse_statistics(result)
+            request = {"device": address}
+            return parse_statistics(await self._control.call("device.stats", request, timeout_s=_STATISTICS_S))
         except DaemonError:
             return {}
 

@@ -40,9 +40,11 @@ class Unreadable(NamedTuple):
 
     Attributes:
         reason: why, and what to do.
+        odd: whether it is something that is never read, whatever it holds.
     """
 
     reason: str
+    odd: bool = False
 
 
 Content = bytes | Unreadable | None
@@ -94,7 +96,7 @@ def find(path: Path) -> Found | Unreadable | None:
         with _opened(path.parent) as directory:
             return _find_beneath(directory, path.name)
     except FileRefused as error:
-        return Unreadable(str(error))
+        return Unreadable(str(error), odd=True)
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ENOTDIR}:
             return None

@@ -39,7 +39,7 @@ async def follow(files: Iterable[Path]) -> AsyncGenerator[None]:
     contents; a yield promises nothing.
     """
     directories = frozenset(file.parent for file in files)
-    place = min(directories)
+    place = ", ".join(sorted(map(str, directories)))
     off_loop = OffLoop("watch")
     failures = Once()
     pace = _Pace()

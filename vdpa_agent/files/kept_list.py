@@ -22,7 +22,8 @@ class KeptList:
         """Reads nothing yet."""
         self._path: Path = config.socket_list.with_name(f".{config.pci_list.stem}.last")
         self._off_loop = OffLoop("kept list")
-        self._failures = Once()
+        self._unreadable = Once()
+        self._unwritable = Once()
 
     async def read(self) -> DeviceList | None:
         """The list that last counted; None where there is none, or it makes no sense."""
@@ -32,7 +33,9 @@ class KeptList:
                 raise FileRefused(content.reason)
             return None if content is None else decode_device_list(content)[0]
         except FileRefused as error:
-            log.warning("kept_list_unreadable", file=str(self._path), reason=str(error), remedy="it is written anew")
+            if self._unreadable.is_new(str(error)):
+                remedy = "correct the device list: then this one is written anew"
+                log.warning("kept_list_unreadable", file=str(self._path), reason=str(error), remedy=remedy)
             return None
 
     async def keep(self, devices: DeviceList) -> None:
@@ -41,7 +44,7 @@ class KeptList:
         try:
             await self._off_loop.do(partial(_keep, self._path, content), self._path)
         except FileRefused as error:
-            if self._failures.is_new(str(error)):
+            if self._unwritable.is_new(str(error)):
                 log.error(
                     "device_list_not_kept",
                     file=str(self._path),
@@ -49,7 +52,7 @@ class KeptList:
                     remedy="without it a restarted agent has no device while the list is refused",
                 )
         else:
-            self._failures.forget()
+            self._unwritable.forget()
 
 
 def _keep(path: Path, content: bytes) -> None:

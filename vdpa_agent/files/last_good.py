@@ -10,6 +10,7 @@ import structlog
 from vdpa_agent.errors import FileRefused
 from vdpa_agent.files.disk import Content, Unreadable
 from vdpa_agent.latest import Latest
+from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.loaded import ABSENT, Loaded, Readings
 
 T = TypeVar("T", bound=Sized)
@@ -30,11 +31,13 @@ class Caution(NamedTuple, Generic[T]):
         settle_s: how long one that lost more than half must stay the same before it counts, in seconds.
         lost: how many entries of the first value the second does not have.
         joined: the first value with what only the second has.
+        steps: where it is counted that a value lost more than half.
     """
 
     settle_s: float
     lost: Callable[[T, T], int]
     joined: Callable[[T, T], T]
+    steps: DestructiveSteps
 
 
 class LastGood(Generic[T]):
@@ -42,7 +45,6 @@ class LastGood(Generic[T]):
 
     Attributes:
         readings: how its contents were judged.
-        fallback: what counts if the first content is refused; None: nothing.
     """
 
     def __init__(
@@ -64,7 +66,6 @@ class LastGood(Generic[T]):
             keeps_when_absent: whether the last good value outlives the file.
         """
         self.readings = Readings()
-        self.fallback: T | None = None
         self._path = path
         self._published = published
         self._decode = decode
@@ -92,6 +93,18 @@ class LastGood(Generic[T]):
         self._settled = True
         self._publish()
         return None
+
+    @property
+    def lacks_a_good_one(self) -> bool:
+        """Whether the content is refused, and none ever counted."""
+        return self._published.value.refused and self._published.value.value is None
+
+    def fall_back(self, value: T) -> None:
+        """Lets a value count that was good in the life of another agent, if that is lacking."""
+        if self.lacks_a_good_one:
+            self._good = value
+            log.warning("kept_list_used", file=str(self._path), entries=len(value))
+            self._published.set(self._published.value._replace(value=value))
 
     def _decode_or_refuse(self, content: Content) -> T | FileRefused | None:
         if content is None:
@@ -121,27 +134,36 @@ class LastGood(Generic[T]):
         if age_s < _SETTLE_S:
             # An editor may be in the middle of it, which is no problem to speak of.
             return _SETTLE_S - age_s
-        self._shrink(merged, lost, self._caution.settle_s, left=len(self._decoded))
+        self._shrink(merged, lost, self._caution, left=len(self._decoded))
         return max(self._caution.settle_s, _SETTLE_S) - age_s
 
-    def _shrink(self, meanwhile: T, lost: int, settle_s: float, *, left: int) -> None:
+    def _shrink(self, meanwhile: T, lost: int, caution: Caution[T], *, left: int) -> None:
         """Reports that entries go unless the list is written again."""
         had = len(self._good or ())
         what = f"lost {lost} of its {had} devices: these" if left else f"was emptied: {lost} devices"
-        problem = f"the list {what} go in {settle_s:g} s unless it is written again"
+        problem = f"the list {what} go in {caution.settle_s:g} s unless it is written again"
         self._published.set(Loaded(meanwhile, problem))
         if self._shrinks:
             return
         self._shrinks = True
-        self.readings.shrunk += 1
-        remedy = "write the whole list again; else what is missing goes"
-        log.warning("device_list_shrinks", file=str(self._path), before=had, after=left, wait_s=settle_s, remedy=remedy)
+        caution.steps[Destructive.LIST_SHRUNK] += 1
+        log.warning(
+            "device_list_shrinks",
+            file=str(self._path),
+            before=had,
+            after=left,
+            wait_s=caution.settle_s,
+            remedy="write the whole list again; else what is missing goes",
+        )
 
     def _publish(self) -> None:
         before = self._published.value
         self.readings.is_refused = isinstance(self._decoded, FileRefused)
         if isinstance(self._decoded, FileRefused):
-            self._publish_refusal(str(self._decoded), before.value)
+            reason, kept = str(self._decoded), before.value is not None
+            self.readings.refused += 1
+            log.warning("file_refused", file=str(self._path), reason=reason, last_good_kept=kept)
+            self._published.set(Loaded(before.value, reason, refused=True))
         elif self._decoded is not None:
             self.readings.loaded += 1
             self.readings.loaded_at_s = time.time()
@@ -157,12 +179,3 @@ class LastGood(Generic[T]):
             self.readings.absent += 1
             log.info("file_absent", file=str(self._path), last_good_kept=kept)
             self._published.set(Loaded(before.value if kept else None, ABSENT))
-
-    def _publish_refusal(self, reason: str, before: T | None) -> None:
-        value = before
-        if value is None and self.fallback is not None:
-            value = self._good = self.fallback
-            log.warning("kept_list_used", file=str(self._path), entries=len(value))
-        self.readings.refused += 1
-        log.warning("file_refused", file=str(self._path), reason=reason, last_good_kept=value is not None)
-        self._published.set(Loaded(value, reason, refused=True))

@@ -21,6 +21,7 @@ from vdpa_agent.files.last_good import Caution, LastGood
 from vdpa_agent.files.off_loop import OffLoop
 from vdpa_agent.files.requests import Requests
 from vdpa_agent.latest import Latest
+from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.loaded import Loaded, Readings
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList
@@ -34,7 +35,7 @@ _FIRST_LOOKS: Final = 5
 """The most looks of the first: a file may be written all the time."""
 
 _KEEP_S: Final = 10.0
-"""How often the kept list is looked at without any event."""
+"""How often the kept list is looked at without any event, in seconds."""
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +43,9 @@ log = structlog.get_logger(__name__)
 class Lists:
     """Follows the two files and publishes what they say; the only writer of `devices` and `mapping`."""
 
-    def __init__(self, config: FilesConfig, *, takes_requests: bool, shrink_settle_s: float) -> None:
+    def __init__(
+        self, config: FilesConfig, *, takes_requests: bool, shrink_settle_s: float, steps: DestructiveSteps
+    ) -> None:
         """Reads nothing yet.
 
         Args:
@@ -51,6 +54,7 @@ class Lists:
                 in place of the mapping is taken as it.
             shrink_settle_s: how long a device list that lost more than half of its devices must stay the same before
                 it counts, in seconds.
+            steps: where that is counted.
         """
         self.devices: Latest[Loaded[DeviceList]] = Latest(Loaded())
         self.mapping: Latest[Loaded[Mapping]] = Latest(Loaded())
@@ -62,7 +66,7 @@ class Lists:
             config.pci_list,
             self.devices,
             self._decode_devices,
-            caution=Caution(shrink_settle_s, _lost, _joined),
+            caution=Caution(shrink_settle_s, _lost, _joined, steps),
             keeps_when_absent=True,
         )
         self._mapping_file = LastGood(config.socket_list, self.mapping, decode_mapping_file)
@@ -78,12 +82,11 @@ class Lists:
 
     async def first(self) -> None:
         """Looks at both files, each for at most some seconds even if its file system does not answer."""
-        if not self._takes_requests:
-            await self._mapping_reader.first()
-            return
-        # What is found in the mapping's place may become the device list, so that is looked at last.
-        self._device_list.fallback, _ = await asyncio.gather(self._kept.read(), self._mapping_reader.first())
-        await self._device_reader.first()
+        # What is found in the mapping's place may become the device list.
+        await self._mapping_reader.first()
+        if self._takes_requests:
+            await self._device_reader.first()
+            await self._fall_back()
 
     async def run(self) -> None:
         """Follows the files until cancelled."""
@@ -102,12 +105,18 @@ class Lists:
     async def _keep(self) -> None:
         """Has the kept list on disk be the device list that counts."""
         while True:
+            await self._fall_back()
             loaded = self.devices.value
             if loaded.value is not None and not loaded.problem:
                 await self._kept.keep(loaded.value)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_KEEP_S):
                     await self.devices.wait_for(partial(ne, loaded))
+
+    async def _fall_back(self) -> None:
+        """Has the list of an earlier agent count if the present one is refused from the start."""
+        if self._device_list.lacks_a_good_one and (kept := await self._kept.read()) is not None:
+            self._device_list.fall_back(kept)
 
     def _decode_devices(self, content: bytes) -> DeviceList:
         addresses, duplicates = decode_device_list(content)

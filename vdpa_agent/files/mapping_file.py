@@ -66,6 +66,8 @@ class MappingFile:
         found = disk.find(aside)
         if isinstance(found, Found) and self._takes_requests and is_request(found) and not self._superseded(found):
             accept(self._config, aside, found)
+        elif isinstance(found, Unreadable) and not found.odd:
+            raise FileRefused(found.reason)  # it may be a list
         elif found is not None:
             disk.clear(aside)
 

@@ -30,14 +30,14 @@ class OffLoop:
         self._worker = Worker(name)
         self._turn = asyncio.Lock()
 
-    async def do(self, job: Callable[[], T], path: Path) -> T:
+    async def do(self, job: Callable[[], T], place: Path | str) -> T:
         """Returns what `job` returns. Cancellation leaves the job to the thread.
 
         While a job of before is stuck, a further one is refused at once.
 
         Args:
             job: what may block.
-            path: what it works on, for messages.
+            place: the file that it works on, or several, for messages.
 
         Raises:
             FileRefused: the job refused something, failed with an OSError, or did not end in time.
@@ -46,13 +46,13 @@ class OffLoop:
             async with self._turn:
                 return await self._worker.run(job, timeout_s=_ANSWER_S)
         except Stuck as error:
-            message = f"{path}: the file system does not answer within {_ANSWER_S:g} s; see to the mount below it"
+            message = f"{place}: the file system does not answer within {_ANSWER_S:g} s; see to the mount below it"
             raise FileRefused(message) from error
         except OSError as error:
             raise FileRefused(words(error)) from error
         except RuntimeError as error:
             message = (
-                f"{path}: no thread can be started to read or write it; raise the limit of processes (pids, nproc)"
+                f"{place}: no thread can be started to read or write it; raise the limit of processes (pids, nproc)"
             )
             raise FileRefused(message) from error
 

@@ -32,7 +32,6 @@ class Readings:
         loaded: it counts.
         refused: it does not count.
         absent: the file was gone.
-        shrunk: it lost more than half of the devices, and had to wait.
         loaded_at_s: when it last counted, in seconds since the epoch; 0: never.
         is_refused: whether the present content is one that does not count.
     """
@@ -40,6 +39,5 @@ class Readings:
     loaded: int = 0
     refused: int = 0
     absent: int = 0
-    shrunk: int = 0
     loaded_at_s: float = 0.0
     is_refused: bool = False

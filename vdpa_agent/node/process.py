@@ -60,3 +60,30 @@ def read_process(pid: int | None) -> Process:
         )
     except (LookupError, ValueError) as error:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(directory / "status")) from error
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal, which can hang up."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def uid_of_root(proc: Path = Path("/proc")) -> int:
+    """The number that root of the surrounding user namespace has in this process's own (user_namespaces(7)).
+
+    Where that maps no number to it, it is the one that the kernel shows for all such users (proc_sys_kernel(5)).
+
+    Raises:
+        OSError: the kernel says nothing of it, or nothing that makes sense.
+    """
+    try:
+        for line in (proc / "self/uid_map").read_text().splitlines():
+            inside, outside, _ = map(int, line.split())
+            if outside == 0:
+                return inside
+        return int((proc / "sys/kernel/overflowuid").read_text())
+    except ValueError as error:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(proc / "self/uid_map")) from error

@@ -38,6 +38,15 @@ def dead_sockets(paths: Iterable[str]) -> dict[str, str]:
     return dead
 
 
+def make_directory(directory: Path) -> None:
+    """Makes the directory of the sockets, should it be gone; pods search it, so its mode is 0755.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+
 def remove_stale_sockets(directory: str | os.PathLike[str]) -> list[str]:
     """Removes the `vdpa-*` sockets of a directory that nobody listens on; returns their paths.
 

@@ -15,8 +15,8 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from vdpa_agent import __version__
-from vdpa_agent.model.counts import DestructiveStep
 from vdpa_agent.model.daemon import Cause, DaemonState, DeviceState
+from vdpa_agent.model.destructive import Destructive
 from vdpa_agent.model.health import Role
 from vdpa_agent.serve.handled import BOUNDS_S, Handled
 from vdpa_agent.serve.http import Answer, Query
@@ -283,7 +283,7 @@ class Metrics:
             yield from self._daemon()
         yield from self._files()
         yield from self._devices()
-        yield STEPS.each(((step,), self._sources.steps[step]) for step in DestructiveStep)
+        yield STEPS.each(((step,), self._sources.steps[step]) for step in Destructive)
         yield from self._grpc()
         yield LOG_LINES_DROPPED.each(_by(self._sources.lines_dropped().items()))
 

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from vdpa_agent.model.counts import Steps
 from vdpa_agent.model.daemon import Cause
+from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.loaded import Readings
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import Ask
@@ -34,7 +34,7 @@ class Sources(NamedTuple):
     statistics: Ask
     readings: Mapping[str, Readings]
     restarts: Counter[Cause]
-    steps: Steps
+    steps: DestructiveSteps
     lines_dropped: Callable[[], Mapping[str, int]]
     peers: Peers
     handled: Handled
