@@ -99,7 +99,7 @@ def test_a_list_left_aside_by_a_killed_agent_is_older_than_one_that_came_since(
 def test_a_list_left_aside_by_a_killed_agent_counts(run_dir: Path, options: tuple[str, ...]) -> None:
     write_list(run_dir / "pciList.dat", [FOUR[0]])
     write_list(run_dir / ".socketList.dat.retired", [FOUR[1]])
-    with running(run_dir, *options, "--drain-timeout=0") as agent:  # it shrinks the list, which counts after that time
+    with running(run_dir, *options, "--drain-timeout=0.1") as agent:  # it shrinks the list, which counts after that time
         _wait_served(agent, Version(0, (FOUR[1],)))
     assert not (run_dir / ".socketList.dat.retired").exists()
 
