@@ -192,7 +192,9 @@ static int start_listening(const struct device_settings *settings, const char *s
  * other way.
  */
 static void unregister_unstarted(const struct devices *devices, const char *socket) {
-    if (devices->settings.vhost_client || socket_is_listening(socket) == 0) {
+    const enum socket_life life = socket_probe(socket);
+
+    if (devices->settings.vhost_client || life == SOCKET_ABSENT || life == SOCKET_STALE) {
         (void)rte_vhost_driver_unregister(socket);
         return;
     }

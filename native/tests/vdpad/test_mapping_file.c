@@ -134,11 +134,44 @@ static void test_keeps_what_is_no_file(void **state) {
     assert_int_equal(symlink("nowhere", f.path), 0);
     assert_int_equal(replace(&f), -EEXIST);
     assert_int_equal(unlink(f.path), 0);
+    /* A mapping that belongs to somebody else's directory too, by a symbolic or a hard link. */
+    put(f.other, ONE);
+    assert_int_equal(symlink(f.other, f.path), 0);
+    assert_int_equal(replace(&f), -EEXIST);
+    assert_int_equal(unlink(f.path), 0);
+    assert_int_equal(link(f.other, f.path), 0);
+    assert_int_equal(replace(&f), -EEXIST);
+    assert_content(f.other, ONE);
+    assert_int_equal(unlink(f.path), 0);
+    assert_int_equal(unlink(f.other), 0);
     put(f.path, "");
     assert_int_equal(replace(&f), -EEXIST);
     assert_int_equal(unlink(f.path), 0);
     assert_int_equal(replace(&f), 0);
     assert_int_equal(files_in(*state), 1);
+}
+
+/* Whatever has the name of the temporary file is never written to, read as ours, or waited for. */
+static void test_hostile_temporary_file(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    put(f.other, "precious");
+    assert_int_equal(symlink(f.other, f.file.temporary), 0);
+    assert_int_equal(replace(&f), 0);
+    assert_int_equal(link(f.other, f.file.temporary), 0);
+    assert_int_equal(replace(&f), 0);
+    assert_int_equal(mkfifo(f.file.temporary, 0600), 0);
+    assert_int_equal(replace(&f), 0);
+    assert_content(f.other, "precious");
+    assert_content(f.path, ONE);
+    assert_int_equal(mkdir(f.file.temporary, 0700), 0);
+    assert_int_equal(replace(&f), -EISDIR);
+    assert_string_equal(f.reason, "Is a directory");
+    assert_content(f.path, ONE);
+    assert_int_equal(rmdir(f.file.temporary), 0);
+    assert_int_equal(replace(&f), 0);
+    assert_int_equal(files_in(*state), 2);
 }
 
 static void test_tells_why_it_cannot_write(void **state) {
@@ -260,6 +293,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_keeps_a_list, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_keeps_a_list_without_exchange, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_keeps_what_is_no_file, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_hostile_temporary_file, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_tells_why_it_cannot_write, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_keeps_the_old_when_the_write_fails, make_directory,
                                         remove_directory),
