@@ -80,9 +80,9 @@ static int serve(const struct options *options, const struct log *log) {
     const struct device_settings device_settings = {
         .simulate = options->simulate,
         .vhost_client = options->vhost_client,
-        .socket_mode = options->socket_mode,
-        .socket_owner = options->socket_owner,
-        .socket_group = options->socket_group,
+        .access = {.mode = options->socket_mode,
+                   .owner = options->socket_owner,
+                   .group = options->socket_group},
     };
     struct daemon daemon = {.log = log, .options = options};
     struct eal_settings eal_settings = {.simulate = options->simulate, .cpu = options->cpu};
@@ -122,7 +122,10 @@ static int serve(const struct options *options, const struct log *log) {
     error = daemon_run(&daemon);
     /* The file first: it never names a socket that is gone. */
     mapping_file_remove(&daemon.mapping_file);
-    devices_destroy(&daemon.devices);
+    if (devices_destroy(&daemon.devices) != 0) {
+        log_line(log, LEVEL_ERROR, "DPDK does not let a device go: ending without it");
+        _exit(EXIT_FAILURE);
+    }
 
 stop_eal:
     eal_stop(&eal);

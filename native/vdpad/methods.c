@@ -38,7 +38,7 @@ static int address_param(const json_t *params, char address[PCI_ADDRESS_SIZE], s
 }
 
 static json_t *device_object(struct daemon *daemon, const struct device *device) {
-    enum link_state state = links_state(&daemon->devices.links, device->socket);
+    enum link_state state = links_state(&daemon->devices.links, device->address);
 
     return json_pack("{s:s,s:s,s:s,s:b,s:b,s:s,s:I,s:o,s:o,s:s,s:i}", "device", device->address, "socket",
                      device->socket, "state", "started", "connected", state != LINK_DISCONNECTED,

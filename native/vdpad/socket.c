@@ -12,8 +12,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* Front ends that wait to be taken; those of one device are few. */
-#define BACKLOG 16
+/* Front ends that wait to be taken, as DPDK had it. */
+#define BACKLOG 128
 
 const char *socket_path_problem(const char *path) {
     if (path[0] != '/')
