@@ -142,11 +142,11 @@ static bool repair(const siginfo_t *info) {
     return true;
 }
 
-/* "ERROR: ...", as log_line() writes it. */
+/* "error: ...", as log_line() writes it. */
 static void say(const void *address) {
     static const char digits[] = "0123456789abcdef";
     char text[] =
-        "ERROR: the process ends: SIGBUS at address 0x0000000000000000, which no front end shares\n";
+        "error: the process ends: SIGBUS at address 0x0000000000000000, which no front end shares\n";
     char *number = strstr(text, "0x") + 2;
 
     for (int i = 0; i < 16; i++)

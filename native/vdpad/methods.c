@@ -37,15 +37,28 @@ static int address_param(const json_t *params, char address[PCI_ADDRESS_SIZE], s
     return 0;
 }
 
+/* By reason, without those that never happened. */
+static json_t *refusals_object(struct daemon *daemon, const char *address) {
+    uint64_t refusals[REFUSAL_COUNT];
+    json_t *object = json_object();
+
+    links_refusals(&daemon->devices.links, address, refusals);
+    for (int i = REFUSAL_NONE + 1; i < REFUSAL_COUNT; i++) {
+        if (refusals[i] > 0)
+            (void)json_object_set_new(object, refusal_name((enum refusal)i), number_from(refusals[i]));
+    }
+    return object;
+}
+
 static json_t *device_object(struct daemon *daemon, const struct device *device) {
     enum link_state state = links_state(&daemon->devices.links, device->address);
 
-    return json_pack("{s:s,s:s,s:s,s:b,s:b,s:s,s:I,s:o,s:o,s:s,s:i}", "device", device->address, "socket",
+    return json_pack("{s:s,s:s,s:s,s:b,s:b,s:s,s:I,s:o,s:o,s:s,s:i,s:o}", "device", device->address, "socket",
                      device->socket, "state", "started", "connected", state != LINK_DISCONNECTED,
                      "configured", state == LINK_CONFIGURED, "driver", device->driver, "queue_pairs",
                      (json_int_t)device->queue_pairs, "features", number_from(device->features),
                      "protocol_features", number_from(device->protocol_features), "type", device->type,
-                     "numa_node", device->numa_node);
+                     "numa_node", device->numa_node, "refusals", refusals_object(daemon, device->address));
 }
 
 /* The change itself stands, whatever became of the file: the caller is told, and it is tried again. */

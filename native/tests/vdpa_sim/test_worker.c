@@ -271,6 +271,31 @@ static void is_not_held_up_by_a_full_call_counter(void **state) {
     worker_stop(&f->worker); /* returns */
 }
 
+/* The guest shares the file description of its callfd: what the worker set there, it can take away. */
+static void is_not_held_up_by_a_call_counter_that_blocks(void **state) {
+    struct fixture *f = *state;
+    const uint64_t full = UINT64_MAX - 1;
+    uint64_t n;
+
+    for (int round = 0; round < 2; round++) {
+        assert_int_equal(fcntl(f->callfds[0], F_SETFL, 0), 0);
+        assert_int_equal(write(f->callfds[0], &full, sizeof(full)), sizeof(full));
+        offer_buffers(f, 0, 5);
+        send_packets(f, 0, 5);
+        kick(f, 1);
+        for (int i = 0; reap_all(f, 0) == 0; i++) {
+            assert_true(i < WAIT_MS);
+            nap();
+        }
+        if (round == 0) {
+            worker_queue_stop(&f->worker, 0); /* returns */
+            assert_int_equal(read(f->callfds[0], &n, sizeof(n)), sizeof(n));
+            assert_int_equal(start_queue(f, 0), 0);
+        }
+    }
+    worker_stop(&f->worker); /* returns */
+}
+
 static void interrupts_nobody_who_does_not_ask(void **state) {
     struct fixture *f = *state;
 
@@ -329,6 +354,7 @@ int main(void) {
         TEST(goes_on_beside_a_broken_queue_and_revives_it),
         TEST(leaves_a_stopped_queue_alone),
         TEST(is_not_held_up_by_a_full_call_counter),
+        TEST(is_not_held_up_by_a_call_counter_that_blocks),
         TEST(interrupts_nobody_who_does_not_ask),
         TEST(changes_queues_under_traffic),
         TEST(refuses_what_it_cannot_serve),
