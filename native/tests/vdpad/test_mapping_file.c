@@ -3,11 +3,13 @@
 #include "mapping_file.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 #define LIST "0000:82:00.2\n0000:82:00.3\n"
 
@@ -229,6 +231,152 @@ static void test_removes_only_its_own(void **state) {
     assert_int_equal(files_in(*state), 0);
 }
 
+/*
+ * The calls by which the file is moved, with somebody else at work before each: renameat2() here takes the
+ * place of libc's.
+ */
+static struct {
+    struct fixture *f;
+    int call; /* the number of the next one */
+    int at;   /* before which one `what` happens */
+    void (*what)(struct fixture *f);
+    int refuse_flags; /* an errno, as of a file system that knows no flags */
+} moves;
+
+int renameat2(int old_directory, const char *old, int new_directory, const char *new, unsigned int flags) {
+    if (moves.what != NULL && moves.call++ == moves.at)
+        moves.what(moves.f);
+    if (flags != 0 && moves.refuse_flags != 0) {
+        errno = moves.refuse_flags;
+        return -1;
+    }
+    return (int)syscall(SYS_renameat2, old_directory, old, new_directory, new, flags);
+}
+
+int rename(const char *old, const char *new) {
+    return renameat2(AT_FDCWD, old, AT_FDCWD, new, 0);
+}
+
+static void interfere(struct fixture *f, int at, void (*what)(struct fixture *f)) {
+    moves = (__typeof__(moves)){.f = f, .at = at, .what = what};
+}
+
+static void put_list(struct fixture *f) {
+    put(f->other, LIST);
+    assert_int_equal((int)syscall(SYS_rename, f->other, f->path), 0);
+}
+
+static void put_newer(struct fixture *f) {
+    put(f->other, "newer");
+    assert_int_equal((int)syscall(SYS_rename, f->other, f->path), 0);
+}
+
+static void take_away(struct fixture *f) {
+    assert_int_equal(unlink(f->path), 0);
+}
+
+/* The calls of a replacement: 0 to an empty place, 1 exchange, 2 exchange back, 3 what is left to do. */
+static void test_list_comes_while_it_is_replaced(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    assert_int_equal(replace(&f), 0);
+    interfere(&f, 1, put_list);
+    assert_int_equal(replace(&f), -EEXIST);
+    assert_content(f.path, LIST);
+    assert_int_equal(files_in(*state), 1);
+    interfere(&f, -1, NULL);
+}
+
+/* Before call 1 a list, before call 2 something else again. */
+static void (*second_step)(struct fixture *f);
+
+static void list_then(struct fixture *f) {
+    put_list(f);
+    moves.at = 2;
+    moves.what = second_step;
+}
+
+static void test_ours_is_taken_away_while_the_list_goes_back(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    assert_int_equal(replace(&f), 0);
+    second_step = take_away;
+    interfere(&f, 1, list_then);
+    assert_int_equal(replace(&f), -EEXIST);
+    assert_content(f.path, LIST);
+    assert_int_equal(files_in(*state), 1);
+    interfere(&f, -1, NULL);
+}
+
+static void test_newer_comes_while_the_list_goes_back(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    assert_int_equal(replace(&f), 0);
+    second_step = put_newer;
+    interfere(&f, 1, list_then);
+    assert_int_equal(replace(&f), -EEXIST);
+    /* As it would have replaced the list without us. */
+    assert_content(f.path, "newer");
+    interfere(&f, -1, NULL);
+}
+
+static void test_without_flags(void **state) {
+    static const int refusals[] = {EINVAL, ENOSYS};
+
+    for (size_t i = 0; i < COUNT(refusals); i++) {
+        struct fixture f;
+
+        start(&f, *state);
+        interfere(&f, -1, NULL);
+        moves.refuse_flags = refusals[i];
+        assert_int_equal(replace(&f), 0);
+        assert_true(f.file.plain_rename);
+        f.mapping.count = 0;
+        assert_int_equal(replace(&f), 0);
+        assert_content(f.path, "[]\n");
+        assert_int_equal(files_in(*state), 1);
+        /* A list that comes when ours is taken aside is put back, by what the file system has. */
+        moves.call = 0;
+        moves.at = 0;
+        moves.what = put_list;
+        moves.f = &f;
+        mapping_file_remove(&f.file);
+        assert_content(f.path, LIST);
+        assert_int_equal(files_in(*state), 1);
+        interfere(&f, -1, NULL);
+        assert_int_equal(unlink(f.path), 0);
+    }
+}
+
+static void newer_at_the_second(struct fixture *f) {
+    put_list(f);
+    moves.at = 1;
+    moves.what = put_newer;
+}
+
+static void test_list_comes_while_ours_is_removed(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    assert_int_equal(replace(&f), 0);
+    interfere(&f, 0, put_list);
+    mapping_file_remove(&f.file);
+    assert_content(f.path, LIST);
+    assert_int_equal(files_in(*state), 1);
+    assert_int_equal(unlink(f.path), 0);
+    interfere(&f, -1, NULL);
+    assert_int_equal(replace(&f), 0);
+    /* A newer one is there when the list would go back: it stays, as it would have replaced the list. */
+    interfere(&f, 0, newer_at_the_second);
+    mapping_file_remove(&f.file);
+    assert_content(f.path, "newer");
+    assert_int_equal(files_in(*state), 1);
+    interfere(&f, -1, NULL);
+}
+
 /* A list that is put there again and again, at any moment, is never lost: each is found by the one who put
  * it. */
 struct rival {
@@ -298,6 +446,15 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_keeps_the_old_when_the_write_fails, make_directory,
                                         remove_directory),
         cmocka_unit_test_setup_teardown(test_removes_only_its_own, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_list_comes_while_it_is_replaced, make_directory,
+                                        remove_directory),
+        cmocka_unit_test_setup_teardown(test_ours_is_taken_away_while_the_list_goes_back, make_directory,
+                                        remove_directory),
+        cmocka_unit_test_setup_teardown(test_newer_comes_while_the_list_goes_back, make_directory,
+                                        remove_directory),
+        cmocka_unit_test_setup_teardown(test_without_flags, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_list_comes_while_ours_is_removed, make_directory,
+                                        remove_directory),
         cmocka_unit_test_setup_teardown(test_never_loses_a_list, make_directory, remove_directory),
     };
 
