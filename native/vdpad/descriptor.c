@@ -20,7 +20,7 @@ static bool is_eventfd(int fd) {
     char target[sizeof(expected)];
     ssize_t length;
 
-    (void)snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
     length = readlink(name, target, sizeof(target));
     return length == (ssize_t)sizeof(expected) - 1 && memcmp(target, expected, (size_t)length) == 0;
 }
@@ -74,8 +74,8 @@ struct job {
 static void *run(void *context) {
     struct job *job = context;
 
-    (void)close(job->fd);
-    (void)atomic_fetch_sub(&job->debt->pending, 1);
+    close(job->fd);
+    atomic_fetch_sub(&job->debt->pending, 1);
     debt_release(job->debt);
     free(job);
     return NULL;
@@ -91,13 +91,13 @@ static int start(struct job *job) {
 
     if (error != 0)
         return -error;
-    (void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    (void)pthread_attr_setstacksize(&attributes, CLOSER_STACK_SIZE);
-    (void)sigfillset(&all);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &old);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, CLOSER_STACK_SIZE);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
     error = pthread_create(&thread, &attributes, run, job);
-    (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
-    (void)pthread_attr_destroy(&attributes);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attributes);
     return -error;
 }
 
@@ -124,17 +124,17 @@ void descriptor_close(int fd, struct debt *debt) {
 
     descriptor_look(fd, &descriptor);
     if (descriptor.kind != DESCRIPTOR_OTHER || is_empty_stream(fd)) {
-        (void)close(fd);
+        close(fd);
         return;
     }
     job = malloc(sizeof(*job));
     if (job == NULL) {
-        (void)close(fd);
+        close(fd);
         return;
     }
     *job = (struct job){.fd = fd, .debt = debt};
-    (void)atomic_fetch_add(&debt->holders, 1);
-    (void)atomic_fetch_add(&debt->pending, 1);
+    atomic_fetch_add(&debt->holders, 1);
+    atomic_fetch_add(&debt->pending, 1);
     if (start(job) != 0)
-        (void)run(job);
+        run(job);
 }

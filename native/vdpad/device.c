@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -20,9 +19,6 @@
 
 /* DPDK hands its callbacks a vhost id and no context: the one way back to the state of main. */
 static struct devices *served;
-
-/* Descriptors of the process itself, and of DPDK. */
-#define DESCRIPTORS_OF_PROCESS 64
 
 /*
  * The private sockets between the gate and DPDK: "<runtime directory>/<pid>@<address>". A file is there for
@@ -47,7 +43,7 @@ static bool address_of(int vhost_id, char address[PCI_ADDRESS_SIZE]) {
     mark = strrchr(path, PRIVATE_MARK);
     if (mark == NULL)
         return false;
-    (void)snprintf(address, PCI_ADDRESS_SIZE, "%s", mark + 1);
+    snprintf(address, PCI_ADDRESS_SIZE, "%s", mark + 1);
     return true;
 }
 
@@ -80,19 +76,19 @@ static int listen_privately(const char *path) {
 
     if (fd < 0)
         return -errno;
-    (void)snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
+    snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
     for (int i = 0; i < 100 && error == -ENOENT; i++) {
         error = 0;
         if (mkdir(rte_eal_get_runtime_dir(), 0700) != 0 && errno != EEXIST)
             error = -errno;
-        (void)unlink(path);
+        unlink(path);
         if (error == 0 && bind(fd, (const struct sockaddr *)&name, sizeof(name)) != 0)
             error = -errno;
     }
     if (error == 0 && listen(fd, 1) != 0)
         error = -errno;
     if (error != 0) {
-        (void)close(fd);
+        close(fd);
         return error;
     }
     return fd;
@@ -107,7 +103,7 @@ static int accept_own(int listener) {
     if (fd < 0)
         return -errno;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.pid != getpid()) {
-        (void)close(fd);
+        close(fd);
         return -EPERM;
     }
     return fd;
@@ -129,8 +125,9 @@ static int attach(void *context, const char *address) {
                  strerror(-listener));
         return listener;
     }
+    errno = 0;
     if (rte_vhost_driver_register(path, RTE_VHOST_USER_CLIENT | RTE_VHOST_USER_NO_RECONNECT) != 0) {
-        error = -EIO;
+        error = errno == EMFILE ? -EMFILE : -EIO;
         goto close_listener;
     }
     if (rte_vhost_driver_callback_register(path, &callbacks) != 0 ||
@@ -141,11 +138,11 @@ static int attach(void *context, const char *address) {
         error = fd < 0 ? fd : 0;
     }
     if (error != 0)
-        (void)rte_vhost_driver_unregister(path);
+        rte_vhost_driver_unregister(path);
 close_listener:
-    (void)unlink(path);
-    (void)rmdir(rte_eal_get_runtime_dir());
-    (void)close(listener);
+    unlink(path);
+    rmdir(rte_eal_get_runtime_dir());
+    close(listener);
     return error == 0 ? fd : error;
 }
 
@@ -154,7 +151,7 @@ static void detach(void *context, const char *address) {
 
     (void)context;
     if (private_path(address, path) == 0)
-        (void)rte_vhost_driver_unregister(path);
+        rte_vhost_driver_unregister(path);
 }
 
 static int leave(void *context, const char *address, struct failure *failure);
@@ -214,7 +211,7 @@ static int plug(struct devices *devices, const struct device_request *request, s
         char name[32];
         char *arguments = NULL;
 
-        (void)snprintf(name, sizeof(name), "vdpa_sim%u", devices->simulated++);
+        snprintf(name, sizeof(name), "vdpa_sim%u", devices->simulated++);
         if (asprintf(&arguments, "addr=%s%s%s", request->address, request->devargs[0] == '\0' ? "" : ",",
                      request->devargs) < 0)
             return failure_set(failure, -ENOMEM, FAILURE_DPDK, "out of memory");
@@ -240,7 +237,7 @@ static int unplug(struct devices *devices, const char *address, struct failure *
 static int lock_hotplug(struct devices *devices, const char *address, struct failure *failure) {
     struct timespec end;
 
-    (void)clock_gettime(CLOCK_REALTIME, &end);
+    clock_gettime(CLOCK_REALTIME, &end);
     end.tv_sec++;
     if (pthread_mutex_timedlock(&devices->hotplug, &end) == 0)
         return 0;
@@ -255,7 +252,7 @@ static int plug_locked(struct devices *devices, const struct device_request *req
     if (error != 0)
         return error;
     error = plug(devices, request, failure);
-    (void)pthread_mutex_unlock(&devices->hotplug);
+    pthread_mutex_unlock(&devices->hotplug);
     return error;
 }
 
@@ -264,27 +261,30 @@ static int leave(void *context, const char *address, struct failure *failure) {
     struct devices *devices = context;
     int error;
 
-    (void)pthread_mutex_lock(&devices->hotplug);
+    pthread_mutex_lock(&devices->hotplug);
     error = unplug(devices, address, failure);
-    (void)pthread_mutex_unlock(&devices->hotplug);
+    pthread_mutex_unlock(&devices->hotplug);
     return error;
 }
 
-/* What DPDK says of a device on a socket; the one that is asked about is never started. */
-static int describe_socket(struct device *device, struct rte_vdpa_device *vdpa) {
+/*
+ * What DPDK says of a device behind a socket. A private connection is made for it as for a front end, so that
+ * what stands in the way of one shows now.
+ */
+static int describe_socket(struct devices *devices, struct device *device) {
     uint32_t type = UINT32_MAX;
     char path[SOCKET_PATH_SIZE];
-    int error = private_path(device->address, path);
+    int error = 0;
+    int fd = attach(devices, device->address);
 
-    if (error != 0)
-        return error;
-    if (rte_vhost_driver_register(path, 0) != 0)
-        return -EIO;
-    if (rte_vhost_driver_attach_vdpa_device(path, vdpa) != 0 ||
+    if (fd < 0)
+        return fd;
+    if (private_path(device->address, path) != 0 ||
         rte_vhost_driver_get_protocol_features(path, &device->offer.protocol_features) != 0 ||
         rte_vhost_driver_get_vdpa_dev_type(path, &type) != 0)
         error = -EIO;
-    (void)rte_vhost_driver_unregister(path);
+    detach(devices, device->address);
+    close(fd);
     device->type = type == RTE_VHOST_VDPA_DEVICE_TYPE_NET   ? "net"
                    : type == RTE_VHOST_VDPA_DEVICE_TYPE_BLK ? "blk"
                                                             : "unknown";
@@ -297,19 +297,19 @@ static const uint64_t not_offered = UINT64_C(1) << VHOST_USER_FEATURE_BACKEND_RE
                                     UINT64_C(1) << VHOST_USER_FEATURE_HOST_NOTIFIER;
 
 /* What does not change while the device is plugged. */
-static int describe(struct device *device, struct rte_vdpa_device *vdpa) {
+static int describe(struct devices *devices, struct device *device, struct rte_vdpa_device *vdpa) {
     const struct rte_device *generic = rte_vdpa_get_rte_device(vdpa);
     const struct rte_driver *driver = generic == NULL ? NULL : rte_dev_driver(generic);
     const char *name = driver == NULL ? NULL : rte_driver_name(driver);
     int error;
 
-    (void)snprintf(device->driver, sizeof(device->driver), "%s", name == NULL ? "unknown" : name);
+    snprintf(device->driver, sizeof(device->driver), "%s", name == NULL ? "unknown" : name);
     device->numa_node = generic == NULL ? -1 : rte_dev_numa_node(generic);
     if (rte_vdpa_get_queue_num(vdpa, &device->queue_pairs) != 0 ||
         rte_vdpa_get_features(vdpa, &device->features) != 0 ||
         rte_vdpa_get_protocol_features(vdpa, &device->protocol_features) != 0)
         return -EIO;
-    error = describe_socket(device, vdpa);
+    error = describe_socket(devices, device);
     device->offer.protocol_features &= ~not_offered;
     device->offer.rings = 2 * device->queue_pairs;
     return error;
@@ -345,8 +345,8 @@ static int serve(struct devices *devices, const struct device *device, struct fa
     char reason[256];
     int error;
 
-    (void)snprintf(entry.address, sizeof(entry.address), "%s", device->address);
-    (void)snprintf(entry.socket, sizeof(entry.socket), "%s", device->socket);
+    snprintf(entry.address, sizeof(entry.address), "%s", device->address);
+    snprintf(entry.socket, sizeof(entry.socket), "%s", device->socket);
     error = links_add(&devices->links, device->address);
     if (error != 0)
         return failure_set(failure, error, FAILURE_TABLE_FULL, "no room for another socket");
@@ -365,35 +365,11 @@ static int serve(struct devices *devices, const struct device *device, struct fa
                         error == -EBUSY ? "DPDK has not let its last use go yet" : strerror(-error));
     if (entry.listener >= 0) {
         socket_remove(entry.socket, &entry.file);
-        (void)close(entry.listener);
+        close(entry.listener);
     }
 remove_link:
-    (void)links_remove(&devices->links, device->address);
+    links_remove(&devices->links, device->address);
     return error;
-}
-
-/*
- * What a device can take at most, so that all can be used at once: its socket, the connection with both ends
- * of the private one, the waiting connections, eight regions and a log, and for each of its rings two
- * notifiers of DPDK and two of the software device, which takes two more for its thread.
- */
-static uint64_t descriptors_of(uint32_t queue_pairs) {
-    return 1 + 3 + GATE_WAITING_MAX + VHOST_USER_REGIONS_MAX + 1 + UINT64_C(2) * queue_pairs * 4 + 2;
-}
-
-static int check_room(const struct devices *devices, const struct device *device, struct failure *failure) {
-    uint64_t needed = DESCRIPTORS_OF_PROCESS + descriptors_of(device->queue_pairs);
-    struct rlimit limit;
-
-    for (size_t i = 0; i < devices->count; i++)
-        needed += descriptors_of(devices->entries[i]->queue_pairs);
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || needed <= limit.rlim_cur)
-        return 0;
-    return failure_set(
-        failure, -ENOSPC, FAILURE_TABLE_FULL,
-        "no room for %s: with it the devices in use can take %llu descriptors, the limit is %llu; "
-        "raise RLIMIT_NOFILE",
-        device->address, (unsigned long long)needed, (unsigned long long)limit.rlim_cur);
 }
 
 int devices_add(struct devices *devices, const struct device_request *request, struct failure *failure) {
@@ -417,8 +393,8 @@ int devices_add(struct devices *devices, const struct device_request *request, s
     device = calloc(1, sizeof(*device));
     if (device == NULL)
         return failure_set(failure, -ENOMEM, FAILURE_DPDK, "out of memory");
-    (void)snprintf(device->address, sizeof(device->address), "%s", request->address);
-    (void)snprintf(device->socket, sizeof(device->socket), "%s", request->socket);
+    snprintf(device->address, sizeof(device->address), "%s", request->address);
+    snprintf(device->socket, sizeof(device->socket), "%s", request->socket);
     error = plug_locked(devices, request, failure);
     if (error != 0)
         goto free_device;
@@ -430,21 +406,26 @@ int devices_add(struct devices *devices, const struct device_request *request, s
             device->address);
         goto unplug;
     }
-    error = describe(device, vdpa);
+    error = describe(devices, device, vdpa);
+    if (error == -EMFILE) {
+        char reason[256];
+
+        socket_explain(reason, sizeof(reason), "cannot be connected to DPDK", error);
+        refuse_socket(failure, error, device->socket, reason);
+        goto unplug;
+    }
     if (error != 0) {
         error = refused_by_dpdk(devices, failure, error, "describe", device->address);
         goto unplug;
     }
-    error = check_room(devices, device, failure);
-    if (error == 0)
-        error = serve(devices, device, failure);
+    error = serve(devices, device, failure);
     if (error != 0)
         goto unplug;
     devices->entries[devices->count++] = device;
     return 0;
 
 unplug:
-    (void)leave(devices, device->address, &ignored);
+    leave(devices, device->address, &ignored);
 free_device:
     free(device);
     return error;
@@ -479,7 +460,7 @@ int devices_destroy(struct devices *devices) {
     while (devices->count > 0) {
         char address[PCI_ADDRESS_SIZE];
 
-        (void)snprintf(address, sizeof(address), "%s", devices->entries[devices->count - 1]->address);
+        snprintf(address, sizeof(address), "%s", devices->entries[devices->count - 1]->address);
         if (devices_remove(devices, address, &announced, &failure) != 0)
             log_line(devices->log, LEVEL_WARNING, "%s: %s", address, failure.text);
     }

@@ -64,7 +64,7 @@ static void parse_area(const char *line, struct area *area) {
     line += *line == ' ';
     area->shared = strnlen(line, 4) == 4 && line[3] == 's';
     line += strnlen(line, 5);
-    (void)take_number(&line, 16);
+    take_number(&line, 16);
     line += *line == ' ';
     major_number = (unsigned int)take_number(&line, 16);
     line += *line == ':';
@@ -97,7 +97,7 @@ static bool find_area(uint64_t address, struct area *area) {
             found = address >= area->start && address < area->end;
         }
     }
-    (void)close(fd);
+    close(fd);
     return found;
 }
 
@@ -162,10 +162,10 @@ static void handle(int number, siginfo_t *info, void *context) {
     (void)context;
     if (!repair(info)) {
         say(info->si_addr);
-        (void)sigaction(number, &fatal, NULL);
+        sigaction(number, &fatal, NULL);
         /* Sent by somebody, it does not come again by itself. */
         if (info->si_code <= 0)
-            (void)raise(number);
+            raise(number);
     }
     errno = saved;
 }
@@ -175,7 +175,7 @@ int fault_install(int log_fd, int wake_fd) {
 
     state.log_fd = log_fd;
     state.wake_fd = wake_fd;
-    (void)sigemptyset(&action.sa_mask);
+    sigemptyset(&action.sa_mask);
     return sigaction(SIGBUS, &action, NULL) == 0 ? 0 : -errno;
 }
 

@@ -98,16 +98,16 @@ struct gate_departure {
 static int64_t now_ms(void) {
     struct timespec now;
 
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 static void lock(struct gate *gate) {
-    (void)pthread_mutex_lock(&gate->mutex);
+    pthread_mutex_lock(&gate->mutex);
 }
 
 static void unlock(struct gate *gate) {
-    (void)pthread_mutex_unlock(&gate->mutex);
+    pthread_mutex_unlock(&gate->mutex);
 }
 
 /* -errno, or 0; `events` 0 stops watching, except for hang-ups. */
@@ -148,15 +148,15 @@ static void close_connection(struct gate *gate, struct gate_connection *connecti
     *link = connection->next;
     if (connection->back >= 0) {
         gate->back_end.detach(gate->back_end.context, device->entry.address);
-        (void)close(connection->back);
+        close(connection->back);
         device->served = NULL;
     }
     release_shares(&connection->memory_shares);
     release_shares(&connection->log_shares);
     release_shares(&connection->next_shares);
     drop_descriptors(connection);
-    (void)epoll_ctl(gate->epoll_fd, EPOLL_CTL_DEL, connection->front, NULL);
-    (void)shutdown(connection->front, SHUT_RDWR);
+    epoll_ctl(gate->epoll_fd, EPOLL_CTL_DEL, connection->front, NULL);
+    shutdown(connection->front, SHUT_RDWR);
     descriptor_close(connection->front, device->debt);
     if (!connection->spoke)
         device->waiting--;
@@ -178,8 +178,7 @@ static void refuse(struct gate *gate, struct gate_connection *connection, enum r
         char more[48] = "";
 
         if (device->unlogged[refusal] > 0)
-            (void)snprintf(more, sizeof(more), " (and %u more since the last line)",
-                           device->unlogged[refusal]);
+            snprintf(more, sizeof(more), " (and %u more since the last line)", device->unlogged[refusal]);
         log_line(gate->log, LEVEL_WARNING, "%s: a front end is refused: %s%s", device->entry.address,
                  refusal_text(refusal), more);
         device->logged_ms[refusal] = now;
@@ -455,9 +454,9 @@ static void step(struct gate *gate, struct gate_connection *connection) {
                                                          : 0;
         uint32_t back = EPOLLIN | (connection->phase == PASSING ? EPOLLOUT : 0);
 
-        (void)watch(gate, connection->front, &connection->front_source, front, false);
+        watch(gate, connection->front, &connection->front_source, front, false);
         if (connection->back >= 0)
-            (void)watch(gate, connection->back, &connection->back_source, back, false);
+            watch(gate, connection->back, &connection->back_source, back, false);
     }
 }
 
@@ -523,7 +522,7 @@ static bool in_debt(const struct gate_device *device) {
 /* Nobody else is let in for a while. */
 static void rest(struct gate *gate, struct gate_device *device) {
     device->tried_ms = now_ms();
-    (void)watch(gate, device->entry.listener, &device->source, 0, false);
+    watch(gate, device->entry.listener, &device->source, 0, false);
 }
 
 /* One at a time, as with messages. */
@@ -552,11 +551,11 @@ static void connect_once(struct gate *gate, struct gate_device *device, int64_t 
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return;
-    (void)snprintf(name.sun_path, sizeof(name.sun_path), "%s", device->entry.socket);
+    snprintf(name.sun_path, sizeof(name.sun_path), "%s", device->entry.socket);
     if (connect(fd, (const struct sockaddr *)&name, sizeof(name)) == 0)
         admit(gate, device, fd);
     else
-        (void)close(fd);
+        close(fd);
 }
 
 static bool is_hit(const struct shares *shares) {
@@ -597,7 +596,7 @@ static bool tick(struct gate *gate) {
             if (in_debt(device) || now - device->tried_ms < TICK_MS)
                 again = true;
             else
-                (void)watch(gate, device->entry.listener, &device->source, EPOLLIN, false);
+                watch(gate, device->entry.listener, &device->source, EPOLLIN, false);
         }
     }
     return again;
@@ -608,7 +607,7 @@ static void free_device(struct gate *gate, struct gate_device *device) {
         close_connection(gate, device->connections);
     if (device->entry.listener >= 0) {
         socket_remove(device->entry.socket, &device->entry.file);
-        (void)epoll_ctl(gate->epoll_fd, EPOLL_CTL_DEL, device->entry.listener, NULL);
+        epoll_ctl(gate->epoll_fd, EPOLL_CTL_DEL, device->entry.listener, NULL);
         descriptor_close(device->entry.listener, device->debt);
     }
     debt_release(device->debt);
@@ -685,7 +684,7 @@ static void depart(struct gate *gate) {
                      departure->error == 0 ? "" : departure->failure.text);
             forget_departure(gate, departure);
         }
-        (void)pthread_cond_broadcast(&gate->departed);
+        pthread_cond_broadcast(&gate->departed);
         unlock(gate);
     }
 }
@@ -734,7 +733,7 @@ static void *run(void *context) {
     struct source wake = {.kind = SOURCE_WAKE};
     bool again = false;
 
-    (void)watch(gate, gate->wake_fd, &wake, EPOLLIN, true);
+    watch(gate, gate->wake_fd, &wake, EPOLLIN, true);
     while (!is_stopping(gate)) {
         struct epoll_event events[EVENTS_MAX];
         int count;
@@ -771,14 +770,14 @@ static int start_thread(struct gate *gate) {
     sigset_t old;
     int error;
 
-    (void)sigfillset(&signals);
-    (void)sigdelset(&signals, SIGBUS);
-    (void)sigdelset(&signals, SIGSEGV);
-    (void)pthread_sigmask(SIG_SETMASK, &signals, &old);
+    sigfillset(&signals);
+    sigdelset(&signals, SIGBUS);
+    sigdelset(&signals, SIGSEGV);
+    pthread_sigmask(SIG_SETMASK, &signals, &old);
     error = pthread_create(&gate->thread, NULL, run, gate);
-    (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (error == 0)
-        (void)pthread_setname_np(gate->thread, "gate");
+        pthread_setname_np(gate->thread, "gate");
     return -error;
 }
 
@@ -792,10 +791,10 @@ int gate_start(struct gate *gate, const struct log *log, struct links *links,
                           .back_end = *back_end,
                           .patience_ms = GATE_PATIENCE_MS,
                           .mutex = PTHREAD_MUTEX_INITIALIZER};
-    (void)pthread_condattr_init(&attributes);
-    (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    (void)pthread_cond_init(&gate->departed, &attributes);
-    (void)pthread_condattr_destroy(&attributes);
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&gate->departed, &attributes);
+    pthread_condattr_destroy(&attributes);
     gate->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     gate->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     error = gate->epoll_fd < 0 || gate->wake_fd < 0 ? -errno : fault_install(log->fd, gate->wake_fd);
@@ -804,16 +803,16 @@ int gate_start(struct gate *gate, const struct log *log, struct links *links,
     if (error == 0)
         return 0;
     if (gate->epoll_fd >= 0)
-        (void)close(gate->epoll_fd);
+        close(gate->epoll_fd);
     if (gate->wake_fd >= 0)
-        (void)close(gate->wake_fd);
+        close(gate->wake_fd);
     return error;
 }
 
 static struct timespec after(clockid_t clock, int timeout_ms) {
     struct timespec end;
 
-    (void)clock_gettime(clock, &end);
+    clock_gettime(clock, &end);
     end.tv_sec += timeout_ms / 1000;
     end.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
     if (end.tv_nsec >= 1000000000) {
@@ -836,10 +835,10 @@ int gate_stop(struct gate *gate, int timeout_ms) {
         return -error;
     while (gate->departures != NULL)
         forget_departure(gate, gate->departures);
-    (void)close(gate->epoll_fd);
-    (void)close(gate->wake_fd);
-    (void)pthread_cond_destroy(&gate->departed);
-    (void)pthread_mutex_destroy(&gate->mutex);
+    close(gate->epoll_fd);
+    close(gate->wake_fd);
+    pthread_cond_destroy(&gate->departed);
+    pthread_mutex_destroy(&gate->mutex);
     return 0;
 }
 
@@ -885,7 +884,7 @@ int gate_remove(struct gate *gate, const char *address, int timeout_ms, struct f
 
     if (departure == NULL)
         return failure_set(failure, -ENOMEM, FAILURE_DPDK, "out of memory");
-    (void)snprintf(departure->address, sizeof(departure->address), "%s", address);
+    snprintf(departure->address, sizeof(departure->address), "%s", address);
     lock(gate);
     departure->next = gate->departures;
     gate->departures = departure;

@@ -18,7 +18,7 @@ int links_init(struct links *links) {
         return -errno;
     error = pthread_mutex_init(&links->mutex, NULL);
     if (error != 0)
-        (void)close(links->event_fd);
+        close(links->event_fd);
     return -error;
 }
 
@@ -26,16 +26,16 @@ void links_destroy(struct links *links) {
     for (size_t i = 0; i < links->count; i++)
         free(links->entries[i]);
     links->count = 0;
-    (void)pthread_mutex_destroy(&links->mutex);
-    (void)close(links->event_fd);
+    pthread_mutex_destroy(&links->mutex);
+    close(links->event_fd);
 }
 
 static void lock(struct links *links) {
-    (void)pthread_mutex_lock(&links->mutex);
+    pthread_mutex_lock(&links->mutex);
 }
 
 static void unlock(struct links *links) {
-    (void)pthread_mutex_unlock(&links->mutex);
+    pthread_mutex_unlock(&links->mutex);
 }
 
 /* Locks and finds; NULL for a device that is not (or no longer) ours. */
@@ -71,7 +71,7 @@ int links_add(struct links *links, const char *address) {
 
     if (error == 0) {
         link->owner = -1;
-        (void)snprintf(link->address, sizeof(link->address), "%s", address);
+        snprintf(link->address, sizeof(link->address), "%s", address);
         lock(links);
         if (links->count == DEVICES_MAX)
             error = -ENOSPC;
@@ -142,7 +142,7 @@ bool links_next_change(struct links *links, struct link_change *change) {
         found = step(link);
         if (found) {
             *change = (struct link_change){.state = link->announced, .queue_pairs = link->queue_pairs};
-            (void)snprintf(change->address, sizeof(change->address), "%s", link->address);
+            snprintf(change->address, sizeof(change->address), "%s", link->address);
         }
     }
     unlock(links);

@@ -34,33 +34,32 @@ enum socket_life socket_probe(const char *path) {
 
     if (fd < 0)
         return SOCKET_UNKNOWN;
-    (void)snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
+    snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
     if (connect(fd, (const struct sockaddr *)&name, sizeof(name)) == 0 || errno == EPROTOTYPE)
         life = SOCKET_ALIVE;
     else if (errno == ECONNREFUSED)
         life = SOCKET_STALE;
     else if (errno == ENOENT)
         life = SOCKET_ABSENT;
-    (void)close(fd);
+    close(fd);
     return life;
 }
 
 static int refuse(char *reason, size_t size, int error, const char *text) {
-    (void)snprintf(reason, size, "%s", text);
+    snprintf(reason, size, "%s", text);
     return error;
 }
 
-/* What failed, why, and what to do where that is known. */
-static void explain(char *reason, size_t size, const char *what, int error) {
+void socket_explain(char *reason, size_t size, const char *what, int error) {
     struct rlimit limit;
 
     if (error == -EMFILE && getrlimit(RLIMIT_NOFILE, &limit) == 0)
-        (void)snprintf(reason, size, "%s: %s, the limit is %llu; raise RLIMIT_NOFILE", what, strerror(-error),
-                       (unsigned long long)limit.rlim_cur);
+        snprintf(reason, size, "%s: %s, the limit is %llu; raise RLIMIT_NOFILE", what, strerror(-error),
+                 (unsigned long long)limit.rlim_cur);
     else if (error == -EACCES || error == -EPERM || error == -EROFS)
-        (void)snprintf(reason, size, "%s: %s; make its directory writable", what, strerror(-error));
+        snprintf(reason, size, "%s: %s; make its directory writable", what, strerror(-error));
     else
-        (void)snprintf(reason, size, "%s: %s", what, strerror(-error));
+        snprintf(reason, size, "%s: %s", what, strerror(-error));
 }
 
 int socket_claim(const char *path, char *reason, size_t size) {
@@ -71,7 +70,7 @@ int socket_claim(const char *path, char *reason, size_t size) {
 
         if (error == -ENOENT)
             return 0;
-        (void)snprintf(reason, size, "cannot be looked at: %s", strerror(-error));
+        snprintf(reason, size, "cannot be looked at: %s", strerror(-error));
         return error;
     }
     if (!S_ISSOCK(status.st_mode))
@@ -87,7 +86,7 @@ int socket_claim(const char *path, char *reason, size_t size) {
     if (unlink(path) != 0 && errno != ENOENT) {
         int error = -errno;
 
-        explain(reason, size, "is stale and cannot be removed", error);
+        socket_explain(reason, size, "is stale and cannot be removed", error);
         return error;
     }
     return 0;
@@ -110,7 +109,7 @@ static int give_away(const char *path, const struct socket_access *access, struc
     else if ((access->owner != (uid_t)-1 || access->group != (gid_t)-1) &&
              fchownat(fd, "", access->owner, access->group, AT_EMPTY_PATH) != 0)
         error = -errno;
-    (void)close(fd);
+    close(fd);
     return error;
 }
 
@@ -125,15 +124,15 @@ int socket_listen(const char *path, const struct socket_access *access, struct s
 
     if (fd < 0) {
         error = -errno;
-        explain(reason, size, what, error);
+        socket_explain(reason, size, what, error);
         return error;
     }
-    (void)snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
+    snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
     /* The mode is the final one from the start: a chmod by path could meet something else. */
     mask = umask((mode_t)(~access->mode & 0777));
     if (bind(fd, (const struct sockaddr *)&name, sizeof(name)) != 0)
         error = -errno;
-    (void)umask(mask);
+    umask(mask);
     if (error != 0)
         goto close_socket;
     what = "cannot be given to its owner and group";
@@ -151,10 +150,10 @@ int socket_listen(const char *path, const struct socket_access *access, struct s
 
 remove_file:
     if (error != -ESTALE)
-        (void)unlink(path);
+        unlink(path);
 close_socket:
-    (void)close(fd);
-    explain(reason, size, what, error);
+    close(fd);
+    socket_explain(reason, size, what, error);
     return error;
 }
 
@@ -162,7 +161,7 @@ void socket_remove(const char *path, const struct socket_file *file) {
     struct stat status;
 
     if (lstat(path, &status) == 0 && status.st_dev == file->device && status.st_ino == file->inode)
-        (void)unlink(path);
+        unlink(path);
 }
 
 int socket_check_client(const char *path, char *reason, size_t size) {

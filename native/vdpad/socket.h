@@ -44,6 +44,9 @@ struct socket_file {
 int socket_listen(const char *path, const struct socket_access *access, struct socket_file *file,
                   char *reason, size_t size);
 
+/* What failed, why, and what to do where that is known. */
+void socket_explain(char *reason, size_t size, const char *what, int error);
+
 /* Removes the file of a socket if it is still that one. */
 void socket_remove(const char *path, const struct socket_file *file);
 

@@ -24,7 +24,7 @@ static json_t *call_echo(void *context, const json_t *params, struct failure *fa
 static json_t *call_fail(void *context, const json_t *params, struct failure *failure) {
     (void)context;
     (void)params;
-    (void)failure_set(failure, -EINVAL, FAILURE_NO_DEVICE, "no device \xc3\xa9\xc3");
+    failure_set(failure, -EINVAL, FAILURE_NO_DEVICE, "no device \xc3\xa9\xc3");
     return NULL;
 }
 

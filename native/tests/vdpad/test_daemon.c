@@ -39,9 +39,9 @@ int devices_add(struct devices *devices, const struct device_request *request, s
     device = calloc(1, sizeof(*device));
     assert_non_null(device);
     *device = (struct device){.type = "net", .driver = "made_up", .queue_pairs = 2, .features = UINT64_MAX};
-    (void)snprintf(device->address, sizeof(device->address), "%s", request->address);
-    (void)snprintf(device->socket, sizeof(device->socket), "%s", request->socket);
-    (void)snprintf(next.devargs, sizeof(next.devargs), "%s", request->devargs);
+    snprintf(device->address, sizeof(device->address), "%s", request->address);
+    snprintf(device->socket, sizeof(device->socket), "%s", request->socket);
+    snprintf(next.devargs, sizeof(next.devargs), "%s", request->devargs);
     assert_int_equal(links_add(&devices->links, request->address), 0);
     devices->entries[devices->count++] = device;
     return 0;
@@ -53,7 +53,7 @@ int devices_remove(struct devices *devices, const char *address, enum link_state
         return failure_set(failure, -ENODEV, FAILURE_NO_DEVICE, "no device %s", address);
     /* There is one at most. */
     free(devices->entries[--devices->count]);
-    (void)links_remove(&devices->links, address);
+    links_remove(&devices->links, address);
     *announced = next.announced;
     return next.remove_error == 0 ? 0 : failure_set(failure, next.remove_error, FAILURE_DPDK, "no unplug");
 }
@@ -89,8 +89,8 @@ static int start(void **state) {
         socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0 || pipe2(signals, O_CLOEXEC) != 0)
         return -1;
     memset(&next, 0, sizeof(next));
-    (void)snprintf(f->list_directory, sizeof(f->list_directory), "%s/lists", f->directory);
-    (void)snprintf(f->list, sizeof(f->list), "%s/socketList.dat", f->list_directory);
+    snprintf(f->list_directory, sizeof(f->list_directory), "%s/lists", f->directory);
+    snprintf(f->list, sizeof(f->list), "%s/socketList.dat", f->list_directory);
     f->log = (struct log){.level = LEVEL_ERROR, .fd = open("/dev/null", O_WRONLY | O_CLOEXEC)};
     f->options = (struct options){.control_fd = ends[0], .socket_dir = "/vhost"};
     f->daemon = (struct daemon){.log = &f->log, .options = &f->options, .signal_fd = signals[0]};
@@ -117,7 +117,7 @@ static int stop(void **state) {
         close(f->peer);
     close(f->signals);
     close(f->log.fd);
-    (void)remove_directory((void **)&f->directory);
+    remove_directory((void **)&f->directory);
     free(f);
     return 0;
 }
@@ -129,8 +129,8 @@ static json_t *exchange(struct fixture *f, const char *method, const char *param
     size_t size = 0;
     json_t *array = json_array();
 
-    (void)snprintf(request, sizeof(request),
-                   "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"%s\",\"params\":%s}\n", method, params);
+    snprintf(request, sizeof(request), "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"%s\",\"params\":%s}\n",
+             method, params);
     assert_int_equal(write(f->peer, request, strlen(request)), strlen(request));
     assert_int_equal(control_step(&f->daemon.control), 0);
     size = (size_t)recv(f->peer, lines, sizeof(lines) - 1, MSG_DONTWAIT);
@@ -161,8 +161,8 @@ static void assert_mapping(const struct fixture *f, const char *expected) {
 
     assert_int_equal(mapping_file_read(f->list, &mapping, reason, sizeof(reason)), 0);
     for (size_t i = 0; i < mapping.count; i++)
-        (void)snprintf(text + strlen(text), sizeof(text) - strlen(text), "%s=%s ", mapping.entries[i].address,
-                       mapping.entries[i].socket);
+        snprintf(text + strlen(text), sizeof(text) - strlen(text), "%s=%s ", mapping.entries[i].address,
+                 mapping.entries[i].socket);
     mapping_free(&mapping);
     assert_string_equal(text, expected);
 }
@@ -282,7 +282,7 @@ static void test_mapping_is_tried_again(void **state) {
     assert_int_equal(pthread_create(&thread, NULL, run, &f->daemon), 0);
     assert_int_equal(mkdir(f->list_directory, 0755), 0);
     while (access(f->list, F_OK) != 0)
-        (void)poll(NULL, 0, 1);
+        poll(NULL, 0, 1);
     assert_mapping(f, "0000:82:00.2=/s ");
     ask_to_stop(f);
     assert_int_equal(pthread_join(thread, &error), 0);

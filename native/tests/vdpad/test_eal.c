@@ -19,13 +19,13 @@ static void test_first_error(void **state) {
     eal_forget_error(&eal);
     eal_first_error(&eal, text, sizeof(text));
     assert_string_equal(text, "");
-    (void)rte_log(RTE_LOG_WARNING, RTE_LOGTYPE_USER1, "a warning\n");
-    (void)rte_log(RTE_LOG_ERR, RTE_LOGTYPE_USER1, "the cause\nits detail\n");
-    (void)rte_log(RTE_LOG_ERR, RTE_LOGTYPE_USER1, "what followed\n");
+    rte_log(RTE_LOG_WARNING, RTE_LOGTYPE_USER1, "a warning\n");
+    rte_log(RTE_LOG_ERR, RTE_LOGTYPE_USER1, "the cause\nits detail\n");
+    rte_log(RTE_LOG_ERR, RTE_LOGTYPE_USER1, "what followed\n");
     eal_first_error(&eal, text, sizeof(text));
     assert_string_equal(text, "the cause");
     eal_forget_error(&eal);
-    (void)rte_log(RTE_LOG_ERR, RTE_LOGTYPE_USER1, "another\n");
+    rte_log(RTE_LOG_ERR, RTE_LOGTYPE_USER1, "another\n");
     eal_first_error(&eal, text, sizeof(text));
     assert_string_equal(text, "another");
     eal_stop(&eal);

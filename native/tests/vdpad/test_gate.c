@@ -100,7 +100,7 @@ static int attach(void *context, const char *address) {
     assert_non_null(session);
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
     *session = (struct session){.next = f->sessions, .f = f, .fd = ends[1]};
-    (void)snprintf(session->address, sizeof(session->address), "%s", address);
+    snprintf(session->address, sizeof(session->address), "%s", address);
     f->sessions = session;
     assert_int_equal(pthread_create(&session->thread, NULL, answer, session), 0);
     atomic_fetch_add(&f->attached, 1);
@@ -113,12 +113,12 @@ static void detach(void *context, const char *address) {
     struct session *session;
 
     while (atomic_load(&f->hold))
-        (void)poll(NULL, 0, 1);
+        poll(NULL, 0, 1);
     while (strcmp((*link)->address, address) != 0)
         link = &(*link)->next;
     session = *link;
     *link = session->next;
-    (void)shutdown(session->fd, SHUT_RDWR);
+    shutdown(session->fd, SHUT_RDWR);
     assert_int_equal(pthread_join(session->thread, NULL), 0);
     free(session);
     atomic_fetch_sub(&f->attached, 1);
@@ -134,7 +134,7 @@ static int leave(void *context, const char *address, struct failure *failure) {
 }
 
 static void path_of(const struct fixture *f, const char *address, char *path) {
-    (void)snprintf(path, SOCKET_PATH_SIZE, "%s/%s", f->directory, address);
+    snprintf(path, SOCKET_PATH_SIZE, "%s/%s", f->directory, address);
 }
 
 static void add(struct fixture *f, const char *address) {
@@ -142,7 +142,7 @@ static void add(struct fixture *f, const char *address) {
     struct gate_entry entry = {.offer = {.protocol_features = 1 | 1 << 3, .rings = 4}};
     char reason[256];
 
-    (void)snprintf(entry.address, sizeof(entry.address), "%s", address);
+    snprintf(entry.address, sizeof(entry.address), "%s", address);
     path_of(f, address, entry.socket);
     entry.listener = socket_listen(entry.socket, &access, &entry.file, reason, sizeof(reason));
     assert_true(entry.listener >= 0);
@@ -175,7 +175,7 @@ static int stop(void **state) {
     close(f->log.fd);
     if (atomic_load(&f->memory_fd) >= 0)
         close(atomic_load(&f->memory_fd));
-    (void)remove_directory((void **)&f->directory);
+    remove_directory((void **)&f->directory);
     free(f);
     return 0;
 }
@@ -211,7 +211,7 @@ static void say(int fd, uint32_t request, uint32_t flags, const void *payload, u
         head->cmsg_len = CMSG_LEN(count * sizeof(int));
         memcpy(CMSG_DATA(head), fds, count * sizeof(int));
     }
-    (void)sendmsg(fd, &message, MSG_NOSIGNAL);
+    sendmsg(fd, &message, MSG_NOSIGNAL);
 }
 
 static uint64_t answer_to(int fd) {
@@ -263,7 +263,7 @@ static size_t descriptors(void) {
     assert_non_null(entries);
     while (readdir(entries) != NULL)
         count++;
-    (void)closedir(entries);
+    closedir(entries);
     return count;
 }
 
@@ -370,7 +370,7 @@ static void test_refuses(void **state) {
     size_t before;
 
     assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
-    (void)snprintf(name, sizeof(name), "/proc/self/fd/%d", file);
+    snprintf(name, sizeof(name), "/proc/self/fd/%d", file);
     reading = open(name, O_RDONLY | O_CLOEXEC);
     assert_true(reading >= 0);
     before = descriptors();
@@ -409,7 +409,7 @@ static void test_refuses(void **state) {
     for (size_t i = 0; i < COUNT(f->seen); i++)
         assert_int_equal(atomic_load(&f->seen[i]), 0);
     while (descriptors() > before)
-        (void)poll(NULL, 0, 1);
+        poll(NULL, 0, 1);
     close(event);
     close(file);
     close(reading);
@@ -619,7 +619,7 @@ static void test_too_many_descriptors(void **state) {
     say(fd, 50, VHOST_USER_VERSION, NULL, 0, fds, COUNT(fds));
     assert_ended(fd);
     while (descriptors() > before)
-        (void)poll(NULL, 0, 1);
+        poll(NULL, 0, 1);
     assert_served(f, FIRST);
 }
 
@@ -640,7 +640,7 @@ static void test_removal(void **state) {
     assert_ended(fd);
     assert_ended(waiting);
     assert_served(f, SECOND);
-    (void)links_remove(&f->links, FIRST);
+    links_remove(&f->links, FIRST);
     add(f, FIRST);
     assert_served(f, FIRST);
 }
@@ -648,7 +648,7 @@ static void test_removal(void **state) {
 static int64_t now_ms(void) {
     struct timespec now;
 
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
@@ -670,8 +670,8 @@ static void test_removal_that_hangs(void **state) {
     atomic_store(&f->hold, false);
     assert_ended(fd);
     while (atomic_load(&f->left) == 0)
-        (void)poll(NULL, 0, 1);
-    (void)links_remove(&f->links, FIRST);
+        poll(NULL, 0, 1);
+    links_remove(&f->links, FIRST);
     assert_served(f, SECOND);
 }
 

@@ -25,8 +25,8 @@ struct fixture {
 static void start(struct fixture *f, const char *directory) {
     *f = (struct fixture){.entry = {.address = "0000:82:00.2", .socket = "/s0"}};
     f->mapping = (struct mapping){.entries = &f->entry, .count = 1};
-    (void)snprintf(f->path, sizeof(f->path), "%s/socketList.dat", directory);
-    (void)snprintf(f->other, sizeof(f->other), "%s/other", directory);
+    snprintf(f->path, sizeof(f->path), "%s/socketList.dat", directory);
+    snprintf(f->other, sizeof(f->other), "%s/other", directory);
     assert_int_equal(mapping_file_init(&f->file, f->path), 0);
 }
 
@@ -44,7 +44,7 @@ static void assert_content(const char *path, const char *expected) {
 
     assert_non_null(file);
     text[fread(text, 1, sizeof(text) - 1, file)] = '\0';
-    (void)fclose(file);
+    fclose(file);
     assert_string_equal(text, expected);
 }
 
@@ -55,7 +55,7 @@ static size_t files_in(const char *directory) {
     assert_non_null(entries);
     while (readdir(entries) != NULL)
         count++;
-    (void)closedir(entries);
+    closedir(entries);
     return count - 2;
 }
 
@@ -88,7 +88,7 @@ static void test_creates_and_replaces(void **state) {
     assert_int_equal(replace(&f), 0);
     assert_content(f.path, ONE);
     assert_int_equal(files_in(*state), 1);
-    (void)umask(mask);
+    umask(mask);
 }
 
 static void refuses_list(void **state, bool plain_rename) {
@@ -182,7 +182,7 @@ static void test_tells_why_it_cannot_write(void **state) {
     struct mapping mapping = {0};
     char reason[512];
 
-    (void)snprintf(path, sizeof(path), "%s/missing/socketList.dat", (char *)*state);
+    snprintf(path, sizeof(path), "%s/missing/socketList.dat", (char *)*state);
     assert_int_equal(mapping_file_init(&file, path), 0);
     assert_int_equal(mapping_file_replace(&file, &mapping, reason, sizeof(reason)), -ENOENT);
     assert_string_equal(reason, "No such file or directory");
@@ -202,7 +202,7 @@ static void test_keeps_the_old_when_the_write_fails(void **state) {
     assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
     small = before;
     small.rlim_cur = 1;
-    (void)signal(SIGXFSZ, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
     error = replace(&f);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
@@ -388,7 +388,7 @@ static void *write_without_end(void *context) {
     struct rival *rival = context;
 
     while (!atomic_load(&rival->stop))
-        (void)replace(rival->f);
+        replace(rival->f);
     return NULL;
 }
 
@@ -400,7 +400,7 @@ static bool holds_list(const char *path) {
     if (file == NULL)
         return false;
     text[fread(text, 1, sizeof(text) - 1, file)] = '\0';
-    (void)fclose(file);
+    fclose(file);
     found = strcmp(text, LIST) == 0;
     return found;
 }
@@ -422,7 +422,7 @@ static void test_never_loses_a_list(void **state) {
             ;
         if (looks > 100000) {
             atomic_store(&rival.stop, true);
-            (void)pthread_join(thread, NULL);
+            pthread_join(thread, NULL);
             fail_msg("the list of round %d is lost", round);
         }
         /* Taken away as the agent does it: renamed aside, looked at, and put aside for good. */

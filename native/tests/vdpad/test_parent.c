@@ -27,19 +27,19 @@ static void be_agent(const char *program, int control, int report) {
 
     if (mkdtemp(directory) == NULL)
         _exit(1);
-    (void)snprintf(fd, sizeof(fd), "%d", control);
-    (void)snprintf(list, sizeof(list), "%s/list", directory);
+    snprintf(fd, sizeof(fd), "%d", control);
+    snprintf(list, sizeof(list), "%s/list", directory);
     vdpad = fork();
     if (vdpad == 0) {
-        (void)execl(program, program, "--simulate", "--memory", "none", "--control-fd", fd, "--socket-list",
-                    list, "--socket-dir", directory, (char *)NULL);
+        execl(program, program, "--simulate", "--memory", "none", "--control-fd", fd, "--socket-list", list,
+              "--socket-dir", directory, (char *)NULL);
         _exit(127);
     }
-    (void)rmdir(directory);
+    rmdir(directory);
     if (write(report, &vdpad, sizeof(vdpad)) < 0)
         _exit(1);
     for (;;)
-        (void)pause();
+        pause();
 }
 
 int main(int argc, char **argv) {
@@ -70,7 +70,7 @@ int main(int argc, char **argv) {
         return fail("kill");
     if (poll(&poller, 1, PATIENCE_MS) == 1)
         return EXIT_SUCCESS;
-    (void)fprintf(stderr, "vdpad outlives its agent\n");
-    (void)kill(vdpad, SIGKILL);
+    fprintf(stderr, "vdpad outlives its agent\n");
+    kill(vdpad, SIGKILL);
     return EXIT_FAILURE;
 }

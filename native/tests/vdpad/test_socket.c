@@ -53,8 +53,8 @@ static void test_probe(void **state) {
     char path[64];
     char other[72];
 
-    (void)snprintf(path, sizeof(path), "%s/a\nb 00000000: 1 2 3 4 5 6 c", (char *)*state);
-    (void)snprintf(other, sizeof(other), "%s/hard", (char *)*state);
+    snprintf(path, sizeof(path), "%s/a\nb 00000000: 1 2 3 4 5 6 c", (char *)*state);
+    snprintf(other, sizeof(other), "%s/hard", (char *)*state);
     assert_int_equal(socket_probe(path), SOCKET_ABSENT);
     for (size_t i = 0; i < COUNT(types); i++) {
         int fd = bound_as(path, types[i]);
@@ -68,7 +68,7 @@ static void test_probe(void **state) {
         assert_int_equal(unlink(path), 0);
         assert_int_equal(unlink(other), 0);
     }
-    (void)snprintf(path, sizeof(path), "%s/loop", (char *)*state);
+    snprintf(path, sizeof(path), "%s/loop", (char *)*state);
     assert_int_equal(symlink(path, path), 0);
     assert_int_equal(socket_probe(path), SOCKET_UNKNOWN);
 }
@@ -78,7 +78,7 @@ static void test_probe_is_not_noticed(void **state) {
     char path[64];
     int fd;
 
-    (void)snprintf(path, sizeof(path), "%s/s", (char *)*state);
+    snprintf(path, sizeof(path), "%s/s", (char *)*state);
     fd = bound(path);
     assert_int_equal(listen(fd, 1), 0);
     assert_int_equal(fcntl(fd, F_SETFL, O_NONBLOCK), 0);
@@ -95,7 +95,7 @@ static void test_probe_of_another_namespace(void **state) {
     int ends[2];
     pid_t child;
 
-    (void)snprintf(path, sizeof(path), "%s/s", (char *)*state);
+    snprintf(path, sizeof(path), "%s/s", (char *)*state);
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
     child = fork();
     assert_true(child >= 0);
@@ -127,7 +127,7 @@ static void test_claim(void **state) {
     char reason[256];
     int fd;
 
-    (void)snprintf(path, sizeof(path), "%s/s", (char *)*state);
+    snprintf(path, sizeof(path), "%s/s", (char *)*state);
     assert_int_equal(socket_claim(path, reason, sizeof(reason)), 0);
     assert_false(exists(path));
     /* Stale: its owner is gone. */
@@ -161,7 +161,7 @@ static void test_listen(void **state) {
     char reason[256];
     int fd;
 
-    (void)snprintf(path, sizeof(path), "%s/s", (char *)*state);
+    snprintf(path, sizeof(path), "%s/s", (char *)*state);
     fd = socket_listen(path, &access, &file, reason, sizeof(reason));
     assert_true(fd >= 0);
     assert_int_equal(umask(mask), 0);
@@ -183,7 +183,7 @@ static void test_listen(void **state) {
     socket_remove(path, &file);
     assert_false(exists(path));
     close(fd);
-    (void)snprintf(path, sizeof(path), "%s/missing/s", (char *)*state);
+    snprintf(path, sizeof(path), "%s/missing/s", (char *)*state);
     assert_int_equal(socket_listen(path, &access, &file, reason, sizeof(reason)), -ENOENT);
     assert_string_equal(reason, "cannot be created: No such file or directory");
 }
@@ -192,8 +192,8 @@ static void test_claim_refused(void **state) {
     char path[64];
     char reason[256];
 
-    (void)snprintf(path, sizeof(path), "%s/s", (char *)*state);
-    (void)fclose(fopen(path, "w"));
+    snprintf(path, sizeof(path), "%s/s", (char *)*state);
+    fclose(fopen(path, "w"));
     assert_int_equal(socket_claim(path, reason, sizeof(reason)), -EEXIST);
     assert_non_null(strstr(reason, "not a socket"));
     assert_true(exists(path));
@@ -208,7 +208,7 @@ static void test_client(void **state) {
     char path[64];
     char reason[256];
 
-    (void)snprintf(path, sizeof(path), "%s/s", (char *)*state);
+    snprintf(path, sizeof(path), "%s/s", (char *)*state);
     assert_int_equal(socket_check_client(path, reason, sizeof(reason)), 0);
     close(bound(path));
     assert_int_equal(socket_check_client(path, reason, sizeof(reason)), 0);
