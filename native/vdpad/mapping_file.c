@@ -40,8 +40,11 @@ static int read_all(int fd, char *data, size_t capacity, size_t *size) {
 }
 
 int mapping_file_read(const char *path, struct mapping *mapping, char *reason, size_t reason_size) {
-    /* O_NONBLOCK: opening a fifo must not wait for its writer. */
-    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    /*
+     * Whoever may write to the directory is not trusted: no link is followed, and to open a fifo must not
+     * wait for its writer.
+     */
+    int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     const size_t capacity = MAPPING_MAX_BYTES + 1;
     struct stat status;
     char *data = NULL;
@@ -49,9 +52,11 @@ int mapping_file_read(const char *path, struct mapping *mapping, char *reason, s
     int error = 0;
 
     *mapping = (struct mapping){0};
-    if (fd < 0 || fstat(fd, &status) != 0)
+    if (fd < 0 && (errno == ELOOP || errno == ENXIO))
+        error = -EINVAL;
+    else if (fd < 0 || fstat(fd, &status) != 0)
         error = -errno;
-    else if (!S_ISREG(status.st_mode))
+    else if (!S_ISREG(status.st_mode) || status.st_nlink != 1)
         error = -EINVAL;
     else if ((data = malloc(capacity)) == NULL)
         error = -ENOMEM;
@@ -60,12 +65,12 @@ int mapping_file_read(const char *path, struct mapping *mapping, char *reason, s
     if (error == 0)
         error = mapping_decode(data, size, mapping, reason, reason_size);
     else if (error == -EINVAL)
-        (void)snprintf(reason, reason_size, "is not a regular file");
+        snprintf(reason, reason_size, "is not a regular file with one link");
     else
-        (void)snprintf(reason, reason_size, "cannot be read: %s", strerror(-error));
+        snprintf(reason, reason_size, "cannot be read: %s", strerror(-error));
     free(data);
     if (fd >= 0)
-        (void)close(fd);
+        close(fd);
     return error;
 }
 
@@ -102,7 +107,7 @@ static int write_temporary(const struct mapping_file *file, const char *text, st
     if (close(fd) != 0 && error == 0)
         error = -errno;
     if (error != 0)
-        (void)unlink(file->temporary);
+        unlink(file->temporary);
     return error;
 }
 
@@ -179,16 +184,16 @@ int mapping_file_replace(struct mapping_file *file, const struct mapping *mappin
     if (error == 0) {
         error = put_in_place(file, &ours, detail, sizeof(detail));
         if (error != 0 && is_inode(file->temporary, ours.st_dev, ours.st_ino))
-            (void)unlink(file->temporary);
+            unlink(file->temporary);
     }
     if (error == 0) {
         file->written = true;
         file->device = ours.st_dev;
         file->inode = ours.st_ino;
     } else if (error == -EEXIST) {
-        (void)snprintf(reason, size, "what is there is not a mapping (%s): take it away", detail);
+        snprintf(reason, size, "what is there is not a mapping (%s): take it away", detail);
     } else {
-        (void)snprintf(reason, size, "%s", strerror(-error));
+        snprintf(reason, size, "%s", strerror(-error));
     }
     return error;
 }
@@ -208,6 +213,6 @@ void mapping_file_remove(struct mapping_file *file) {
             error = move(file, 0);
     }
     if (error == 0 || error == -EEXIST)
-        (void)unlink(file->temporary);
+        unlink(file->temporary);
     file->written = false;
 }
