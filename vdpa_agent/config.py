@@ -108,7 +108,7 @@ class DaemonConfig:
         memory: what the daemon takes its memory from.
         log_level: the least level that the daemon logs.
         start_timeout_s: how long it may take to answer first, in seconds.
-        stop_grace_s: how long it may take to end when asked, in seconds; half of it for each way to ask.
+        stop_grace_s: how long it may take to end when asked, in seconds; the ways to ask share it.
         drain_timeout_s: how long a device that left the list is kept for the front end that uses it, in seconds.
         backoff: the delays before it is started again.
     """
