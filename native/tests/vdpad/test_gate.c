@@ -43,7 +43,8 @@ struct fixture {
     atomic_uint attached;
     atomic_uint left;
     atomic_int memory_fd; /* the last one that was passed */
-    atomic_bool refuse;   /* acknowledgements say that it failed */
+    atomic_int channel_fd;
+    atomic_bool refuse; /* acknowledgements say that it failed */
     atomic_bool hang_up;
     atomic_bool hold; /* detach() does not come back */
 };
@@ -75,6 +76,8 @@ static void *answer(void *context) {
             for (size_t i = 0; i < count; i++) {
                 if (message.request == VHOST_USER_SET_MEM_TABLE && i == 0)
                     atomic_store(&f->memory_fd, fds[i]);
+                else if (message.request == VHOST_USER_SET_BACKEND_REQ_FD)
+                    atomic_store(&f->channel_fd, fds[i]);
                 else
                     close(fds[i]);
             }
@@ -137,9 +140,9 @@ static void path_of(const struct fixture *f, const char *address, char *path) {
     snprintf(path, SOCKET_PATH_SIZE, "%s/%s", f->directory, address);
 }
 
-static void add(struct fixture *f, const char *address) {
+static void add_with(struct fixture *f, const char *address, uint64_t protocol_features) {
     const struct socket_access access = {.mode = 0600, .owner = (uid_t)-1, .group = (gid_t)-1};
-    struct gate_entry entry = {.offer = {.protocol_features = 1 | 1 << 3, .rings = 4}};
+    struct gate_entry entry = {.offer = {.protocol_features = protocol_features, .rings = 4}};
     char reason[256];
 
     snprintf(entry.address, sizeof(entry.address), "%s", address);
@@ -148,6 +151,10 @@ static void add(struct fixture *f, const char *address) {
     assert_true(entry.listener >= 0);
     assert_int_equal(links_add(&f->links, address), 0);
     assert_int_equal(gate_add(&f->gate, &entry), 0);
+}
+
+static void add(struct fixture *f, const char *address) {
+    add_with(f, address, 1 | 1 << 3);
 }
 
 static int start(void **state) {
@@ -703,6 +710,96 @@ static void test_truncated_memory(void **state) {
     assert_int_equal(munmap((void *)(uintptr_t)mapped, MEMORY_SIZE), 0);
 }
 
+#define THIRD "0000:82:00.4"
+#define CHANNEL UINT64_C(0xc20)
+
+/* DPDK asks, with a descriptor: it has its answer at once, whenever the front end gives its own. */
+static void ask_back(struct fixture *f, int outer) {
+    int event = eventfd(0, EFD_CLOEXEC);
+    char control[CMSG_SPACE(sizeof(int))] __attribute__((aligned(8)));
+    struct vhost_user_message message;
+    struct iovec part = {.iov_base = &message, .iov_len = sizeof(message)};
+    struct msghdr head = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+    struct cmsghdr *rights;
+    int got = -1;
+
+    say(atomic_load(&f->channel_fd), 3, VHOST_USER_VERSION | VHOST_USER_NEED_REPLY, &(uint64_t){7}, 8, &event,
+        1);
+    assert_int_equal(answer_to(atomic_load(&f->channel_fd)), 0);
+    assert_int_equal(recvmsg(outer, &head, 0), VHOST_USER_HEADER_SIZE + 8);
+    assert_int_equal(message.request, 3);
+    assert_int_equal(message.payload.number, 7);
+    rights = CMSG_FIRSTHDR(&head);
+    if (rights != NULL)
+        memcpy(&got, CMSG_DATA(rights), sizeof(got));
+    assert_int_equal(eventfd_write(got, 5), 0);
+    assert_int_equal(eventfd_read(event, &(eventfd_t){0}), 0);
+    close(got);
+    close(event);
+}
+
+static int open_channel(struct fixture *f, int *outer) {
+    int fd = front(f, THIRD);
+    int ends[2];
+
+    assert_int_equal(ask(fd, VHOST_USER_GET_PROTOCOL_FEATURES, NULL, 0, NULL, 0) & CHANNEL, 0x20);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+    assert_int_equal(ask(fd, VHOST_USER_SET_BACKEND_REQ_FD, NULL, 0, &ends[1], 1), 0);
+    close(ends[1]);
+    *outer = ends[0];
+    return fd;
+}
+
+static void channel_ends(void **state, const uint64_t *answer) {
+    struct fixture *f = *state;
+    int outer;
+    int fd;
+
+    add_with(f, THIRD, 1 | CHANNEL);
+    fd = open_channel(f, &outer);
+    for (int i = 0; i < 3; i++) {
+        ask_back(f, outer);
+        say(outer, 3, VHOST_USER_VERSION | VHOST_USER_REPLY, &(uint64_t){0}, 8, NULL, 0);
+    }
+    f->gate.patience_ms = answer == NULL ? 20 : GATE_PATIENCE_MS;
+    ask_back(f, outer);
+    if (answer != NULL)
+        say(outer, 3, VHOST_USER_VERSION | VHOST_USER_REPLY, answer, 8, NULL, 0);
+    assert_ended(fd);
+    assert_int_equal(refusals(f, THIRD, REFUSAL_CHANNEL), 1);
+    close(outer);
+    close(atomic_load(&f->channel_fd));
+    /* It is not offered again. */
+    f->gate.patience_ms = GATE_PATIENCE_MS;
+    fd = front(f, THIRD);
+    assert_int_equal(ask(fd, VHOST_USER_GET_PROTOCOL_FEATURES, NULL, 0, NULL, 0) & CHANNEL, 0);
+    close(fd);
+}
+
+static void test_channel_with_a_no(void **state) {
+    channel_ends(state, &(uint64_t){1});
+}
+
+static void test_channel_without_an_answer(void **state) {
+    channel_ends(state, NULL);
+}
+
+/* One that is full, and one that says what nobody asked. */
+static void test_channel_abused(void **state) {
+    struct fixture *f = *state;
+    int outer;
+    int fd;
+
+    add_with(f, THIRD, 1 | CHANNEL);
+    fd = open_channel(f, &outer);
+    say(outer, 3, VHOST_USER_VERSION | VHOST_USER_REPLY, &(uint64_t){0}, 8, NULL, 0);
+    assert_ended(fd);
+    close(outer);
+    close(atomic_load(&f->channel_fd));
+    assert_served(f, SECOND);
+}
+
 /* Memory that no front end shares is no excuse: the process ends, and says of what. */
 static void test_other_faults_are_fatal(void **state) {
     char text[256] = "";
@@ -747,6 +844,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_removal, start, stop),
         cmocka_unit_test_setup_teardown(test_removal_that_hangs, start, stop),
         cmocka_unit_test_setup_teardown(test_truncated_memory, start, stop),
+        cmocka_unit_test_setup_teardown(test_channel_with_a_no, start, stop),
+        cmocka_unit_test_setup_teardown(test_channel_without_an_answer, start, stop),
+        cmocka_unit_test_setup_teardown(test_channel_abused, start, stop),
         cmocka_unit_test_setup_teardown(test_other_faults_are_fatal, start, stop),
     };
 
