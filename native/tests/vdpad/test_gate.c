@@ -49,6 +49,13 @@ struct fixture {
     atomic_bool hold; /* detach() does not come back */
 };
 
+static void keep(atomic_int *place, int fd) {
+    int old = atomic_exchange(place, fd);
+
+    if (old >= 0)
+        close(old);
+}
+
 static void *answer(void *context) {
     struct session *session = context;
     struct fixture *f = session->f;
@@ -61,7 +68,7 @@ static void *answer(void *context) {
             .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
         ssize_t got = recvmsg(session->fd, &head, 0);
 
-        if (got == 0 || atomic_load(&f->hang_up))
+        if (got <= 0 || atomic_load(&f->hang_up))
             break;
         /* What arrives is whole: nothing has to be waited for. */
         assert_int_equal(got, VHOST_USER_HEADER_SIZE);
@@ -75,7 +82,7 @@ static void *answer(void *context) {
             memcpy(fds, CMSG_DATA(c), count * sizeof(int));
             for (size_t i = 0; i < count; i++) {
                 if (message.request == VHOST_USER_SET_MEM_TABLE && i == 0)
-                    atomic_store(&f->memory_fd, fds[i]);
+                    keep(&f->memory_fd, fds[i]);
                 else if (message.request == VHOST_USER_SET_BACKEND_REQ_FD)
                     atomic_store(&f->channel_fd, fds[i]);
                 else
@@ -88,8 +95,9 @@ static void *answer(void *context) {
             vhost_user_is_answered(message.request) ? FEATURES | 0xff : atomic_load(&f->refuse);
         message.flags = VHOST_USER_VERSION | VHOST_USER_REPLY;
         message.size = 8;
-        assert_int_equal(send(session->fd, &message, VHOST_USER_HEADER_SIZE + 8, MSG_NOSIGNAL),
-                         VHOST_USER_HEADER_SIZE + 8);
+        /* detach() may have come in the meantime. */
+        if (send(session->fd, &message, VHOST_USER_HEADER_SIZE + 8, MSG_NOSIGNAL) < 0)
+            break;
     }
     close(session->fd);
     return NULL;
@@ -423,6 +431,33 @@ static void test_refuses(void **state) {
     close(pipes[0]);
     close(pipes[1]);
     assert_served(f, FIRST);
+}
+
+/* Each of the three addresses: outside of what is shared, over its end, not aligned. */
+static void test_refuses_ring_addresses(void **state) {
+    static const uint64_t wrong[][3] = {
+        {0x20000000, 0x10002000, 0x10001000}, {0x10000000, 0x20000000, 0x10001000},
+        {0x10000000, 0x10002000, 0x20000000}, {0x100ffff8, 0x10002000, 0x10001000},
+        {0x10000000, 0x100ffffe, 0x10001000}, {0x10000000, 0x10002000, 0x100ffffe},
+        {0x10000008, 0x10002000, 0x10001000}, {0x10000000, 0x10002002, 0x10001000},
+        {0x10000000, 0x10002000, 0x10001001}, {UINT64_C(0xfffffffffffffff0), 0x10002000, 0x10001000},
+    };
+    struct vhost_user_memory table = one_region();
+    struct fixture *f = *state;
+    int file = memory();
+
+    for (size_t i = 0; i < COUNT(wrong); i++) {
+        const uint64_t addresses[] = {1, wrong[i][0], wrong[i][1], wrong[i][2], 0};
+        int fd = front(f, FIRST);
+
+        assert_int_equal(ask(fd, VHOST_USER_SET_MEM_TABLE, &table, TABLE_SIZE(1), &file, 1), 0);
+        say(fd, VHOST_USER_SET_VRING_ADDR, VHOST_USER_VERSION, addresses, 40, NULL, 0);
+        assert_ended(fd);
+        if (refusals(f, FIRST, REFUSAL_RING) != i + 1)
+            fail_msg("case %zu is not refused", i);
+    }
+    assert_int_equal(atomic_load(&f->seen[VHOST_USER_SET_VRING_ADDR]), 0);
+    close(file);
 }
 
 /* In pieces of a byte, as a stream may bring it. */
@@ -832,6 +867,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_passes_what_is_offered, start, stop),
         cmocka_unit_test_setup_teardown(test_refuses, start, stop),
+        cmocka_unit_test_setup_teardown(test_refuses_ring_addresses, start, stop),
         cmocka_unit_test_setup_teardown(test_pieces, start, stop),
         cmocka_unit_test_setup_teardown(test_half_a_message, start, stop),
         cmocka_unit_test_setup_teardown(test_patience, start, stop),
