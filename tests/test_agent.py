@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import PATIENCE_S, running
+from tests.processes import PATIENCE_S, AgentProcess, running, write_list
 from vdpa_agent.agent import stop_signals
 from vdpa_agent.daemon.reaper import reaping
 
@@ -105,3 +105,16 @@ def test_what_is_for_http_and_tracing_is_not_imported_unless_that_is_asked_for()
     )
     assert "grpclib" in imported
     assert not imported & {"h11", "prometheus_client", "email", "opentelemetry", "requests"}
+
+
+def test_an_error_that_ends_the_agent_is_one_line_and_its_exit_code(run_dir: Path) -> None:
+    write_list(run_dir / "pciList.dat", ["0000:82:00.2"])
+    agent = AgentProcess(run_dir, ["--simulate", "--vdpad=/nonexistent"], {})
+    try:
+        assert agent.process.wait(PATIENCE_S) == 3
+        agent.log.end()
+        assert [event["line"] for event in agent.log.named("not_json")] == [
+            "vdpa-agent: /nonexistent is not an executable program; install vdpad or name it with --vdpad\n"
+        ]
+    finally:
+        agent.kill()

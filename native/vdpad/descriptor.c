@@ -25,6 +25,19 @@ static bool is_eventfd(int fd) {
     return length == (ssize_t)sizeof(expected) - 1 && memcmp(target, expected, (size_t)length) == 0;
 }
 
+/* What getsockopt() says, or -1. */
+static int socket_option(int fd, int name) {
+    socklen_t size = sizeof(int);
+    int value;
+
+    return getsockopt(fd, SOL_SOCKET, name, &value, &size) == 0 ? value : -1;
+}
+
+static bool is_stream(int fd) {
+    return socket_option(fd, SO_DOMAIN) == AF_UNIX && socket_option(fd, SO_TYPE) == SOCK_STREAM &&
+           socket_option(fd, SO_ACCEPTCONN) == 0;
+}
+
 void descriptor_look(int fd, struct descriptor *descriptor) {
     const int blocked = F_SEAL_WRITE | F_SEAL_FUTURE_WRITE;
     struct statx status;
@@ -36,6 +49,8 @@ void descriptor_look(int fd, struct descriptor *descriptor) {
     if (seals < 0) {
         if (is_eventfd(fd))
             descriptor->kind = DESCRIPTOR_EVENT;
+        else if (is_stream(fd))
+            descriptor->kind = DESCRIPTOR_STREAM;
         return;
     }
     if ((seals & blocked) != 0 || (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDWR ||
@@ -101,21 +116,11 @@ static int start(struct job *job) {
     return -error;
 }
 
-/*
- * A stream socket of the kind AF_UNIX whose input is empty: with nothing queued, no other descriptor is
- * inside that would be closed with it. After shutdown() nothing more can arrive.
- */
-static bool is_empty_stream(int fd) {
-    socklen_t size = sizeof(int);
-    int domain;
-    int type;
-    int listens;
+/* With nothing queued, no other descriptor is inside that would be closed with it. */
+static bool is_empty(int fd) {
     int queued;
 
-    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX &&
-           getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_STREAM &&
-           getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 && listens == 0 &&
-           ioctl(fd, FIONREAD, &queued) == 0 && queued == 0;
+    return ioctl(fd, FIONREAD, &queued) == 0 && queued == 0;
 }
 
 void descriptor_close(int fd, struct debt *debt) {
@@ -123,7 +128,11 @@ void descriptor_close(int fd, struct debt *debt) {
     struct job *job;
 
     descriptor_look(fd, &descriptor);
-    if (descriptor.kind != DESCRIPTOR_OTHER || is_empty_stream(fd)) {
+    /* Nothing more can arrive on a connection that is to be closed for good. */
+    if (descriptor.kind == DESCRIPTOR_STREAM)
+        shutdown(fd, SHUT_RDWR);
+    if (descriptor.kind == DESCRIPTOR_EVENT || descriptor.kind == DESCRIPTOR_MEMORY ||
+        (descriptor.kind == DESCRIPTOR_STREAM && is_empty(fd))) {
         close(fd);
         return;
     }

@@ -9,6 +9,7 @@
 enum descriptor_kind {
     DESCRIPTOR_OTHER,
     DESCRIPTOR_EVENT,  /* an eventfd */
+    DESCRIPTOR_STREAM, /* a connection of the kind AF_UNIX */
     DESCRIPTOR_MEMORY, /* a file of tmpfs or hugetlbfs, memfd included, that can be mapped for writing */
 };
 

@@ -291,11 +291,6 @@ static int describe_socket(struct devices *devices, struct device *device) {
     return error;
 }
 
-/* The requests of a channel back to the front end wait for its answers, so they are not offered. */
-static const uint64_t not_offered = UINT64_C(1) << VHOST_USER_FEATURE_BACKEND_REQ |
-                                    UINT64_C(1) << VHOST_USER_FEATURE_BACKEND_SEND_FD |
-                                    UINT64_C(1) << VHOST_USER_FEATURE_HOST_NOTIFIER;
-
 /* What does not change while the device is plugged. */
 static int describe(struct devices *devices, struct device *device, struct rte_vdpa_device *vdpa) {
     const struct rte_device *generic = rte_vdpa_get_rte_device(vdpa);
@@ -310,7 +305,6 @@ static int describe(struct devices *devices, struct device *device, struct rte_v
         rte_vdpa_get_protocol_features(vdpa, &device->protocol_features) != 0)
         return -EIO;
     error = describe_socket(devices, device);
-    device->offer.protocol_features &= ~not_offered;
     device->offer.rings = 2 * device->queue_pairs;
     return error;
 }

@@ -40,12 +40,27 @@ struct shares {
 };
 
 /* What epoll hands back. */
-enum source_kind { SOURCE_WAKE, SOURCE_LISTENER, SOURCE_FRONT, SOURCE_BACK };
+enum source_kind { SOURCE_WAKE, SOURCE_LISTENER, SOURCE_FRONT, SOURCE_BACK, SOURCE_INNER, SOURCE_OUTER };
 
 struct source {
     enum source_kind kind;
     void *owner;
     uint32_t events; /* what is watched now */
+};
+
+/*
+ * The way on which the device asks something of its front end. DPDK waits for each answer, on the thread of
+ * all devices: so the gate answers in the front end's place, and the front end answers the gate.
+ */
+struct channel {
+    int inner; /* to DPDK; -1: there is no channel */
+    int outer; /* to the front end */
+    struct source inner_source;
+    struct source outer_source;
+    int64_t asked_ms;        /* the oldest question that is not answered */
+    unsigned int unanswered; /* questions */
+    size_t done;             /* bytes of the answer that is on its way */
+    struct vhost_user_message answer;
 };
 
 struct gate_connection {
@@ -66,6 +81,7 @@ struct gate_connection {
     size_t descriptor_count;
     struct vhost_user_memory memory;
     struct vhost_user_memory next_memory; /* of the table that is on its way */
+    struct channel channel;
     struct shares memory_shares;
     struct shares log_shares;
     struct shares next_shares; /* of the message that is on its way */
@@ -138,6 +154,18 @@ static void replace_shares(struct shares *old, struct shares *next) {
     next->count = 0;
 }
 
+static void close_channel(struct gate *gate, struct gate_connection *connection) {
+    struct channel *channel = &connection->channel;
+
+    if (channel->inner < 0)
+        return;
+    /* DPDK, if it waits there, waits no longer. */
+    close(channel->inner);
+    epoll_ctl(gate->epoll_fd, EPOLL_CTL_DEL, channel->outer, NULL);
+    descriptor_close(channel->outer, connection->device->debt);
+    channel->inner = -1;
+}
+
 /* The memory of a connection stays until the events that name it have been looked at. */
 static void close_connection(struct gate *gate, struct gate_connection *connection) {
     struct gate_device *device = connection->device;
@@ -146,6 +174,7 @@ static void close_connection(struct gate *gate, struct gate_connection *connecti
     while (*link != connection)
         link = &(*link)->next;
     *link = connection->next;
+    close_channel(gate, connection);
     if (connection->back >= 0) {
         gate->back_end.detach(gate->back_end.context, device->entry.address);
         close(connection->back);
@@ -301,6 +330,24 @@ static int share(struct gate_connection *connection) {
     return 0;
 }
 
+/* What the front end passed stays here; DPDK gets an end of our own. */
+static int open_channel(struct gate *gate, struct gate_connection *connection) {
+    struct channel *channel = &connection->channel;
+    int ends[2];
+
+    close_channel(gate, connection);
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
+        return -errno;
+    *channel = (struct channel){.inner = ends[0], .outer = connection->descriptors[0].fd};
+    connection->descriptors[0] = (struct descriptor){.fd = ends[1], .kind = DESCRIPTOR_STREAM};
+    channel->inner_source = (struct source){.kind = SOURCE_INNER, .owner = connection};
+    channel->outer_source = (struct source){.kind = SOURCE_OUTER, .owner = connection};
+    if (watch(gate, channel->inner, &channel->inner_source, EPOLLIN, true) != 0 ||
+        watch(gate, channel->outer, &channel->outer_source, EPOLLIN, true) != 0)
+        return -EIO;
+    return 0;
+}
+
 /* A message is here as a whole. */
 static enum refusal take(struct gate *gate, struct gate_connection *connection) {
     struct vhost_user_message *message = &connection->message;
@@ -329,6 +376,8 @@ static enum refusal take(struct gate *gate, struct gate_connection *connection) 
             return REFUSAL_NONE;
         }
     }
+    if (message->request == VHOST_USER_SET_BACKEND_REQ_FD && open_channel(gate, connection) != 0)
+        return REFUSAL_BACK_END;
     if (share(connection) != 0)
         return REFUSAL_BACK_END;
     /* With an answer to each message, there is only one on its way, and the verdict on it is known. */
@@ -426,7 +475,10 @@ static void step(struct gate *gate, struct gate_connection *connection) {
         case PASSING:
             error = pass(connection->back, connection);
             if (error == 0) {
-                drop_descriptors(connection);
+                /* DPDK has them: none of these is a last reference. */
+                for (size_t i = 0; i < connection->descriptor_count; i++)
+                    close(connection->descriptors[i].fd);
+                connection->descriptor_count = 0;
                 enter(connection, AWAITING);
             }
             break;
@@ -483,6 +535,107 @@ static void take_back_event(struct gate *gate, struct gate_connection *connectio
         step(gate, connection);
 }
 
+/* Front ends of the device are no longer asked for what one of them does not do. */
+static void refuse_channel(struct gate *gate, struct gate_connection *connection) {
+    connection->device->entry.offer.protocol_features &=
+        ~(UINT64_C(1) << VHOST_USER_FEATURE_BACKEND_REQ | UINT64_C(1) << VHOST_USER_FEATURE_BACKEND_SEND_FD |
+          UINT64_C(1) << VHOST_USER_FEATURE_HOST_NOTIFIER);
+    refuse(gate, connection, REFUSAL_CHANNEL);
+}
+
+/* DPDK sends whole messages, with one descriptor at most, and the next one after the answer to the last. */
+static void take_question(struct gate *gate, struct gate_connection *connection) {
+    struct channel *channel = &connection->channel;
+    struct vhost_user_message message;
+    char control[CMSG_SPACE(sizeof(int))] __attribute__((aligned(sizeof(size_t))));
+    struct iovec part = {.iov_base = &message, .iov_len = sizeof(message)};
+    struct msghdr head = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+    struct cmsghdr *rights;
+    ssize_t got;
+    bool asked;
+
+    if (connection->device == NULL || channel->inner < 0)
+        return;
+    got = recvmsg(channel->inner, &head, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (got < VHOST_USER_HEADER_SIZE || message.size > VHOST_USER_PAYLOAD_MAX) {
+        /* DPDK has closed its end, or says what nobody knows. */
+        close_channel(gate, connection);
+        return;
+    }
+    part.iov_len = (size_t)got;
+    rights = CMSG_FIRSTHDR(&head);
+    if (rights == NULL) {
+        head.msg_control = NULL;
+        head.msg_controllen = 0;
+    }
+    asked = (message.flags & VHOST_USER_NEED_REPLY) != 0;
+    got = sendmsg(channel->outer, &head, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (rights != NULL) {
+        int fd;
+
+        /* DPDK has it too: this is not the last reference. */
+        memcpy(&fd, CMSG_DATA(rights), sizeof(fd));
+        close(fd);
+    }
+    if (got != (ssize_t)part.iov_len) {
+        refuse_channel(gate, connection);
+        return;
+    }
+    if (!asked)
+        return;
+    if (channel->unanswered++ == 0)
+        channel->asked_ms = now_ms();
+    message.flags = VHOST_USER_VERSION | VHOST_USER_REPLY;
+    message.size = sizeof(message.payload.number);
+    message.payload.number = 0;
+    if (send(channel->inner, &message, VHOST_USER_HEADER_SIZE + sizeof(message.payload.number),
+             MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+        close_channel(gate, connection);
+}
+
+/* Nothing but the answers that were asked for, and that say yes. */
+static void take_answer(struct gate *gate, struct gate_connection *connection) {
+    const size_t size = VHOST_USER_HEADER_SIZE + sizeof(uint64_t);
+    struct channel *channel = &connection->channel;
+    struct gate_connection reader;
+    int error;
+
+    if (connection->device == NULL || channel->inner < 0)
+        return;
+    reader = (struct gate_connection){
+        .device = connection->device, .message = channel->answer, .done = channel->done};
+    error = receive(channel->outer, &reader, size);
+    channel->answer = reader.message;
+    channel->done = reader.done;
+    if (reader.descriptor_count > 0) {
+        drop_descriptors(&reader);
+        error = -EMSGSIZE;
+    }
+    if (error == -EAGAIN)
+        return;
+    if (error == -ECONNRESET && channel->unanswered == 0) {
+        /* It wants to hear no more. */
+        close_channel(gate, connection);
+        return;
+    }
+    if (error != 0 || channel->unanswered == 0) {
+        refuse_channel(gate, connection);
+        return;
+    }
+    if (channel->done < size)
+        return;
+    if (channel->answer.size != sizeof(uint64_t) || channel->answer.payload.number != 0) {
+        refuse_channel(gate, connection);
+        return;
+    }
+    channel->done = 0;
+    channel->unanswered--;
+    channel->asked_ms = now_ms();
+}
+
 static struct gate_connection *oldest_silent(const struct gate_device *device) {
     struct gate_connection *oldest = NULL;
 
@@ -503,6 +656,7 @@ static void admit(struct gate *gate, struct gate_device *device, int fd) {
     connection->device = device;
     connection->front = fd;
     connection->back = -1;
+    connection->channel.inner = -1;
     connection->front_source = (struct source){.kind = SOURCE_FRONT, .owner = connection};
     connection->next = device->connections;
     device->connections = connection;
@@ -572,6 +726,11 @@ static void check_connection(struct gate *gate, struct gate_connection *connecti
         refuse(gate, connection, REFUSAL_TRUNCATED);
         return;
     }
+    if (connection->channel.inner >= 0 && connection->channel.unanswered > 0 &&
+        now - connection->channel.asked_ms >= gate->patience_ms) {
+        refuse_channel(gate, connection);
+        return;
+    }
     /* A front end that listens itself may take its time. */
     if (connection->phase == RECEIVING && now - connection->since_ms >= gate->patience_ms &&
         (connection->done > 0 || (!connection->spoke && connection->device->entry.listener >= 0)))
@@ -587,7 +746,8 @@ static bool tick(struct gate *gate) {
         for (struct gate_connection *c = device->connections, *next; c != NULL; c = next) {
             next = c->next;
             check_connection(gate, c, now);
-            again = again || (c->device != NULL && c->phase == RECEIVING && (!c->spoke || c->done > 0));
+            again = again || (c->device != NULL && ((c->phase == RECEIVING && (!c->spoke || c->done > 0)) ||
+                                                    (c->channel.inner >= 0 && c->channel.unanswered > 0)));
         }
         if (device->entry.listener < 0) {
             connect_once(gate, device, now);
@@ -715,6 +875,12 @@ static void take_event(struct gate *gate, const struct epoll_event *event) {
         break;
     case SOURCE_BACK:
         take_back_event(gate, source->owner);
+        break;
+    case SOURCE_INNER:
+        take_question(gate, source->owner);
+        break;
+    case SOURCE_OUTER:
+        take_answer(gate, source->owner);
         break;
     }
 }

@@ -29,10 +29,10 @@ struct ring_addresses {
 #define RING_INDEX ((uint64_t)0xff)
 
 static const char *const names[REFUSAL_COUNT] = {
-    [REFUSAL_REQUEST] = "request",     [REFUSAL_FORM] = "form",     [REFUSAL_DESCRIPTORS] = "descriptors",
-    [REFUSAL_MEMORY] = "memory",       [REFUSAL_RING] = "ring",     [REFUSAL_BACK_END] = "back_end",
-    [REFUSAL_TRUNCATED] = "truncated", [REFUSAL_SECOND] = "second", [REFUSAL_CROWD] = "crowd",
-    [REFUSAL_SILENT] = "silent",
+    [REFUSAL_REQUEST] = "request",     [REFUSAL_FORM] = "form",       [REFUSAL_DESCRIPTORS] = "descriptors",
+    [REFUSAL_MEMORY] = "memory",       [REFUSAL_RING] = "ring",       [REFUSAL_BACK_END] = "back_end",
+    [REFUSAL_TRUNCATED] = "truncated", [REFUSAL_SECOND] = "second",   [REFUSAL_CROWD] = "crowd",
+    [REFUSAL_SILENT] = "silent",       [REFUSAL_CHANNEL] = "channel",
 };
 
 static const char *const texts[REFUSAL_COUNT] = {
@@ -48,6 +48,8 @@ static const char *const texts[REFUSAL_COUNT] = {
     [REFUSAL_SECOND] = "another front end has the device: disconnect the first one",
     [REFUSAL_CROWD] = "too many connections wait at this socket without a word",
     [REFUSAL_SILENT] = "it did not send a whole message in time",
+    [REFUSAL_CHANNEL] =
+        "it does not answer what the device asks of it; its host notifiers are off from now on",
 };
 
 const char *refusal_name(enum refusal refusal) {
@@ -86,6 +88,7 @@ static const struct rule rules[] = {
     [VHOST_USER_SET_VRING_ENABLE] = {.known = true, .size = 8},
     [VHOST_USER_SEND_RARP] = {true, 8, VHOST_USER_FEATURE_RARP + 1, 0},
     [VHOST_USER_NET_SET_MTU] = {true, 8, VHOST_USER_FEATURE_MTU + 1, 0},
+    [VHOST_USER_SET_BACKEND_REQ_FD] = {true, 0, VHOST_USER_FEATURE_BACKEND_REQ + 1, 1},
     [VHOST_USER_SET_STATUS] = {true, 8, VHOST_USER_FEATURE_STATUS + 1, 0},
     [VHOST_USER_GET_STATUS] = {true, 0, VHOST_USER_FEATURE_STATUS + 1, 0},
 };
@@ -231,6 +234,8 @@ enum refusal vhost_user_judge(const struct vhost_user_offer *offer, const struct
         return judge_addresses(offer, memory, message);
     case VHOST_USER_SET_LOG_BASE:
         return judge_log(message, &descriptors[0]);
+    case VHOST_USER_SET_BACKEND_REQ_FD:
+        return descriptors[0].kind == DESCRIPTOR_STREAM ? REFUSAL_NONE : REFUSAL_DESCRIPTORS;
     case VHOST_USER_SET_LOG_FD:
         return descriptors[0].kind == DESCRIPTOR_EVENT ? REFUSAL_NONE : REFUSAL_DESCRIPTORS;
     default:

@@ -100,6 +100,7 @@ enum refusal {
     REFUSAL_SECOND,
     REFUSAL_CROWD,
     REFUSAL_SILENT,
+    REFUSAL_CHANNEL,
     REFUSAL_COUNT
 };
 

@@ -69,7 +69,7 @@ def test_a_user_who_may_not(run_dir: Path) -> None:
         closed = _command("health", f"--address={agent.listen}", under=_NOBODY)
     assert closed.returncode == 5
     assert closed.stderr == (
-        f"vdpa-agent: no agent answers at {agent.listen}: permission denied: run as root, or have the agent started"
+        f"vdpa-agent: {agent.listen}: permission denied: run as root, or have the agent started"
         " with --listen-mode or --listen-group, and --allow-uid or --allow-gid\n"
     )
     with running(run_dir, "--example-data", "--listen-mode=0666") as agent:

@@ -241,7 +241,7 @@ def top(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Tell what is right and wrong on this node, and what mends it. Exits with 1 unless a VF could be served."""
+    """Show what is right and wrong on this node, and what fixes it. Exits with 1 unless a VF could be served."""
     _check_address(options)
     with _without_tls():
         from vdpa_agent.cli.doctor import doctor as diagnose  # noqa: PLC0415

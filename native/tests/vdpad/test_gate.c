@@ -43,10 +43,18 @@ struct fixture {
     atomic_uint attached;
     atomic_uint left;
     atomic_int memory_fd; /* the last one that was passed */
-    atomic_bool refuse;   /* acknowledgements say that it failed */
+    atomic_int channel_fd;
+    atomic_bool refuse; /* acknowledgements say that it failed */
     atomic_bool hang_up;
     atomic_bool hold; /* detach() does not come back */
 };
+
+static void keep(atomic_int *place, int fd) {
+    int old = atomic_exchange(place, fd);
+
+    if (old >= 0)
+        close(old);
+}
 
 static void *answer(void *context) {
     struct session *session = context;
@@ -60,7 +68,7 @@ static void *answer(void *context) {
             .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
         ssize_t got = recvmsg(session->fd, &head, 0);
 
-        if (got == 0 || atomic_load(&f->hang_up))
+        if (got <= 0 || atomic_load(&f->hang_up))
             break;
         /* What arrives is whole: nothing has to be waited for. */
         assert_int_equal(got, VHOST_USER_HEADER_SIZE);
@@ -74,7 +82,9 @@ static void *answer(void *context) {
             memcpy(fds, CMSG_DATA(c), count * sizeof(int));
             for (size_t i = 0; i < count; i++) {
                 if (message.request == VHOST_USER_SET_MEM_TABLE && i == 0)
-                    atomic_store(&f->memory_fd, fds[i]);
+                    keep(&f->memory_fd, fds[i]);
+                else if (message.request == VHOST_USER_SET_BACKEND_REQ_FD)
+                    atomic_store(&f->channel_fd, fds[i]);
                 else
                     close(fds[i]);
             }
@@ -85,8 +95,9 @@ static void *answer(void *context) {
             vhost_user_is_answered(message.request) ? FEATURES | 0xff : atomic_load(&f->refuse);
         message.flags = VHOST_USER_VERSION | VHOST_USER_REPLY;
         message.size = 8;
-        assert_int_equal(send(session->fd, &message, VHOST_USER_HEADER_SIZE + 8, MSG_NOSIGNAL),
-                         VHOST_USER_HEADER_SIZE + 8);
+        /* detach() may have come in the meantime. */
+        if (send(session->fd, &message, VHOST_USER_HEADER_SIZE + 8, MSG_NOSIGNAL) < 0)
+            break;
     }
     close(session->fd);
     return NULL;
@@ -137,9 +148,9 @@ static void path_of(const struct fixture *f, const char *address, char *path) {
     snprintf(path, SOCKET_PATH_SIZE, "%s/%s", f->directory, address);
 }
 
-static void add(struct fixture *f, const char *address) {
+static void add_with(struct fixture *f, const char *address, uint64_t protocol_features) {
     const struct socket_access access = {.mode = 0600, .owner = (uid_t)-1, .group = (gid_t)-1};
-    struct gate_entry entry = {.offer = {.protocol_features = 1 | 1 << 3, .rings = 4}};
+    struct gate_entry entry = {.offer = {.protocol_features = protocol_features, .rings = 4}};
     char reason[256];
 
     snprintf(entry.address, sizeof(entry.address), "%s", address);
@@ -148,6 +159,10 @@ static void add(struct fixture *f, const char *address) {
     assert_true(entry.listener >= 0);
     assert_int_equal(links_add(&f->links, address), 0);
     assert_int_equal(gate_add(&f->gate, &entry), 0);
+}
+
+static void add(struct fixture *f, const char *address) {
+    add_with(f, address, 1 | 1 << 3);
 }
 
 static int start(void **state) {
@@ -416,6 +431,33 @@ static void test_refuses(void **state) {
     close(pipes[0]);
     close(pipes[1]);
     assert_served(f, FIRST);
+}
+
+/* Each of the three addresses: outside of what is shared, over its end, not aligned. */
+static void test_refuses_ring_addresses(void **state) {
+    static const uint64_t wrong[][3] = {
+        {0x20000000, 0x10002000, 0x10001000}, {0x10000000, 0x20000000, 0x10001000},
+        {0x10000000, 0x10002000, 0x20000000}, {0x100ffff8, 0x10002000, 0x10001000},
+        {0x10000000, 0x100ffffe, 0x10001000}, {0x10000000, 0x10002000, 0x100ffffe},
+        {0x10000008, 0x10002000, 0x10001000}, {0x10000000, 0x10002002, 0x10001000},
+        {0x10000000, 0x10002000, 0x10001001}, {UINT64_C(0xfffffffffffffff0), 0x10002000, 0x10001000},
+    };
+    struct vhost_user_memory table = one_region();
+    struct fixture *f = *state;
+    int file = memory();
+
+    for (size_t i = 0; i < COUNT(wrong); i++) {
+        const uint64_t addresses[] = {1, wrong[i][0], wrong[i][1], wrong[i][2], 0};
+        int fd = front(f, FIRST);
+
+        assert_int_equal(ask(fd, VHOST_USER_SET_MEM_TABLE, &table, TABLE_SIZE(1), &file, 1), 0);
+        say(fd, VHOST_USER_SET_VRING_ADDR, VHOST_USER_VERSION, addresses, 40, NULL, 0);
+        assert_ended(fd);
+        if (refusals(f, FIRST, REFUSAL_RING) != i + 1)
+            fail_msg("case %zu is not refused", i);
+    }
+    assert_int_equal(atomic_load(&f->seen[VHOST_USER_SET_VRING_ADDR]), 0);
+    close(file);
 }
 
 /* In pieces of a byte, as a stream may bring it. */
@@ -703,6 +745,96 @@ static void test_truncated_memory(void **state) {
     assert_int_equal(munmap((void *)(uintptr_t)mapped, MEMORY_SIZE), 0);
 }
 
+#define THIRD "0000:82:00.4"
+#define CHANNEL UINT64_C(0xc20)
+
+/* DPDK asks, with a descriptor: it has its answer at once, whenever the front end gives its own. */
+static void ask_back(struct fixture *f, int outer) {
+    int event = eventfd(0, EFD_CLOEXEC);
+    char control[CMSG_SPACE(sizeof(int))] __attribute__((aligned(8)));
+    struct vhost_user_message message;
+    struct iovec part = {.iov_base = &message, .iov_len = sizeof(message)};
+    struct msghdr head = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+    struct cmsghdr *rights;
+    int got = -1;
+
+    say(atomic_load(&f->channel_fd), 3, VHOST_USER_VERSION | VHOST_USER_NEED_REPLY, &(uint64_t){7}, 8, &event,
+        1);
+    assert_int_equal(answer_to(atomic_load(&f->channel_fd)), 0);
+    assert_int_equal(recvmsg(outer, &head, 0), VHOST_USER_HEADER_SIZE + 8);
+    assert_int_equal(message.request, 3);
+    assert_int_equal(message.payload.number, 7);
+    rights = CMSG_FIRSTHDR(&head);
+    if (rights != NULL)
+        memcpy(&got, CMSG_DATA(rights), sizeof(got));
+    assert_int_equal(eventfd_write(got, 5), 0);
+    assert_int_equal(eventfd_read(event, &(eventfd_t){0}), 0);
+    close(got);
+    close(event);
+}
+
+static int open_channel(struct fixture *f, int *outer) {
+    int fd = front(f, THIRD);
+    int ends[2];
+
+    assert_int_equal(ask(fd, VHOST_USER_GET_PROTOCOL_FEATURES, NULL, 0, NULL, 0) & CHANNEL, 0x20);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+    assert_int_equal(ask(fd, VHOST_USER_SET_BACKEND_REQ_FD, NULL, 0, &ends[1], 1), 0);
+    close(ends[1]);
+    *outer = ends[0];
+    return fd;
+}
+
+static void channel_ends(void **state, const uint64_t *answer) {
+    struct fixture *f = *state;
+    int outer;
+    int fd;
+
+    add_with(f, THIRD, 1 | CHANNEL);
+    fd = open_channel(f, &outer);
+    for (int i = 0; i < 3; i++) {
+        ask_back(f, outer);
+        say(outer, 3, VHOST_USER_VERSION | VHOST_USER_REPLY, &(uint64_t){0}, 8, NULL, 0);
+    }
+    f->gate.patience_ms = answer == NULL ? 20 : GATE_PATIENCE_MS;
+    ask_back(f, outer);
+    if (answer != NULL)
+        say(outer, 3, VHOST_USER_VERSION | VHOST_USER_REPLY, answer, 8, NULL, 0);
+    assert_ended(fd);
+    assert_int_equal(refusals(f, THIRD, REFUSAL_CHANNEL), 1);
+    close(outer);
+    close(atomic_load(&f->channel_fd));
+    /* It is not offered again. */
+    f->gate.patience_ms = GATE_PATIENCE_MS;
+    fd = front(f, THIRD);
+    assert_int_equal(ask(fd, VHOST_USER_GET_PROTOCOL_FEATURES, NULL, 0, NULL, 0) & CHANNEL, 0);
+    close(fd);
+}
+
+static void test_channel_with_a_no(void **state) {
+    channel_ends(state, &(uint64_t){1});
+}
+
+static void test_channel_without_an_answer(void **state) {
+    channel_ends(state, NULL);
+}
+
+/* One that is full, and one that says what nobody asked. */
+static void test_channel_abused(void **state) {
+    struct fixture *f = *state;
+    int outer;
+    int fd;
+
+    add_with(f, THIRD, 1 | CHANNEL);
+    fd = open_channel(f, &outer);
+    say(outer, 3, VHOST_USER_VERSION | VHOST_USER_REPLY, &(uint64_t){0}, 8, NULL, 0);
+    assert_ended(fd);
+    close(outer);
+    close(atomic_load(&f->channel_fd));
+    assert_served(f, SECOND);
+}
+
 /* Memory that no front end shares is no excuse: the process ends, and says of what. */
 static void test_other_faults_are_fatal(void **state) {
     char text[256] = "";
@@ -735,6 +867,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_passes_what_is_offered, start, stop),
         cmocka_unit_test_setup_teardown(test_refuses, start, stop),
+        cmocka_unit_test_setup_teardown(test_refuses_ring_addresses, start, stop),
         cmocka_unit_test_setup_teardown(test_pieces, start, stop),
         cmocka_unit_test_setup_teardown(test_half_a_message, start, stop),
         cmocka_unit_test_setup_teardown(test_patience, start, stop),
@@ -747,6 +880,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_removal, start, stop),
         cmocka_unit_test_setup_teardown(test_removal_that_hangs, start, stop),
         cmocka_unit_test_setup_teardown(test_truncated_memory, start, stop),
+        cmocka_unit_test_setup_teardown(test_channel_with_a_no, start, stop),
+        cmocka_unit_test_setup_teardown(test_channel_without_an_answer, start, stop),
+        cmocka_unit_test_setup_teardown(test_channel_abused, start, stop),
         cmocka_unit_test_setup_teardown(test_other_faults_are_fatal, start, stop),
     };
 
