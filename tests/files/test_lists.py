@@ -205,16 +205,19 @@ async def test_only_what_counts_is_kept_and_a_kept_list_that_is_gone_comes_again
     lists = _lists(run_dir)
     async with _followed(lists):
         await _appears(kept)
-        path.write_text("")
-        await _becomes(lists.devices, lambda loaded: "emptied" in loaded.problem)
+        path.write_text("0000:83:00.0\n")
+        await _becomes(lists.devices, lambda loaded: "lost" in loaded.problem)
         path.write_text("garbage")
-        await _becomes(lists.devices, lambda loaded: loaded.refused)
+        loaded = await _becomes(lists.devices, lambda loaded: loaded.refused)
+        assert loaded.value == (*DEVICES, "0000:83:00.0")
         assert kept.read_text() == _written(DEVICES)
-        write_atomically(path, _written(DEVICES))
-        await _becomes(lists.devices, lambda loaded: not loaded.problem)
+        write_atomically(path, _written((*DEVICES, "0000:83:00.1")))
+        async with asyncio.timeout(20):
+            while kept.read_text() != path.read_text():
+                await asyncio.sleep(0.01)
         kept.unlink()
         await _appears(kept)
-    assert kept.read_text() == _written(DEVICES)
+    assert kept.read_text() == path.read_text()
 
 
 async def test_a_fifo_or_a_directory_in_a_files_place_does_not_stop_the_loop(run_dir: Path) -> None:

@@ -108,12 +108,12 @@ class Lists:
                         reader.changed.set()
 
     async def _keep(self) -> None:
-        """Has the kept list on disk be the device list that counts."""
+        """Has the kept list on disk be the last good device list."""
         while True:
             await self._fall_back()
             loaded = self.devices.value
-            if loaded.value is not None and not loaded.problem:
-                await self._kept.keep(loaded.value)
+            if (good := self._device_list.good) is not None:
+                await self._kept.keep(good)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_KEEP_S):
                     await self.devices.wait_for(partial(ne, loaded))
