@@ -30,8 +30,11 @@ static int collect_mapping(const struct devices *devices, struct mapping *mappin
 bool daemon_write_mapping(struct daemon *daemon) {
     char problem[sizeof(daemon->mapping_problem)] = "out of memory";
     struct mapping mapping;
-    int error = collect_mapping(&daemon->devices, &mapping);
+    int error;
 
+    if (daemon->options->socket_list == NULL)
+        return true;
+    error = collect_mapping(&daemon->devices, &mapping);
     if (error == 0)
         error = mapping_file_replace(&daemon->mapping_file, &mapping, problem, sizeof(problem));
     mapping_free(&mapping);

@@ -88,7 +88,7 @@ static int serve(const struct options *options, const struct log *log) {
     struct eal_settings eal_settings = {.simulate = options->simulate, .cpu = options->cpu};
     struct failure failure;
     struct eal eal;
-    int error;
+    int error = 0;
 
     /* One name for all: it stays empty, and a process that is killed on its way leaves it only once. */
     eal_settings.file_prefix = options->file_prefix == NULL ? "vdpad" : options->file_prefix;
@@ -96,7 +96,8 @@ static int serve(const struct options *options, const struct log *log) {
         options->memory == MEMORY_HUGEPAGES || (options->memory == MEMORY_AUTO && has_free_hugepages());
     daemon.hugepages = eal_settings.hugepages;
     control_init(&daemon.control, options->control_fd, daemon_methods, &daemon);
-    error = mapping_file_init(&daemon.mapping_file, options->socket_list);
+    if (options->socket_list != NULL)
+        error = mapping_file_init(&daemon.mapping_file, options->socket_list);
     if (error != 0) {
         log_line(log, LEVEL_ERROR, "--socket-list '%s' is too long", options->socket_list);
         return error;

@@ -23,6 +23,7 @@ enum option_number {
     OPTION_CONTROL_FD = 256,
     OPTION_SOCKET_DIR,
     OPTION_SOCKET_LIST,
+    OPTION_NO_SOCKET_LIST,
     OPTION_SOCKET_MODE,
     OPTION_SOCKET_OWNER,
     OPTION_SOCKET_GROUP,
@@ -40,6 +41,7 @@ static const struct option long_options[] = {
     {"control-fd", required_argument, NULL, OPTION_CONTROL_FD},
     {"socket-dir", required_argument, NULL, OPTION_SOCKET_DIR},
     {"socket-list", required_argument, NULL, OPTION_SOCKET_LIST},
+    {"no-socket-list", no_argument, NULL, OPTION_NO_SOCKET_LIST},
     {"socket-mode", required_argument, NULL, OPTION_SOCKET_MODE},
     {"socket-owner", required_argument, NULL, OPTION_SOCKET_OWNER},
     {"socket-group", required_argument, NULL, OPTION_SOCKET_GROUP},
@@ -65,6 +67,7 @@ void options_print_help(FILE *stream) {
         "of\n"
         "                          the arguments (default /var/run/vdpa/vhost)\n"
         "  --socket-list PATH      mapping file (default /var/run/vdpa/socketList.dat)\n"
+        "  --no-socket-list        write no mapping file: the control end does\n"
         "  --socket-mode OCTAL     mode of each socket (default 0660)\n"
         "  --socket-owner USER     owner of each socket, a name or a number (default: unchanged)\n"
         "  --socket-group GROUP    group of each socket, a name or a number (default: unchanged)\n"
@@ -238,6 +241,9 @@ static enum options_verdict parse_one(int option, const char *value, struct opti
         if (value[0] == '\0')
             return wrong(problem, "--socket-list is empty: give a path");
         options->socket_list = value;
+        return OPTIONS_RUN;
+    case OPTION_NO_SOCKET_LIST:
+        options->socket_list = NULL;
         return OPTIONS_RUN;
     case OPTION_SOCKET_MODE:
         return parse_mode(value, options, problem);

@@ -13,7 +13,7 @@ enum memory_mode { MEMORY_AUTO, MEMORY_HUGEPAGES, MEMORY_NONE };
 struct options {
     int control_fd; /* -1: run by hand, `devices` as arguments */
     const char *socket_dir;
-    const char *socket_list;
+    const char *socket_list; /* NULL: no mapping file is written */
     mode_t socket_mode;
     uid_t socket_owner; /* (uid_t)-1: unchanged */
     gid_t socket_group; /* (gid_t)-1: unchanged */
