@@ -14,9 +14,9 @@ import structlog
 
 from vdpa_agent import __version__
 from vdpa_agent.config import AgentConfig, DaemonMode, HostPort, settings_in_force
+from vdpa_agent.daemon.assembly import supervision_of
 from vdpa_agent.daemon.reaper import Reaper, reaping
 from vdpa_agent.daemon.roles import Roles
-from vdpa_agent.daemon.supervisor import Supervisor
 from vdpa_agent.errors import unwrapped
 from vdpa_agent.files.lists import Lists
 from vdpa_agent.files.mapping_file import MappingFile
@@ -93,6 +93,7 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
             wanted=Latest(Loaded()),
             mapping=Latest(Loaded(example_mapping())),
             daemon=Latest(DaemonStatus()),
+            daemons=Latest(MappingProxyType({})),
             devices=Latest(MappingProxyType({})),
             standing=standing,
         )
@@ -125,14 +126,16 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
     )
     names = NamesFile(config.files.socket_list)
     roles = Roles(config.daemon, wanted=lists.devices, mapping=lists.mapping, names=names)
-    supervisor = Supervisor(
+    mapping_file = MappingFile(config.files, takes_requests=takes_requests)
+    supervisor, daemons = supervision_of(
         config.daemon,
         socket_list=config.files.socket_list,
         role=roles.role,
         wanted=lists.devices,
         mapping=lists.mapping,
         names=names,
-        retire_mapping=MappingFile(config.files, takes_requests=takes_requests).retire,
+        retire_mapping=mapping_file.retire,
+        write_mapping=mapping_file.write,
         reaper=reaper,
         steps=steps,
     )
@@ -143,6 +146,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             wanted=lists.devices,
             mapping=lists.mapping,
             daemon=supervisor.status,
+            daemons=daemons,
             devices=supervisor.devices,
             standing=standing,
         ),

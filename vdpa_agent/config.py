@@ -39,6 +39,15 @@ class DaemonMode(StrEnum):
     """This agent, by the program of --daemon-command."""
 
 
+class Isolation(StrEnum):
+    """How many daemons serve the devices."""
+
+    SHARED = "shared"
+    """One for all of them."""
+    DEVICE = "device"
+    """One for each of them."""
+
+
 class VhostMode(StrEnum):
     """Which end of vhost-user opens the socket, from the daemon's point of view."""
 
@@ -96,6 +105,7 @@ class DaemonConfig:
         mode: who owns the sockets.
         program: vdpad, a path or a name to be found on the PATH.
         command: the command line of another program in its place, as for a shell; empty: vdpad.
+        isolation: whether vdpad serves all devices, or there is one for each.
         simulate: every device becomes a software device.
         devargs: the DPDK device arguments of some devices, in place of those that their vendor calls for.
         sysfs: where sysfs is mounted.
@@ -116,6 +126,7 @@ class DaemonConfig:
     mode: DaemonMode = DaemonMode.AUTO
     program: str = "vdpad"
     command: str = ""
+    isolation: Isolation = Isolation.SHARED
     simulate: bool = False
     devargs: Mapping[PciAddress, str] = field(default_factory=lambda: MappingProxyType({}))
     sysfs: Path = Path("/sys")
@@ -146,6 +157,9 @@ class DaemonConfig:
             message = f"--daemon {self.mode} and --daemon-command {self.command!r} contradict each other, drop one"
             raise ConfigError(message)
         if self.command:
+            if self.isolation is Isolation.DEVICE:
+                message = "--isolation device is a way to run vdpad, drop it or --daemon-command"
+                raise ConfigError(message)
             self._check_command()
 
     def _check_command(self) -> None:
@@ -310,6 +324,7 @@ def settings_in_force(config: AgentConfig) -> dict[str, str]:
         "daemon": daemon.mode,
         "vdpad": daemon.program,
         "daemon-command": daemon.command,
+        "isolation": daemon.isolation,
         "devargs": " ".join(f"{address}={arguments}" for address, arguments in daemon.devargs.items()),
         "sysfs": daemon.sysfs,
         "simulate": str(daemon.simulate).lower(),

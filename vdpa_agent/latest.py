@@ -13,8 +13,15 @@ class Latest(Generic[T]):
     A slow reader sees the newest value, never a queue of old ones, so it cannot grow memory.
     """
 
-    def __init__(self, value: T) -> None:
+    def __init__(self, value: T, changed: Callable[[], None] | None = None) -> None:
+        """Holds a first value.
+
+        Args:
+            value: the first value.
+            changed: called in `set`, right after each change: for a whole that must never lag behind its parts.
+        """
         self._value = value
+        self._tell = changed
         self._changed = asyncio.Event()
 
     @property
@@ -29,6 +36,8 @@ class Latest(Generic[T]):
         self._value = value
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+        if self._tell is not None:
+            self._tell()
 
     async def changes(self) -> AsyncIterator[T]:
         """Yields the value as it is now, then the newest one after each change. Never ends by itself."""

@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
             mode=_daemon_mode(options),
             program=options.vdpad,
             command=options.daemon_command,
+            isolation=options.isolation,
             simulate=options.simulate,
             devargs=dict(options.devargs),
             sysfs=options.sysfs,

@@ -246,6 +246,7 @@ def _add_run(parser: _Parser) -> None:
         DEFAULT_SOCKET_DIRECTORY,
         DEFAULT_SOCKET_LIST,
         DaemonMode,
+        Isolation,
         LogFormat,
         LogLevel,
         Memory,
@@ -312,6 +313,14 @@ def _add_run(parser: _Parser) -> None:
         metavar="COMMAND",
         help_text="another program that writes the mapping, in place of vdpad; it is started again when the list"
         " changes; {devices}, {socket_dir} and {socket_list} are substituted",
+    )
+    option(
+        "--isolation",
+        kind=Isolation,
+        default=Isolation.SHARED,
+        metavar="shared|device",
+        help_text="whether one vdpad serves all VFs (shared), or each VF has its own, whose death is that VF's alone"
+        " (device)",
     )
     parser.flag("--simulate", "make every listed address a software device, no hardware needed")
     parser.flag("--example-data", "serve 16 example VFs, no file and no daemon needed")

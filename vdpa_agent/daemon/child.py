@@ -82,13 +82,14 @@ class Child:
             os.killpg(self.pid, number)
 
 
-def spawn(argv: Sequence[str], *, output: int, control: int) -> Child:
+def spawn(argv: Sequence[str], *, output: int, control: int, cpus: frozenset[int] | None = None) -> Child:
     """Starts a program in a session of its own.
 
     Args:
         argv: the program, a path or a name on the PATH, and its arguments.
         output: a descriptor that takes its standard output and error.
         control: a descriptor that it inherits under the same number.
+        cpus: those that it is to run on; None: those of this process.
 
     Raises:
         DaemonUnusable: there is no such program, or it cannot be executed.
@@ -97,7 +98,7 @@ def spawn(argv: Sequence[str], *, output: int, control: int) -> Child:
     program = find_program(argv[0])
     mark = os.getpid() << _MARK_BITS | time.monotonic_ns() // 1000 % (1 << _MARK_BITS)
     try:
-        with _marking(mark):
+        with _marking(mark), _pinned(cpus):
             process = subprocess.Popen(
                 argv,
                 executable=program,
@@ -153,6 +154,22 @@ def _marking(mark: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(RLIMIT_LOCKS, (soft, hard))
+
+
+@contextmanager
+def _pinned(cpus: frozenset[int] | None) -> Iterator[None]:
+    """Has processes that start meanwhile run on these CPUs, from their first instruction on; where that may be."""
+    before = os.sched_getaffinity(0)
+    if cpus is None:
+        yield
+        return
+    with suppress(OSError):
+        os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setaffinity(0, before)
 
 
 def describe_exit(code: int, *, core_dumped: bool = False) -> str:

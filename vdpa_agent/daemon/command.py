@@ -37,6 +37,7 @@ class Command:
     """A program that gets its devices as arguments, knows nothing of a control channel, and writes the mapping."""
 
     can_be_asked = False
+    cpus = None
 
     def __init__(
         self,

@@ -7,64 +7,37 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from vdpa_agent.config import DaemonConfig, VhostMode
 from vdpa_agent.daemon.answers import parse_facts
 from vdpa_agent.daemon.control import Control
+from vdpa_agent.daemon.directory import SocketDirectory
 from vdpa_agent.daemon.messages import ErrorCode
+from vdpa_agent.daemon.names import Names
 from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import SERVED, Device, DeviceState
-from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.loaded import Loaded
-from vdpa_agent.model.mapping import Mapping as SocketMapping
-from vdpa_agent.model.naming import SocketNaming, assign_names
 from vdpa_agent.model.pci import DeviceList, PciAddress, shown
 from vdpa_agent.model.plan import Record, Step, next_look_s, next_step
 from vdpa_agent.model.preflight import assess, devargs_of, takes_hugepages
-from vdpa_agent.node.sockets import dead_sockets, make_directory
 from vdpa_agent.node.sysfs import read_facts, read_hugepages, read_numa
-from vdpa_agent.node.worker import Stuck, Worker
+from vdpa_agent.node.worker import Stuck
 
 _GATHER_S: Final = 0.01
 """How long devices that become ready one after the other are gathered before they are published together."""
 
-_DISK_S: Final = 2.0
-"""How long the file system of the sockets may take to answer."""
+_WRITE_S: Final = 5.0
+"""How long the daemon may take to write the mapping; one that does not answer at all is found by its ping."""
 
 _LOGGED_CHANGES: Final = 6
 """How many comings and goings of a device's front ends are logged one by one, between two quiet looks."""
 
 log = structlog.get_logger(__name__)
-
-
-class KeptNames(Protocol):
-    """The socket names of earlier agents, as they were kept."""
-
-    @property
-    def names(self) -> Mapping[PciAddress, str]:
-        """By address, in the order in which they were written."""
-
-    @property
-    def this_boot(self) -> bool:
-        """Whether they were written since the node booted: then a pod may still have been given them."""
-
-
-class NameStore(Protocol):
-    """Keeps socket names over restarts of the agent."""
-
-    async def read(self) -> KeptNames:
-        """The names as last written."""
-
-    async def write(self, names: Mapping[PciAddress, str]) -> bool:
-        """Keeps these names from now on; False: not now, and they should be written again."""
-
-    async def is_current(self, names: Mapping[PciAddress, str]) -> bool:
-        """Whether these names are what is kept."""
 
 
 class Devices:
@@ -79,35 +52,33 @@ class Devices:
         config: DaemonConfig,
         *,
         wanted: Latest[Loaded[DeviceList]],
-        mapping: Latest[Loaded[SocketMapping]],
-        names: NameStore,
-        steps: DestructiveSteps,
+        names: Names,
+        directory: SocketDirectory,
+        repair: MappingRepair | None,
         spread: Callable[[], float],
+        changed: Callable[[], None] | None = None,
     ) -> None:
         """Asks for nothing yet.
 
         Args:
             config: where sockets are and how they are named.
             wanted: what the list says.
-            mapping: what the mapping file says, which is compared with what the daemon acknowledged.
-            names: keeps the socket names.
-            steps: where destructive steps are counted.
+            names: gives the socket names.
+            directory: that of the sockets.
+            repair: compares the mapping file with what the daemon acknowledged; None: another one writes that file.
             spread: where in its jitter a backoff is, -1 to 1.
+            changed: called right after each change of `published`.
         """
-        self.published: Latest[Mapping[PciAddress, Device]] = Latest(MappingProxyType({}))
+        self.published: Latest[Mapping[PciAddress, Device]] = Latest(MappingProxyType({}), changed)
         self._config = config
         self._wanted = wanted
-        self._store = names
-        self._steps = steps
+        self._names = names
+        self._directory = directory
+        self._repair = repair
         self._spread = spread
-        self._names: dict[PciAddress, str] | None = None
-        self._named_for: DeviceList = ()
-        self._names_kept = True
         self._records: dict[PciAddress, Record] = {}
         self._doubts: dict[PciAddress, tuple[str, ...]] = {}
         self._changes: dict[PciAddress, int] = {}
-        self._worker = Worker("sockets")
-        self._repair = MappingRepair(mapping, steps)
         self._wake = asyncio.Event()
         self._look_is_due = False
         self._publishing: asyncio.TimerHandle | None = None
@@ -120,7 +91,8 @@ class Devices:
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._wake_on_change(), name="list")
-            tasks.create_task(self._repair.wake_on_change(self._wake), name="mapping")
+            if self._repair is not None:
+                tasks.create_task(self._repair.wake_on_change(self._wake), name="mapping")
             while True:
                 self._wake.clear()
                 await self._reconcile(control)
@@ -128,8 +100,8 @@ class Devices:
                     self._look_is_due = False
                     await self._look()
                 self._publish()
-                mapped = {address: record.device.socket for address, record in self._records.items() if record.added}
-                await self._repair.step(control, mapped)
+                if self._repair is not None:
+                    await self._repair.step(partial(_write_mapping, control), self._added())
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._pause_s()):
                         await self._wake.wait()
@@ -143,7 +115,8 @@ class Devices:
         """The daemon is gone: every device of the list is wanted again, for the given reason."""
         wanted = frozenset(self._wanted.value.value or ())
         self._records = {address: record.lost(reason) for address, record in self._records.items() if address in wanted}
-        self._repair.forget()
+        if self._repair is not None:
+            self._repair.forget()
         self._publish()
 
     def front_end(self, address: str, *, connected: bool) -> None:
@@ -204,7 +177,7 @@ class Devices:
             return
         request = {"device": address, "devargs": devargs, "socket": record.device.socket}
         try:
-            await self._worker.run(partial(make_directory, self._config.socket_dir), timeout_s=_DISK_S)
+            await self._directory.make()
             answer = await control.call("device.add", request, timeout_s=None)
         except RequestRefused as error:
             self._refused(address, str(error), "device_failed")
@@ -223,7 +196,7 @@ class Devices:
             reason = f"the daemon serves {shown(str(given))} instead of {record.device.socket}"
             self._refused(address, reason, "device_failed")
             return
-        self._repair.note_answer(answer)
+        self._note_mapping(answer)
         self._records[address] = self._records[address].served(parse_facts(answer))
         self._publish_soon()
         log.info("device_ready", device=address, socket=record.device.socket)
@@ -252,7 +225,7 @@ class Devices:
                 self._refused(address, str(error), "device_not_removed")
                 return False
         else:
-            self._repair.note_answer(answer)
+            self._note_mapping(answer)
         self._records[address] = self._records[address].given_up()
         return True
 
@@ -276,13 +249,11 @@ class Devices:
                 if record.device.state in SERVED
             }
             with suppress(Stuck):
-                dead = await self._worker.run(lambda: dead_sockets(sockets.values()), timeout_s=_DISK_S)
+                dead = await self._directory.dead(tuple(sockets.values()))
                 for address, socket in sockets.items():
                     if socket in dead and address in self._records:
                         self._refused(address, dead[socket], "device_failed")
-        if self._names is not None and self._config.socket_naming is SocketNaming.INDEX:
-            self._names_kept = self._names_kept and await self._store.is_current(self._names)
-            await self._keep_names()
+        await self._names.look()
         self._log_busy_front_ends()
 
     def _refused(self, address: PciAddress, reason: str, event: str) -> None:
@@ -295,35 +266,26 @@ class Devices:
     def _pause_s(self) -> float | None:
         """How long nothing needs to be done without an event, in seconds; None: for ever."""
         looks = [next_look_s(record) for record in self._records.values()]
-        times = [time_s for time_s in (*looks, self._repair.due_s) if time_s is not None]
+        repair_s = None if self._repair is None else self._repair.due_s
+        times = [time_s for time_s in (*looks, repair_s) if time_s is not None]
         return max(0.0, min(times) - self._now_s()) if times else None
 
     async def _name(self, wanted: DeviceList) -> None:
         """Gives each device of the list its socket name, and a record."""
-        if self._names is None:
-            kept = await self._store.read() if self._config.socket_naming is SocketNaming.INDEX else None
-            names = {} if kept is None else dict(kept.names)
-            # After a boot of the node no pod has a path of before: only the devices of the list keep theirs.
-            present = frozenset(wanted)
-            fresh = kept is None or kept.this_boot
-            self._names = {address: name for address, name in names.items() if fresh or address in present}
-        if wanted is not self._named_for:
-            self._named_for = wanted
-            names, taken_over = assign_names(self._config.socket_naming, self._names, wanted)
-            for address in taken_over:
-                self._steps[Destructive.DEVICE_RENUMBERED] += 1
-                log.warning("device_number_reused", device=address, socket=self._names[address])
-            if names != self._names:
-                self._names, self._names_kept = names, self._config.socket_naming is not SocketNaming.INDEX
-        await self._keep_names()
+        names = await self._names.give()
         for address in wanted:
-            if address not in self._records:
-                socket = str(self._config.socket_dir / self._names[address])
+            # Without a name it has left the whole list meanwhile.
+            if address not in self._records and address in names:
+                socket = str(self._config.socket_dir / names[address])
                 self._records[address] = Record(Device(address, socket, DeviceState.WANTED))
 
-    async def _keep_names(self) -> None:
-        if not self._names_kept and self._names is not None:
-            self._names_kept = await self._store.write(self._names)
+    def _added(self) -> dict[PciAddress, str]:
+        """The devices that the daemon has, each with its socket."""
+        return {address: record.device.socket for address, record in self._records.items() if record.added}
+
+    def _note_mapping(self, answer: object) -> None:
+        if self._repair is not None:
+            self._repair.note(written=_mapping_written(answer))
 
     def _publish_soon(self) -> None:
         """Publishes what became better; others that become ready meanwhile go out with it."""
@@ -354,3 +316,12 @@ class Devices:
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+async def _write_mapping(control: Control) -> bool:
+    return _mapping_written(await control.call("mapping.write", timeout_s=_WRITE_S))
+
+
+def _mapping_written(answer: object) -> bool:
+    """Whether the daemon could write the mapping file, as its answer says."""
+    return not (isinstance(answer, dict) and answer.get("mapping_written") is False)

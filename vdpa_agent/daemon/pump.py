@@ -100,15 +100,17 @@ class LogPump(asyncio.Protocol):
         dropped: where it counts what it drops.
     """
 
-    def __init__(self, dropped: Dropped, source: str) -> None:
+    def __init__(self, dropped: Dropped, source: str, device: str = "") -> None:
         """Reads nothing yet.
 
         Args:
             dropped: where to count what is dropped.
             source: the program's name, which each event carries.
+            device: the only device of the program, likewise; empty: it has several.
         """
         self.dropped = dropped
         self._source = source
+        self._about = {"device": device} if device else {}
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.BaseTransport | None = None
         self._lost = asyncio.Event()
@@ -217,7 +219,7 @@ class LogPump(asyncio.Protocol):
         if match := _LEVEL.match(text):
             level = match[1]
             text = text[match.end() :]
-        fields = {"device": device[0]} if (device := _DEVICE.search(text)) else {}
+        fields = {"device": device[0]} if (device := _DEVICE.search(text)) else self._about
         if self._is_repeated(level, text, fields):
             return _REPEATED_COST
         log.log(_LEVELS[level], "daemon_output", source=self._source, line=text, **fields)
@@ -262,6 +264,7 @@ class LogPump(asyncio.Protocol):
             log.warning(
                 "daemon_output_dropped",
                 source=self._source,
+                **self._about,
                 lines=self.dropped.lines - reported.lines,
                 bytes=self.dropped.size_bytes - reported.size_bytes,
             )

@@ -1,12 +1,11 @@
 """MappingRepair: has the mapping file written again when it does not say what the daemon acknowledged."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
 
 import structlog
 
-from vdpa_agent.daemon.control import Control
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.backoff import Backoff
 from vdpa_agent.model.destructive import Destructive, DestructiveSteps
@@ -19,9 +18,6 @@ _SETTLE_S: Final = 0.5
 
 _RETRY: Final = Backoff(first_s=1.0, cap_s=30.0)
 """When it is written again that was not, or that another process changes again and again."""
-
-_WRITE_S: Final = 5.0
-"""How long the daemon may take to write it; one that does not answer at all is found by its ping."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,25 +48,21 @@ class MappingRepair:
         self._tries = 0
         self._unwritten = False
 
-    def note_answer(self, answer: Any) -> None:
-        """Takes from an answer of the daemon whether it could write the file."""
-        if isinstance(answer, dict) and answer.get("mapping_written") is False:
-            self._unwritten = True
+    def note(self, *, written: bool) -> None:
+        """Takes whether the file could be written with the newest change."""
+        self._unwritten = self._unwritten or not written
 
     async def wake_on_change(self, wake: asyncio.Event) -> None:
         """Sets an event after each change of the file, until cancelled."""
         async for _ in self._mapping.changes():
             wake.set()
 
-    async def step(self, control: Control, expected: Mapping[PciAddress, str]) -> None:
+    async def step(self, write: Callable[[], Awaitable[bool]], expected: Mapping[PciAddress, str]) -> None:
         """Has the file written again if it has differed for long enough.
 
         Args:
-            control: the daemon that writes it.
+            write: has it written; returns whether it could be, and may raise.
             expected: the devices that the daemon has, each with its socket.
-
-        Raises:
-            DaemonLost: the control channel failed.
         """
         loaded = self._mapping.value
         difference = _difference(loaded, expected)
@@ -85,18 +77,17 @@ class MappingRepair:
             return
         self._tries += 1
         self.due_s = now_s + _RETRY.delay_s(self._tries, 0.0)
-        answer = await control.call("mapping.write", timeout_s=_WRITE_S)
-        self._unwritten = isinstance(answer, dict) and answer.get("mapping_written") is False
+        self._unwritten = not await write()
         if self._unwritten:
             report = log.error if self._tries == 1 else log.debug
             report(
                 "mapping_not_written",
-                reason=difference or "the daemon could not write it, see daemon_output",
-                remedy="move away what stands at --socket-list, and give the daemon space and permission to write",
+                reason=difference or "it could not be written, see the log before this",
+                remedy="move away what stands at --socket-list, and give the agent space and permission to write",
             )
         else:
             self._steps[Destructive.MAPPING_REPAIRED] += 1
-            log.warning("mapping_repaired", reason=difference or "the daemon could not write it before")
+            log.warning("mapping_repaired", reason=difference or "it could not be written before")
 
 
 def _difference(loaded: Loaded[SocketMapping], expected: Mapping[PciAddress, str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import structlog
 
 from vdpa_agent.config import DaemonConfig, DaemonMode, VhostMode
-from vdpa_agent.daemon.devices import NameStore
+from vdpa_agent.daemon.names import NameStore
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import Loaded

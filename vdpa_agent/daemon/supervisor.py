@@ -7,20 +7,16 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from signal import SIGTERM
 from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 
-from vdpa_agent.config import DaemonConfig, DaemonMode
+from vdpa_agent.config import DaemonConfig
 from vdpa_agent.daemon.child import Child, describe_exit, spawn
-from vdpa_agent.daemon.command import Command
 from vdpa_agent.daemon.control import Control, open_control
-from vdpa_agent.daemon.devices import Devices, NameStore
 from vdpa_agent.daemon.pump import Dropped, LogPump
 from vdpa_agent.daemon.reaper import Reaper
-from vdpa_agent.daemon.vdpad import Vdpad
 from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable, leaf
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import (
@@ -33,10 +29,8 @@ from vdpa_agent.model.daemon import (
     Statistics,
     Stop,
 )
-from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import Loaded
-from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.model.restarts import FORGIVEN, FORGIVEN_AFTER_S
 from vdpa_agent.node.worker import Stuck
@@ -56,6 +50,9 @@ _OUTPUT_S: Final = 1.0
 _MACHINE_RETRY_S: Final = 3.0
 """The longest pause, but for its jitter, where the machine lacked something: within 5 s of the mend it is tried."""
 
+_TURN_S: Final = 5.0
+"""How long a start keeps others from theirs; one that takes longer hangs, and the others are not to wait for it."""
+
 _STARTS_NEED: Final = "give the agent what the reason names: memory, processes (pids, nproc), open files (nofile)"
 
 log = structlog.get_logger(__name__)
@@ -67,10 +64,15 @@ class Program(Protocol):
     Attributes:
         name: what it is called, for the log.
         can_be_asked: whether there is a gentler way than SIGTERM to have it end.
+        cpus: those that it is to run on; None: those of the agent.
     """
 
     name: str
     can_be_asked: bool
+
+    @property
+    def cpus(self) -> frozenset[int] | None:
+        """The CPUs of the next start."""
 
     @property
     def devices(self) -> Latest[Mapping[PciAddress, Device]]:
@@ -135,35 +137,42 @@ class Supervisor:
     def __init__(
         self,
         config: DaemonConfig,
+        program: Program,
         *,
-        socket_list: Path,
         role: Latest[Role],
         wanted: Latest[Loaded[DeviceList]],
-        mapping: Latest[Loaded[SocketMapping]],
-        names: NameStore,
         retire_mapping: Callable[[], Awaitable[None]],
         reaper: Reaper,
-        steps: DestructiveSteps,
+        restarts: Counter[Cause],
+        starts: asyncio.Semaphore | None = None,
+        device: str = "",
+        changed: Callable[[], None] | None = None,
         spread: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - jitter, not a secret
     ) -> None:
         """Starts nothing yet.
 
         Args:
             config: how to run the daemon.
-            socket_list: the mapping file that it writes.
+            program: what kind of daemon it is.
             role: whether the agent manages a daemon at all.
             wanted: the devices to run, as the list says.
-            mapping: what the mapping file says.
-            names: keeps the socket names over restarts of the agent.
             retire_mapping: takes the mapping file away; called before each start and after each end.
             reaper: is told of the daemon, so that it leaves its end alone, and ends what it leaves.
-            steps: where destructive steps are counted.
+            restarts: where its restarts are counted.
+            starts: bounds how many daemons start at the same time; None: there is only this one.
+            device: the only device of the daemon, which each event then carries; empty: it has several.
+            changed: called right after each change of `status`.
             spread: where in its jitter a backoff is, -1 to 1.
         """
-        self.status = Latest(DaemonStatus())
-        self.restarts: Counter[Cause] = Counter()
+        self.status = Latest(DaemonStatus(), changed)
+        self.restarts = restarts
         self.dropped = Dropped()
         self._config = config
+        self._program = program
+        self._device = device
+        self._log = log.bind(device=device) if device else log
+        self._starts = starts
+        self._has_turn = False
         self._role = role
         self._wanted = wanted
         self._retire_mapping = retire_mapping
@@ -173,12 +182,6 @@ class Supervisor:
         self._healthy_since_s: float | None = None
         self._unusable: DaemonUnusable | None = None
         self._killed_at_stop = False
-        self._program: Program
-        if config.mode is DaemonMode.COMMAND:
-            self._program = Command(config, socket_list, wanted, mapping)
-        else:
-            devices = Devices(config, wanted=wanted, mapping=mapping, names=names, steps=steps, spread=spread)
-            self._program = Vdpad(config, socket_list, devices, steps)
 
     @property
     def devices(self) -> Latest[Mapping[PciAddress, Device]]:
@@ -196,8 +199,11 @@ class Supervisor:
             DaemonUnusable: the daemon can never start as configured.
             DaemonError: the daemon had to be killed at the end.
         """
-        while await _unless(stop, self._devices_wanted()):
-            end = await self._live(stop)
+        while await _unless(stop, self._due()):
+            try:
+                end = await self._live(stop)
+            finally:
+                self._give_turn()
             if self.status.value.state is DaemonState.STOPPED:
                 self._refuse_kill()
                 return
@@ -205,13 +211,16 @@ class Supervisor:
                 continue
             delay_s = self._delay_s(end)
             self._publish(backoff_s=delay_s)
-            log.warning("daemon_restart_waits", delay_s=round(delay_s, 2), deaths_in_a_row=self._restarts.failures)
+            self._log.warning(
+                "daemon_restart_waits", delay_s=round(delay_s, 2), deaths_in_a_row=self._restarts.failures
+            )
             waited = await _unless(stop, asyncio.sleep(delay_s))
             self._publish(backoff_s=0.0)
             if not waited:
                 break
             self.restarts[end.cause] += 1
-            self._publish(restarts=self.restarts.total())
+            self._publish(restarts=self.status.value.restarts + 1)
+        self._give_turn()
         self._move(DaemonEvent.STOP)
 
     def _delay_s(self, end: _End) -> float:
@@ -221,16 +230,26 @@ class Supervisor:
             backoff = backoff._replace(cap_s=min(backoff.cap_s, _MACHINE_RETRY_S))
         return self._restarts.delay_s(backoff, self._spread())
 
-    async def _devices_wanted(self) -> None:
+    async def _due(self) -> None:
+        """Waits until the daemon is to start, and for its turn."""
         await self._role.wait_for(lambda role: role is Role.MANAGING)
         await self._wanted.wait_for(lambda loaded: bool(loaded.value))
+        if self._starts is not None:
+            await self._starts.acquire()
+            self._has_turn = True
+
+    def _give_turn(self) -> None:
+        """The next daemon may start."""
+        if self._starts is not None and self._has_turn:
+            self._has_turn = False
+            self._starts.release()
 
     async def _live(self, stop: Latest[Stop]) -> _End:
         """One life of the daemon, from before its spawn until after its end."""
         await self._retire_mapping()
         self._move(DaemonEvent.START)
         self._healthy_since_s = None
-        pump = LogPump(self.dropped, self._program.name)
+        pump = LogPump(self.dropped, self._program.name, self._device)
         end = _End()
         try:
             child, control = await self._start(pump)
@@ -243,11 +262,14 @@ class Supervisor:
             self._refuse_unusable(child, pump)
             if end.cause is Cause.EXIT and not (end.planned or stop.value) and pump.last_error:
                 end = end._replace(reason=f"{end.reason}: {pump.last_error}")
-            tell = log.info if end.planned or stop.value else log.warning
+            tell = self._log.info if end.planned or stop.value else self._log.warning
             tell("daemon_ended", reason=end.reason, last_lines=pump.last_lines)
+        except DaemonUnusable as error:
+            end = _End(str(error))
+            raise
         except DaemonLost as error:
             end = _End(str(error))
-            log.error("daemon_not_started", reason=end.reason, remedy=_STARTS_NEED)
+            self._log.error("daemon_not_started", reason=end.reason, remedy=_STARTS_NEED)
         finally:
             self._publish(pid=None, started_at_s=None, last_exit=end.reason, last_exit_code=end.code, unhealthy="")
             self._move(DaemonEvent.ENDED)
@@ -260,7 +282,7 @@ class Supervisor:
     def _died(self, end: _End) -> None:
         self._restarts = self._restarts.after_death(asyncio.get_running_loop().time(), end.healthy_s)
         if self._restarts.crash_loop and not self.status.value.crash_loop:
-            log.error("daemon_crash_loop", remedy="see daemon_ended and daemon_output; retries go on")
+            self._log.error("daemon_crash_loop", remedy="see daemon_ended and daemon_output; retries go on")
         self._publish(crash_loop=self._restarts.crash_loop)
 
     def _forgive(self) -> None:
@@ -286,7 +308,8 @@ class Supervisor:
                 output = await _read_pipe(pump)
                 try:
                     argv = self._program.argv(theirs.fileno())
-                    child = self._reaper.own(spawn(argv, output=output, control=theirs.fileno()))
+                    child = spawn(argv, output=output, control=theirs.fileno(), cpus=self._program.cpus)
+                    self._reaper.own(child)
                 except BaseException:
                     control.close()
                     raise
@@ -299,11 +322,12 @@ class Supervisor:
             message = f"--socket-dir {self._config.socket_dir}: the file system does not answer; see to its mount"
             raise DaemonLost(message) from error
         self._publish(pid=child.pid, started_at_s=time.time())
-        log.info("daemon_started", program=argv[0], pid=child.pid)
+        self._log.info("daemon_started", program=argv[0], pid=child.pid)
         return child, control
 
     async def _accompany(self, child: Child, control: Control, stop: Latest[Stop]) -> _End:
         """Goes along with a spawned daemon until it is gone."""
+        turn = asyncio.get_running_loop().call_later(_TURN_S, self._give_turn)
         healthy = asyncio.get_running_loop().call_later(FORGIVEN_AFTER_S + self._config.start_timeout_s, self._forgive)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -316,6 +340,7 @@ class Supervisor:
                 driving.cancel()
                 stopping.cancel()
         finally:
+            turn.cancel()
             healthy.cancel()
         healthy_s = self._healthy_s()
         if stop.value:
@@ -324,7 +349,7 @@ class Supervisor:
         if lost and await _ended_within(child, _DEATH_S):
             lost = ""  # it died, and its channel told first
         elif lost:
-            log.warning("daemon_killed", reason=lost)
+            self._log.warning("daemon_killed", reason=lost)
         elif not child.exited.done():
             await self._ask_to_end(child, control, stop)
         child.kill_group()
@@ -350,6 +375,7 @@ class Supervisor:
 
     def _running(self) -> None:
         self._move(DaemonEvent.ANSWERED)
+        self._give_turn()
         self._healthy_since_s = asyncio.get_running_loop().time()
 
     def _unhealthy(self, reason: str) -> None:
@@ -357,9 +383,9 @@ class Supervisor:
             return
         self._healthy_since_s = None if reason else asyncio.get_running_loop().time()
         if reason:
-            log.warning("daemon_unhealthy", reason=reason)
+            self._log.warning("daemon_unhealthy", reason=reason)
         else:
-            log.info("daemon_healthy")
+            self._log.info("daemon_healthy")
         self._publish(unhealthy=reason)
 
     async def _ask_to_end(self, child: Child, control: Control, stop: Latest[Stop]) -> None:
@@ -372,7 +398,7 @@ class Supervisor:
             if await _unless(stop, _ask_and_wait(ask, child, share_s), Stop.NOW) and child.exited.done():
                 return
         self._killed_at_stop = bool(stop.value)
-        log.warning("daemon_killed", reason="it ended neither when asked nor by SIGTERM")
+        self._log.warning("daemon_killed", reason="it ended neither when asked nor by SIGTERM")
 
     def _refuse_unusable(self, child: Child, pump: LogPump) -> None:
         if self._unusable is not None:

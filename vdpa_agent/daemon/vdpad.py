@@ -1,8 +1,8 @@
 """Vdpad: how this project's own daemon is started, accompanied and asked to end."""
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,15 +12,14 @@ from vdpa_agent.config import DaemonConfig, Memory, VhostMode
 from vdpa_agent.daemon.answers import parse_statistics, parse_version
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
+from vdpa_agent.daemon.directory import SocketDirectory
+from vdpa_agent.daemon.names import Names
 from vdpa_agent.errors import DaemonError
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import Device, Statistics
-from vdpa_agent.model.destructive import Destructive, DestructiveSteps
-from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.model.pci import PciAddress, function_number
 from vdpa_agent.model.preflight import forbidden
-from vdpa_agent.node.sockets import make_directory, remove_stale_sockets
-from vdpa_agent.node.sysfs import read_hugepages
-from vdpa_agent.node.worker import Worker
+from vdpa_agent.node.sysfs import read_hugepages, read_near_cpus
 
 _PING_S: Final = 2.0
 """How often a running daemon is asked for its version."""
@@ -30,9 +29,6 @@ _UNHEALTHY_AFTER_S: Final = 8.0
 
 _LOST_AFTER_S: Final = 28.0
 """A question unanswered for this long makes it lost, likewise 30 s after it hung."""
-
-_DISK_S: Final = 2.0
-"""How long the file system of the sockets may take to answer."""
 
 _STATISTICS_S: Final = 1.0
 """How long the answer to a question for statistics may take."""
@@ -46,22 +42,47 @@ class Vdpad:
     name = "vdpad"
     can_be_asked = True
 
-    def __init__(self, config: DaemonConfig, socket_list: Path, devices: Devices, steps: DestructiveSteps) -> None:
+    def __init__(
+        self,
+        config: DaemonConfig,
+        *,
+        devices: Devices,
+        directory: SocketDirectory,
+        names: Names,
+        socket_list: Path | None,
+        alone: PciAddress | None = None,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            config: how to run it.
+            devices: its devices.
+            directory: that of the sockets.
+            names: gives the socket names.
+            socket_list: the mapping file that it writes; None: none.
+            alone: the only device that it ever serves; None: it serves all.
+        """
+        self.cpus: frozenset[int] | None = None
         self._config = config
-        self._socket_list = socket_list
         self._devices = devices
-        self._steps = steps
-        self._worker = Worker("stale-sockets")
+        self._directory = directory
+        self._names = names
+        self._socket_list = socket_list
+        self._alone = alone
         self._control: Control | None = None
+        self._log = log if alone is None else log.bind(device=alone)
 
     async def prepare(self) -> None:
         """Makes the directory of its sockets, and leaves none of an earlier daemon in its way."""
-        await self._worker.run(partial(make_directory, self._config.socket_dir), timeout_s=_DISK_S)
-        if self._config.vhost_mode is VhostMode.SERVER:
-            remove = partial(remove_stale_sockets, self._config.socket_dir)
-            for path in await self._worker.run(remove, timeout_s=_DISK_S):
-                self._steps[Destructive.STALE_SOCKET_REMOVED] += 1
-                log.warning("stale_socket_removed", socket=path)
+        await self._directory.make()
+        if self._alone is not None:
+            self.cpus = read_near_cpus(self._alone, os.sched_getaffinity(0), self._config.sysfs)
+        if self._config.vhost_mode is VhostMode.CLIENT:
+            return
+        if self._alone is None:
+            await self._directory.remove_stale()
+        elif name := (await self._names.give()).get(self._alone):
+            await self._directory.remove_stale(name)
 
     def argv(self, control_fd: int) -> list[str]:
         """Its command line: it starts with no device."""
@@ -69,7 +90,7 @@ class Vdpad:
         argv = [
             config.program,
             f"--control-fd={control_fd}",
-            f"--socket-list={self._socket_list}",
+            f"--socket-list={self._socket_list}" if self._socket_list else "--no-socket-list",
             f"--socket-dir={config.socket_dir}",
             f"--socket-mode={config.socket_mode:04o}",
             f"--vhost-mode={config.vhost_mode}",
@@ -82,6 +103,11 @@ class Vdpad:
             argv.append(f"--socket-group={config.socket_group}")
         if config.simulate:
             argv.append("--simulate")
+        if self._alone is not None:
+            # Neighbours take turns at the CPUs; the memory comes from the node of the CPU that asks for it.
+            cpus = sorted(self.cpus or os.sched_getaffinity(0))
+            argv.append(f"--lcore={cpus[function_number(self._alone) % len(cpus)]}")
+            argv.append(f"--file-prefix=vdpad-{self._alone.replace(':', '-')}")
         return argv
 
     def _memory(self) -> Memory:
@@ -90,7 +116,7 @@ class Vdpad:
         limit = forbidden(read_hugepages(config.sysfs, Path("/proc/self"))) if config.memory is Memory.AUTO else None
         if limit is None:
             return config.memory
-        log.warning("hugepages_forbidden", reason=limit.reason, remedy=limit.remedy)
+        self._log.warning("hugepages_forbidden", reason=limit.reason, remedy=limit.remedy)
         return Memory.NONE
 
     @property
@@ -115,7 +141,7 @@ class Vdpad:
             tasks.create_task(control.run(), name="control")
             version = parse_version(await control.call("version", timeout_s=self._config.start_timeout_s))
             running()
-            log.info("daemon_running", version=version.version)
+            self._log.info("daemon_running", version=version.version)
             self._control = control
             tasks.create_task(self._devices.follow(control), name="devices")
             tasks.create_task(_ping(control, unhealthy, self._devices.look), name="ping")
@@ -127,7 +153,7 @@ class Vdpad:
             try:
                 await control.call("shutdown", timeout_s=timeout_s)
             except DaemonError as error:
-                log.info("daemon_shutdown_unanswered", reason=str(error))
+                self._log.info("daemon_shutdown_unanswered", reason=str(error))
             listening.cancel()
 
     def notified(self, method: str, params: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Reads, replaces and moves single files in a directory where others may have put anything in their place."""
 
+import ctypes
 import errno
 import os
 import secrets
@@ -15,6 +16,10 @@ from vdpa_agent.model.mapping import FILE_MAX_BYTES
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _MAKE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+_RENAME_NOREPLACE: Final = 1
+_RENAME_EXCHANGE: Final = 2
+"""Of linux/fs.h."""
 
 _LINKS_MAX: Final = 40
 """The most symbolic links on the way to a file: MAXSYMLINKS of Linux."""
@@ -148,6 +153,27 @@ def move(source: Path, target: Path, *, only: Found | None = None) -> None:
         os.rename(source.name, target.name, src_dir_fd=here, dst_dir_fd=there)
 
 
+def put(source: Path, target: Path) -> None:
+    """Renames a file to a name beside it, and what had that name to the first one, in one step.
+
+    Where the file system knows no such step, what had the name is lost.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    with _opened(source.parent) as directory:
+        for flags in (_RENAME_NOREPLACE, _RENAME_EXCHANGE, _RENAME_NOREPLACE):
+            number = _renameat2(directory, source.name, target.name, flags)
+            if number == 0:
+                return
+            if number in {errno.EINVAL, errno.ENOSYS}:
+                os.rename(source.name, target.name, src_dir_fd=directory, dst_dir_fd=directory)
+                return
+            if number not in {errno.EEXIST, errno.ENOENT}:
+                break
+    raise OSError(number, os.strerror(number), str(target))
+
+
 def clear(path: Path) -> None:
     """Takes a name away, whatever has it; what it leads to, or is called otherwise too, is not touched.
 
@@ -163,6 +189,13 @@ def clear(path: Path) -> None:
         except OSError as error:
             message = f"{path.name} is a directory with something in it; remove it"
             raise FileRefused(message) from error
+
+
+def _renameat2(directory: int, source: str, target: str, flags: int) -> int:
+    """renameat2(2), which Python does not have; 0 or the error's number."""
+    rename = ctypes.CDLL(None, use_errno=True).renameat2
+    done: int = rename(directory, os.fsencode(source), directory, os.fsencode(target), flags)
+    return 0 if done == 0 else ctypes.get_errno()
 
 
 @contextmanager

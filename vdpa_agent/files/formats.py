@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from collections.abc import Mapping as ReadOnly
 from enum import Enum
 from math import isinf
 from types import MappingProxyType
@@ -49,6 +50,12 @@ def decode_mapping(content: bytes) -> Mapping:
             raise FileRefused(message) from error
         sockets[address] = path
     return Mapping(MappingProxyType(sockets))
+
+
+def encode_mapping(sockets: ReadOnly[PciAddress, str]) -> bytes:
+    """A mapping file's content, an entry a line, as vdpad writes it."""
+    entries = [json.dumps({"pciAddress": address, "socketpath": path}) for address, path in sockets.items()]
+    return ("[\n" + ",\n".join(entries) + "\n]\n" if entries else "[]\n").encode()
 
 
 def decode_mapping_file(content: bytes) -> Mapping:

@@ -1,5 +1,6 @@
 """DaemonStatus: what is known of the daemon, with the one table of its states."""
 
+from collections.abc import Sequence
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -170,3 +171,35 @@ class DaemonStatus(NamedTuple):
     backoff_s: float = 0.0
     crash_loop: bool = False
     unhealthy: str = ""
+
+
+_BEST_FIRST: Final = (DaemonState.RUNNING, DaemonState.STARTING, DaemonState.BACKOFF)
+
+
+def together(daemons: Sequence[DaemonStatus]) -> DaemonStatus:
+    """What is true of the daemons of several devices together: they run as long as one of them runs and answers.
+
+    Those that end because their device left are not counted: none of them says that the agent stops.
+
+    Args:
+        daemons: the daemons of the devices in the list.
+    """
+    best = min(daemons, key=_rank, default=DaemonStatus())
+    starts = [daemon.started_at_s for daemon in daemons if daemon.started_at_s is not None]
+    return DaemonStatus(
+        state=best.state if best.state in _BEST_FIRST else DaemonState.IDLE,
+        started_at_s=min(starts, default=None),
+        restarts=sum(daemon.restarts for daemon in daemons),
+        last_exit=best.last_exit,
+        last_exit_code=best.last_exit_code,
+        backoff_s=max((daemon.backoff_s for daemon in daemons), default=0.0),
+        crash_loop=any(daemon.crash_loop for daemon in daemons),
+        unhealthy=best.unhealthy,
+    )
+
+
+def _rank(daemon: DaemonStatus) -> int:
+    """How good it is, the best first."""
+    if daemon.state is DaemonState.RUNNING and not daemon.unhealthy:
+        return 0
+    return 1 + (_BEST_FIRST.index(daemon.state) if daemon.state in _BEST_FIRST else len(_BEST_FIRST))

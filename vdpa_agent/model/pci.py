@@ -46,3 +46,8 @@ def parse_pci_address(text: str) -> PciAddress:
     domain, bus, device, function = match.groups(default="0000")
     # A domain of more than four digits keeps only the digits it needs, as in sysfs.
     return PciAddress(f"{int(domain, 16):04x}:{bus}:{device}.{function}")
+
+
+def function_number(address: PciAddress) -> int:
+    """The number of a function on its bus, 0 to 255: neighbours differ by one."""
+    return int(address[-4:-2], 16) << 3 | int(address[-1])

@@ -33,7 +33,8 @@ class Facts(NamedTuple):
         role: who owns the vhost-user sockets.
         wanted: the device list.
         mapping: what the mapping file says.
-        daemon: the daemon of this agent.
+        daemon: the daemon of this agent; of several, what is true of them together.
+        daemons: where each device has a daemon of its own, those that there are.
         devices: its devices, as it acknowledged them.
         dead: of the sockets of an external mapping, those that nobody listens on, each with the reason.
         left: devices that left the list so lately that callers may still hope for them.
@@ -49,6 +50,7 @@ class Facts(NamedTuple):
     wanted: Loaded[DeviceList] = Loaded()
     mapping: Loaded[Mapping] = Loaded()
     daemon: DaemonStatus = DaemonStatus()
+    daemons: ReadOnly[PciAddress, DaemonStatus] = MappingProxyType({})
     devices: Devices = MappingProxyType({})
     dead: ReadOnly[str, str] = MappingProxyType({})
     left: frozenset[PciAddress] = _NONE
@@ -106,12 +108,14 @@ def serve(facts: Facts) -> Served:
 
 def _managed(facts: Facts) -> Iterator[tuple[PciAddress, Device]]:
     """The devices of the list, then those that left it and that the daemon still has."""
-    unserved = _STOPS if facts.ending else _daemon_problem(facts.daemon)
     wanted = facts.wanted.value or ()
     for address in wanted:
         device = facts.devices.get(address) or Device(address, "", DeviceState.WANTED)
+        unserved = _STOPS if facts.ending else _problem_for(facts, address)
         if unserved and device.state in SERVED:
             device = device._replace(state=DeviceState.FAILED, reason=unserved)
+        elif unserved and address in facts.daemons and device.state is DeviceState.WANTED:
+            device = device._replace(reason=unserved)
         elif device.state is DeviceState.REMOVING:
             device = device._replace(reason="it left the list and came back; the daemon is asked for it next")
         yield address, device
@@ -166,7 +170,9 @@ def _role_checks(facts: Facts) -> Iterator[Check]:
         yield Check("mapping", no_mapping(facts.mapping, facts.socket_list) if _is_refused(facts.mapping) else "")
     yield Check("device list", no_device_list(facts.wanted, facts.pci_list) if _is_refused(facts.wanted) else "")
     if facts.wanted.value:
-        yield Check("daemon", _daemon_problem(facts.daemon))
+        problem = _daemon_problem(facts.daemon)
+        several = f"none of {len(facts.daemons)} daemons serves: " if problem and facts.daemons else ""
+        yield Check("daemon", several + problem)
 
 
 def _degraded(facts: Facts, devices: Devices) -> Iterator[Check]:
@@ -195,6 +201,14 @@ def _waiting_for(facts: Facts) -> str:
 def _is_refused(loaded: Loaded[DeviceList] | Loaded[Mapping]) -> bool:
     """Whether there is a file and nothing of it counts, nor of an earlier one."""
     return loaded.value is None and loaded.refused
+
+
+def _problem_for(facts: Facts, address: PciAddress) -> str:
+    """Why nothing of a device's daemon can be promised, its own or the one of all; empty if it runs and answers."""
+    daemon = facts.daemons.get(address)
+    if daemon is not None and daemon.state is DaemonState.IDLE:
+        return "its daemon waits for its turn to start"
+    return _daemon_problem(facts.daemon if daemon is None else daemon)
 
 
 def _daemon_problem(daemon: DaemonStatus) -> str:

@@ -47,14 +47,16 @@ def make_directory(directory: Path) -> None:
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
 
 
-def remove_stale_sockets(directory: str | os.PathLike[str]) -> list[str]:
-    """Removes the `vdpa-*` sockets of a directory that nobody listens on; returns their paths.
+def remove_stale_sockets(directory: str | os.PathLike[str], name: str | None = None) -> list[str]:
+    """Removes the `vdpa-*` sockets of a directory, or the one of a name, that nobody listens on; returns their paths.
 
     Everything else in it is left alone. What cannot be removed stays: only the device that needs its path fails, and
     reports why.
     """
     removed = []
     for path in _sockets_in(os.fsencode(directory)):
+        if name is not None and os.path.basename(path) != os.fsencode(name):  # noqa: PTH119 - of bytes
+            continue
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
                 if _verdict(probe, path) != errno.ECONNREFUSED:

@@ -118,6 +118,21 @@ def read_enforcing(sysfs: Path) -> bool:
     return _text(sysfs / "fs" / "selinux" / "enforce") == "1"
 
 
+def read_near_cpus(address: PciAddress, cpus: Iterable[int], sysfs: Path) -> frozenset[int] | None:
+    """Returns those of the given CPUs that are on the NUMA node of a device; None: none is, or it is not known.
+
+    Args:
+        address: the device.
+        cpus: the CPUs that its daemon may run on.
+        sysfs: where sysfs is, normally /sys.
+    """
+    node = _Directory(sysfs / "bus" / "pci" / "devices" / address).node()
+    if node is None:
+        return None
+    directory = sysfs / "devices" / "system" / "node" / f"node{node}"
+    return frozenset(cpu for cpu in cpus if _has_cpu(directory, frozenset({cpu}))) or None
+
+
 class _Directory:
     """A device's directory, with the names in it that could not be read so far."""
 

@@ -35,7 +35,8 @@ class Snapshots(NamedTuple):
         role: who owns the sockets.
         wanted: the device list.
         mapping: the mapping.
-        daemon: the daemon.
+        daemon: the daemon, or all together.
+        daemons: each, where each device has its own.
         devices: its devices.
         standing: the agent's own socket.
     """
@@ -44,6 +45,7 @@ class Snapshots(NamedTuple):
     wanted: Latest[Loaded[DeviceList]]
     mapping: Latest[Loaded[SocketMapping]]
     daemon: Latest[DaemonStatus]
+    daemons: Latest[Mapping[PciAddress, DaemonStatus]]
     devices: Latest[Devices]
     standing: Latest[Standing]
 
@@ -97,9 +99,9 @@ class View:
     def served(self) -> Served:
         """What is true now, also between a change of a snapshot and the revision that reports it."""
         # By identity: a snapshot never changes, and to compare contents would cost more than the look-up.
-        role, wanted, mapping, daemon, devices, standing = self._snapshots
+        role, wanted, mapping, daemon, daemons, devices, standing = self._snapshots
         made_of = (
-            *(role.value, wanted.value, mapping.value, daemon.value, devices.value, standing.value),
+            *(role.value, wanted.value, mapping.value, daemon.value, daemons.value, devices.value, standing.value),
             *(self._dead, self.ended, self._leavings),
         )
         if len(made_of) == len(self._made_of) and all(a is b for a, b in zip(self._made_of, made_of, strict=True)):
@@ -112,6 +114,7 @@ class View:
                 wanted=wanted.value,
                 mapping=mapping.value,
                 daemon=daemon.value,
+                daemons=daemons.value,
                 devices=devices.value,
                 dead=self._dead,
                 left=frozenset(self._leavings),

@@ -1,0 +1,122 @@
+"""Assembles what supervises the daemon, or one daemon for each device."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from vdpa_agent.config import DaemonConfig, DaemonMode, Isolation, VhostMode
+from vdpa_agent.daemon.command import Command
+from vdpa_agent.daemon.devices import Devices
+from vdpa_agent.daemon.directory import SocketDirectory
+from vdpa_agent.daemon.fleet import Fleet, Supervision
+from vdpa_agent.daemon.names import Names, NameStore
+from vdpa_agent.daemon.output import MappingOutput, WriteMapping
+from vdpa_agent.daemon.reaper import Reaper
+from vdpa_agent.daemon.repair import MappingRepair
+from vdpa_agent.daemon.supervisor import Program, Supervisor
+from vdpa_agent.daemon.vdpad import Vdpad
+from vdpa_agent.latest import Latest
+from vdpa_agent.model.daemon import Cause, DaemonStatus
+from vdpa_agent.model.destructive import DestructiveSteps
+from vdpa_agent.model.health import Role
+from vdpa_agent.model.loaded import Loaded
+from vdpa_agent.model.mapping import Mapping as SocketMapping
+from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.node.worker import Stuck
+
+STARTS_AT_ONCE: Final = 4
+"""How many daemons of single devices start at the same time: a start keeps a CPU busy for a tenth of a second."""
+
+Daemons = Latest[Mapping[PciAddress, DaemonStatus]]
+
+
+def supervision_of(
+    config: DaemonConfig,
+    *,
+    socket_list: Path,
+    role: Latest[Role],
+    wanted: Latest[Loaded[DeviceList]],
+    mapping: Latest[Loaded[SocketMapping]],
+    names: NameStore,
+    retire_mapping: Callable[[], Awaitable[None]],
+    write_mapping: WriteMapping,
+    reaper: Reaper,
+    steps: DestructiveSteps,
+    spread: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - jitter, not a secret
+) -> tuple[Supervision, Daemons]:
+    """What runs the daemon or the daemons, and the daemons of single devices: none where one serves all.
+
+    Args:
+        config: how to run daemons.
+        socket_list: the mapping file.
+        role: whether the agent manages a daemon at all.
+        wanted: the devices to run, as the list says.
+        mapping: what the mapping file says.
+        names: keeps the socket names over restarts of the agent.
+        retire_mapping: takes the mapping file away.
+        write_mapping: replaces it, where no daemon does.
+        reaper: is told of each daemon, so that it leaves its end alone, and ends what it leaves.
+        steps: where destructive steps are counted.
+        spread: where in its jitter a backoff is, -1 to 1.
+    """
+    restarts: Counter[Cause] = Counter()
+    directory = SocketDirectory(config.socket_dir, steps)
+    given = Names(config.socket_naming, wanted=wanted, store=names, steps=steps)
+    repair = MappingRepair(mapping, steps)
+
+    def one(address: PciAddress, its: Latest[Loaded[DeviceList]], changed: Callable[[], None]) -> Supervision:
+        devices = Devices(
+            config, wanted=its, names=given, directory=directory, repair=None, spread=spread, changed=changed
+        )
+        program = Vdpad(config, devices=devices, directory=directory, names=given, socket_list=None, alone=address)
+        return Supervisor(
+            config,
+            program,
+            role=role,
+            wanted=its,
+            retire_mapping=_nothing,
+            reaper=reaper,
+            restarts=restarts,
+            starts=starts,
+            device=address,
+            changed=changed,
+            spread=spread,
+        )
+
+    async def begin() -> None:
+        await retire_mapping()
+        if config.vhost_mode is VhostMode.SERVER:
+            with suppress(Stuck):  # each start looks at its own socket again
+                await directory.remove_stale()
+
+    if config.isolation is Isolation.DEVICE and config.mode is not DaemonMode.NONE:
+        starts = asyncio.Semaphore(STARTS_AT_ONCE)
+        output = MappingOutput(write_mapping, retire=retire_mapping, repair=repair)
+        fleet = Fleet(one, role=role, wanted=wanted, output=output, begin=begin, restarts=restarts)
+        return fleet, fleet.daemons
+    program: Program
+    if config.mode is DaemonMode.COMMAND:
+        program = Command(config, socket_list, wanted, mapping)
+    else:
+        devices = Devices(config, wanted=wanted, names=given, directory=directory, repair=repair, spread=spread)
+        program = Vdpad(config, devices=devices, directory=directory, names=given, socket_list=socket_list)
+    supervisor = Supervisor(
+        config,
+        program,
+        role=role,
+        wanted=wanted,
+        retire_mapping=retire_mapping,
+        reaper=reaper,
+        restarts=restarts,
+        spread=spread,
+    )
+    return supervisor, Latest(MappingProxyType({}))
+
+
+async def _nothing() -> None:
+    """The mapping is not a single daemon's."""

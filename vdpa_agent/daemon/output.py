@@ -1,0 +1,67 @@
+"""MappingOutput: keeps the mapping file at what several daemons serve, none of which writes it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from vdpa_agent.daemon.repair import MappingRepair
+from vdpa_agent.latest import Latest
+from vdpa_agent.model.daemon import SERVED, Device, DeviceState
+from vdpa_agent.model.pci import PciAddress
+
+WriteMapping = Callable[[Mapping[PciAddress, str]], Awaitable[bool]]
+"""Replaces the mapping file; False: not now, which was logged."""
+
+
+class MappingOutput:
+    """Writes the mapping after each change of the devices, and again when another process changed it."""
+
+    def __init__(self, write: WriteMapping, *, retire: Callable[[], Awaitable[None]], repair: MappingRepair) -> None:
+        """Writes nothing yet.
+
+        Args:
+            write: replaces the file.
+            retire: takes it away.
+            repair: compares it with what it should say.
+        """
+        self._write = write
+        self._retire = retire
+        self._repair = repair
+
+    async def run(self, devices: Latest[Mapping[PciAddress, Device]]) -> None:
+        """Keeps the file until cancelled, then takes it away."""
+        wake = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_wake_on_change(devices, wake))
+                tasks.create_task(self._repair.wake_on_change(wake))
+                written: dict[PciAddress, str] = {}
+                while True:
+                    wake.clear()
+                    expected = _mapped(devices.value)
+                    if expected != written:
+                        written = expected
+                        self._repair.note(written=await self._write(expected))
+                    await self._repair.step(partial(self._write, expected), expected)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._pause_s()):
+                            await wake.wait()
+        finally:
+            await self._retire()
+
+    def _pause_s(self) -> float | None:
+        due_s = self._repair.due_s
+        return None if due_s is None else max(0.0, due_s - asyncio.get_running_loop().time())
+
+
+def _mapped(devices: Mapping[PciAddress, Device]) -> dict[PciAddress, str]:
+    """What the file should say: the devices whose sockets are there."""
+    states = SERVED | {DeviceState.REMOVING}
+    return {address: device.socket for address, device in devices.items() if device.state in states}
+
+
+async def _wake_on_change(latest: Latest[Any], wake: asyncio.Event) -> None:
+    async for _ in latest.changes():
+        wake.set()
