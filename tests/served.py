@@ -43,6 +43,7 @@ def snapshots(
         wanted=Latest(wanted),
         mapping=Latest(mapping),
         daemon=Latest(daemon),
+        daemons=Latest(MappingProxyType({})),
         devices=Latest(devices),
         standing=Latest(Standing()),
     )

@@ -6,7 +6,7 @@ fail in every order, which reality does not give.
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -19,10 +19,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from vdpa_agent.config import DaemonConfig, VhostMode
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
+from vdpa_agent.daemon.directory import SocketDirectory
+from vdpa_agent.daemon.fleet import Fleet
+from vdpa_agent.daemon.names import Names
+from vdpa_agent.daemon.output import MappingOutput
+from vdpa_agent.daemon.pump import Dropped
+from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.daemon.roles import Roles
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, Statistics
+from vdpa_agent.model.daemon import SERVED, Cause, DaemonState, DaemonStatus, Device, Statistics, Stop
+from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.health import ReadyWhen, Role, Standing
 from vdpa_agent.model.loaded import ABSENT, Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
@@ -46,7 +53,7 @@ class KeptNames(NamedTuple):
     this_boot: bool = True
 
 
-class Names:
+class Store:
     """Names that are kept in memory."""
 
     def __init__(self) -> None:
@@ -100,25 +107,47 @@ class Histories(RuleBasedStateMachine):
     async def _build(self) -> None:
         # Front ends open the sockets, so that none need be there for a device to be served.
         config = DaemonConfig(simulate=True, vhost_mode=VhostMode.CLIENT, socket_dir=Path("/tmp/one-truth"))
+        self.config = config
         self.wanted: Latest[Loaded[DeviceList]] = Latest(Loaded())
         self.mapping: Latest[Loaded[SocketMapping]] = Latest(Loaded())
         self.status = Latest(DaemonStatus())
         self.standing = Latest(Standing())
-        names = Names()
+        names = Store()
         self.roles = Roles(config, wanted=self.wanted, mapping=self.mapping, names=names)
+        steps: DestructiveSteps = Counter()
         self.devices = Devices(
-            config, wanted=self.wanted, mapping=self.mapping, names=names, steps=Counter(), spread=lambda: 0.0
+            config,
+            wanted=self.wanted,
+            names=Names(config.socket_naming, wanted=self.wanted, store=names, steps=steps),
+            directory=SocketDirectory(config.socket_dir, steps),
+            repair=MappingRepair(self.mapping, steps),
+            spread=lambda: 0.0,
         )
-        self.view = View(
-            Snapshots(self.roles.role, self.wanted, self.mapping, self.status, self.devices.published, self.standing),
-            ready_when=ReadyWhen.ALL_DEVICES,
+        self.see(self.status, Latest(MappingProxyType({})), self.devices.published)
+        self.daemon = Daemon()
+        self.life: asyncio.Task[None] | None = None
+        self.tasks: list[asyncio.Task[None]] = [self.loop.create_task(self.roles.run())]
+
+    def see(
+        self,
+        status: Latest[DaemonStatus],
+        daemons: Latest[Mapping[PciAddress, DaemonStatus]],
+        devices: Latest[Mapping[PciAddress, Device]],
+    ) -> None:
+        """Has view, answers and services made of these."""
+        snapshots = Snapshots(
+            role=self.roles.role,
+            wanted=self.wanted,
+            mapping=self.mapping,
+            daemon=status,
+            daemons=daemons,
+            devices=devices,
+            standing=self.standing,
         )
+        self.view = View(snapshots, ready_when=ReadyWhen.ALL_DEVICES)
         self.answers = Answers(self.view)
         self.service = DeviceService(self.view, _no_statistics, {})
         self.health = HealthService(self.view)
-        self.daemon = Daemon()
-        self.life: asyncio.Task[None] | None = None
-        self.tasks = [self.loop.create_task(self.roles.run()), self.loop.create_task(self.view.run())]
 
     def teardown(self) -> None:
         self.do(self._end())
@@ -220,6 +249,10 @@ class Histories(RuleBasedStateMachine):
 
         self.do(check())
 
+    def acknowledged(self, address: PciAddress) -> str | None:
+        """The socket that a daemon that runs has for a device."""
+        return self.daemon.sockets.get(address)
+
     def check(self) -> None:
         served = self.view.served
         external = served.facts.role is not Role.MANAGING
@@ -227,7 +260,8 @@ class Histories(RuleBasedStateMachine):
         named = [address for address, _ in mapping or ()] if external else (self.wanted.value.value or ())
         shown = {address: self.service._device(device) for address, device in served.devices.items()}
         reasons = " ".join(served.health.reasons)
-        down = self.status.value.state is not DaemonState.RUNNING or self.status.value.unhealthy or self.view.ended
+        status = served.facts.daemon
+        down = status.state is not DaemonState.RUNNING or status.unhealthy or self.view.ended
         for address in named:
             path = self.answers.at_hand(address) or ""
             if external and served.facts.role is Role.WAITING:
@@ -242,7 +276,7 @@ class Histories(RuleBasedStateMachine):
                 assert mapping is not None
                 assert path == mapping.sockets[address]
             elif path:
-                assert self.daemon.sockets.get(address) == path
+                assert self.acknowledged(address) == path
         for address in ADDRESSES:
             if address not in named:
                 assert not self.answers.at_hand(address)
@@ -254,5 +288,162 @@ async def _no_statistics(_address: PciAddress) -> Statistics:
     return {}
 
 
+class Life:
+    """One device's daemon in memory, in the place of a Supervisor with its process."""
+
+    def __init__(self, devices: Devices, status: Latest[DaemonStatus]) -> None:
+        self.published = devices
+        self.status = status
+        self.restarts: Counter[Cause] = Counter()
+        self.dropped = Dropped()
+        self.daemon = Daemon()
+        self.following: asyncio.Task[None] | None = None
+        self.ended = False
+
+    @property
+    def devices(self) -> Latest[Mapping[PciAddress, Device]]:
+        return self.published.published
+
+    async def statistics(self, _address: PciAddress) -> Statistics:
+        return {}
+
+    def start(self) -> None:
+        if self.following is None and not self.ended:
+            self.status.set(self.status.value._replace(state=DaemonState.RUNNING))
+            self.following = asyncio.get_running_loop().create_task(self.published.follow(self.daemon))
+
+    async def die(self, state: DaemonState) -> None:
+        self.daemon.sockets.clear()
+        self.status.set(self.status.value._replace(state=state, unhealthy="", last_exit="killed by SIGKILL"))
+        self.published.forget("the daemon ended: killed by SIGKILL")
+        if self.following is not None:
+            self.following.cancel()
+            await asyncio.wait({self.following})
+            self.following = None
+        self.published.forget("the daemon ended: killed by SIGKILL")
+
+    async def run(self, stop: Latest[Stop]) -> None:
+        try:
+            await stop.wait_for(bool)
+        finally:
+            self.ended = True
+            await self.die(DaemonState.STOPPING)
+        await asyncio.sleep(0)
+        self.status.set(self.status.value._replace(state=DaemonState.STOPPED))
+
+
+class IsolatedHistories(Histories):
+    """The same with a daemon for each device: the real Fleet, and lives in memory."""
+
+    async def _build(self) -> None:
+        await super()._build()
+        config = self.config
+        steps: DestructiveSteps = Counter()
+        self.lives: dict[PciAddress, Life] = {}
+        self.written: Mapping[PciAddress, str] = {}
+        names = Names(config.socket_naming, wanted=self.wanted, store=Store(), steps=steps)
+
+        def supervise(address: PciAddress, its: Latest[Loaded[DeviceList]], changed: Callable[[], None]) -> Life:
+            devices = Devices(
+                config,
+                wanted=its,
+                names=names,
+                directory=SocketDirectory(config.socket_dir, steps),
+                repair=None,
+                spread=lambda: 0.0,
+                changed=changed,
+            )
+            self.lives[address] = Life(devices, Latest(DaemonStatus(), changed))
+            return self.lives[address]
+
+        async def write(sockets: Mapping[PciAddress, str]) -> bool:
+            self.written = sockets
+            return True
+
+        async def nothing() -> None:
+            await asyncio.sleep(0)
+
+        self.fleet = Fleet(
+            supervise,
+            role=self.roles.role,
+            wanted=self.wanted,
+            output=MappingOutput(write, retire=nothing, repair=MappingRepair(self.mapping, steps)),
+            begin=nothing,
+            restarts=Counter(),
+        )
+        self.see(self.fleet.status, self.fleet.daemons, self.fleet.devices)
+        self.stop = Latest(Stop.NO)
+        self.tasks.append(self.loop.create_task(self.fleet.run(self.stop)))
+
+    def acknowledged(self, address: PciAddress) -> str | None:
+        return self.lives[address].daemon.sockets.get(address)
+
+    @precondition(lambda self: self.lives)
+    @rule(device=st.sampled_from(ADDRESSES))
+    def the_daemon_starts(self, device: PciAddress) -> None:
+        async def start() -> None:
+            if device in self.lives:
+                self.lives[device].start()
+
+        self.do(start())
+
+    @rule()
+    def all_daemons_start(self) -> None:
+        for device in ADDRESSES:
+            self.the_daemon_starts(device)
+
+    @precondition(lambda self: self.lives)
+    @rule(device=st.sampled_from(ADDRESSES))
+    def the_daemon_dies(self, device: PciAddress) -> None:
+        async def die() -> None:
+            life = self.lives.get(device)
+            if life is not None and not life.ended:
+                promised = {other: self.answers.at_hand(other) for other in ADDRESSES if other != device}
+                dying = self.loop.create_task(life.die(DaemonState.BACKOFF))
+                await asyncio.sleep(0)
+                self.check()
+                assert not self.answers.at_hand(device) or self.view.served.facts.role is not Role.MANAGING
+                if set(promised) <= set(self.wanted.value.value or ()) and not self.view.ended:
+                    assert all(self.answers.at_hand(other) == path for other, path in promised.items() if path)
+                await dying
+
+        self.do(die())
+
+    @rule(device=st.sampled_from(ADDRESSES), reason=st.sampled_from(["", "it has not answered for 8 s"]))
+    def the_daemon_hangs_or_answers(self, device: PciAddress, reason: str) -> None:
+        life = self.lives.get(device)
+        if life is not None and life.following is not None:
+            status = life.status
+            self.do(_set(status, status.value._replace(unhealthy=reason)))
+
+    @rule(device=st.sampled_from(ADDRESSES), refuses=st.booleans())
+    def the_daemon_changes_its_mind(self, device: PciAddress, *, refuses: bool) -> None:
+        if device in self.lives:
+            self.lives[device].daemon.refuses = {device} if refuses else set()
+
+    @rule(device=st.sampled_from(ADDRESSES), connected=st.booleans())
+    def a_front_end(self, device: PciAddress, *, connected: bool) -> None:
+        async def note() -> None:
+            if device in self.lives:
+                self.lives[device].published.front_end(device, connected=connected)
+
+        self.do(note())
+
+    @precondition(lambda self: self.steps > LATE_STEPS)
+    @rule()
+    def the_agent_stops(self) -> None:
+        async def stop() -> None:
+            self.stop.set(Stop.IN_ORDER)
+            self.view.end()
+
+        self.do(stop())
+
+
+async def _set(latest: Latest[DaemonStatus], status: DaemonStatus) -> None:
+    latest.set(status)
+
+
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+TestIsolatedHistories = IsolatedHistories.TestCase
+TestIsolatedHistories.settings = TestHistories.settings

@@ -45,7 +45,8 @@ class _World:
             _devices(**devices),
             role=Role.MANAGING if devices else role,
         )
-        self.role, self.wanted, self.mapping, self.daemon, self.devices, _ = of
+        self.role, self.wanted, self.mapping = of.role, of.wanted, of.mapping
+        self.daemon, self.devices = of.daemon, of.devices
         self.view = View(of, left_s=left_s)
         self.answers = Answers(self.view)
 

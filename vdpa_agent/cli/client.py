@@ -148,6 +148,15 @@ def word(enum: str, value: int) -> str:
     return str(kind.Name(value)).removeprefix(str(kind.Name(0)).removesuffix("UNSPECIFIED")).lower()
 
 
+def daemon_words(status: pb.GetStatusResponse) -> str:
+    """How the daemon fares, with its process; of several, how many of them run."""
+    state = word("DaemonState", status.daemon.state)
+    if status.daemons:
+        run = sum(daemon.state == pb.DAEMON_STATE_RUNNING for daemon in status.daemons.values())
+        return f"{state}, {run} of {len(status.daemons)} run, one for each device"
+    return f"{state}, process {status.daemon.pid}" if status.daemon.pid else state
+
+
 @asynccontextmanager
 async def _connected(path: Path, timeout_s: float) -> AsyncIterator[Channel]:
     """A channel whose failures are put in words."""

@@ -172,7 +172,7 @@ def watch(options: argparse.Namespace) -> int:
 def status(options: argparse.Namespace) -> int:
     """Show what the agent does, how its daemon fares, and why it is not ready."""
     told = _run(options, lambda client, where: client.ask_status(where, timeout_s=options.timeout))
-    from vdpa_agent.cli.client import as_dict, word  # noqa: PLC0415
+    from vdpa_agent.cli.client import as_dict, daemon_words, word  # noqa: PLC0415
 
     if options.output == "json":
         print_json(as_dict(told))
@@ -186,7 +186,7 @@ def status(options: argparse.Namespace) -> int:
         *(("reason", reason) for reason in told.not_ready_reasons),
         *(("degraded", reason) for reason in told.degraded_reasons),
         *((("waiting for", told.waiting_for),) if told.waiting_for else ()),
-        ("daemon", word("DaemonState", daemon.state) + (f", process {daemon.pid}" if daemon.pid else "")),
+        ("daemon", daemon_words(told)),
         ("restarts", f"{daemon.restarts}{', in a crash loop' if daemon.crash_loop else ''}"),
         *((("last exit", daemon.last_exit),) if daemon.last_exit else ()),
         *((("unhealthy", daemon.unhealthy),) if daemon.unhealthy else ()),

@@ -108,7 +108,7 @@ def look_around(config: AgentConfig, told: Told, only: DeviceList) -> Node:
     wanted, mapping = _lists(config, told)
     role = _role(config, told, wanted, mapping)
     managed = role is not Role.SERVING
-    daemon_pid = told.status.daemon.pid or None if told.status else None
+    daemon_pid = _daemon_pid(told)
     vdpad = managed and config.daemon.mode is not DaemonMode.COMMAND
     hardware = vdpad and not config.daemon.simulate
     directories = {config.files.pci_list.parent, config.files.socket_list.parent, config.serve.listen.parent}
@@ -149,8 +149,16 @@ def _agent(told: Told) -> AgentFacts | None:
         reasons=tuple(status.not_ready_reasons),
         degraded=tuple(status.degraded_reasons),
         waiting_for=status.waiting_for,
-        daemon_pid=status.daemon.pid or None,
+        daemon_pid=_daemon_pid(told),
+        daemons=len(status.daemons),
     )
+
+
+def _daemon_pid(told: Told) -> int | None:
+    """The daemon, or one of those of the devices: they differ in nothing that is looked at here."""
+    status = told.status
+    pids = [daemon.pid for daemon in (status.daemon, *status.daemons.values()) if daemon.pid] if status else []
+    return min(pids, default=None)
 
 
 def _lists(config: AgentConfig, told: Told) -> tuple[Loaded[DeviceList], Loaded[SocketMapping]]:
@@ -271,11 +279,11 @@ def _opener(config: AgentConfig, told: Told) -> Process | None:
 
     A copy of sysfs has no /dev beside it.
     """
-    pid = told.status.daemon.pid if told.status else 0
+    pid = _daemon_pid(told)
     if config.daemon.sysfs != _SYSFS or not (pid or told.presence is Presence.ABSENT):
         return None
     try:
-        return read_process(pid or None)
+        return read_process(pid)
     except OSError:
         return None
 

@@ -191,8 +191,7 @@ def _headline(status: pb.GetStatusResponse | None) -> str:
         client.word("Role", status.role),
         "ready" if status.ready else "not ready",
         f"up {status.uptime.ToTimedelta().total_seconds():.0f} s",
-        f"daemon {client.word('DaemonState', daemon.state)}",
-        *((f"process {daemon.pid}",) if daemon.pid else ()),
+        f"daemon {client.daemon_words(status)}",
         f"{daemon.restarts} restarts",
     ]
     return ", ".join(told)

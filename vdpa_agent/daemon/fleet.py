@@ -14,7 +14,7 @@ from vdpa_agent.daemon.output import MappingOutput
 from vdpa_agent.daemon.pump import Dropped
 from vdpa_agent.errors import DaemonError, DaemonUnusable
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import Cause, DaemonState, DaemonStatus, Device, Statistics, Stop, together
+from vdpa_agent.model.daemon import Cause, DaemonState, DaemonStatus, Device, Statistics, Stop
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.pci import DeviceList, PciAddress
@@ -32,7 +32,7 @@ class Supervision(Protocol):
     """What supervises one daemon: Supervisor; and what supervises all of them: that too, or Fleet.
 
     Attributes:
-        status: what is known of the daemon, or of all together.
+        status: what is known of the daemon; of several, what `Served` does not make of them.
         restarts: how often daemons were started again, by what had ended them.
     """
 
@@ -84,7 +84,7 @@ class Fleet:
     What it publishes changes in the same step as its parts, so that no reader sees a dead daemon's device as served.
 
     Attributes:
-        status: what is true of all daemons together; nothing else writes it.
+        status: whether it stops, and how often it started a daemon again; nothing else writes it.
         daemons: what is known of each; nothing else writes it.
         devices: the devices, as their daemons acknowledged them; nothing else writes it.
         restarts: how often daemons were started again, by what had ended them.
@@ -224,9 +224,8 @@ class Fleet:
         devices = [one.supervision.devices.value for one in self._ones.values()]
         self.daemons.set(MappingProxyType(daemons))
         self.devices.set(MappingProxyType({address: device for each in devices for address, device in each.items()}))
-        status = together([status for address, status in daemons.items() if self._ones[address].wanted.value.value])
-        status = status._replace(restarts=self.restarts.total())
-        self.status.set(status._replace(state=DaemonState.STOPPING) if self._stop else status)
+        state = DaemonState.STOPPING if self._stop else DaemonState.IDLE
+        self.status.set(DaemonStatus(state, restarts=self.restarts.total()))
 
     async def _wake_on_change(self, latest: Latest[Any]) -> None:
         async for _ in latest.changes():

@@ -1,6 +1,6 @@
 """DaemonStatus: what is known of the daemon, with the one table of its states."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -176,7 +176,7 @@ class DaemonStatus(NamedTuple):
 _BEST_FIRST: Final = (DaemonState.RUNNING, DaemonState.STARTING, DaemonState.BACKOFF)
 
 
-def together(daemons: Sequence[DaemonStatus]) -> DaemonStatus:
+def together(daemons: Mapping[PciAddress, DaemonStatus]) -> DaemonStatus:
     """What is true of the daemons of several devices together: they run as long as one of them runs and answers.
 
     Those that end because their device left are not counted: none of them says that the agent stops.
@@ -184,16 +184,19 @@ def together(daemons: Sequence[DaemonStatus]) -> DaemonStatus:
     Args:
         daemons: the daemons of the devices in the list.
     """
-    best = min(daemons, key=_rank, default=DaemonStatus())
-    starts = [daemon.started_at_s for daemon in daemons if daemon.started_at_s is not None]
+    several = daemons.values()
+    best = min(several, key=_rank, default=DaemonStatus())
+    ended = [address for address, daemon in daemons.items() if daemon.last_exit]
+    worst = max(ended, key=lambda address: _rank(daemons[address]), default=None)
+    starts = [daemon.started_at_s for daemon in several if daemon.started_at_s is not None]
     return DaemonStatus(
         state=best.state if best.state in _BEST_FIRST else DaemonState.IDLE,
         started_at_s=min(starts, default=None),
-        restarts=sum(daemon.restarts for daemon in daemons),
-        last_exit=best.last_exit,
-        last_exit_code=best.last_exit_code,
-        backoff_s=max((daemon.backoff_s for daemon in daemons), default=0.0),
-        crash_loop=any(daemon.crash_loop for daemon in daemons),
+        restarts=sum(daemon.restarts for daemon in several),
+        last_exit="" if worst is None else f"{worst}: {daemons[worst].last_exit}",
+        last_exit_code=None if worst is None else daemons[worst].last_exit_code,
+        backoff_s=max((daemon.backoff_s for daemon in several), default=0.0),
+        crash_loop=any(daemon.crash_loop for daemon in several),
         unhealthy=best.unhealthy,
     )
 

@@ -142,7 +142,8 @@ def _daemon(node: Node) -> Iterator[Check]:
         return
     runs = node.agent.daemon_pid if node.agent else None
     found = program.problem or ", ".join(filter(None, (program.name, program.version)))
-    told = f"process {runs} runs; {found}" if runs else found
+    several = f", one of {node.agent.daemons}, one for each device" if node.agent and node.agent.daemons else ""
+    told = f"process {runs} runs{several}; {found}" if runs else found
     if not program.problem:
         yield Check("daemon", told)
     else:

@@ -33,7 +33,8 @@ class AgentFacts(NamedTuple):
         reasons: why it is not ready, in its own words.
         degraded: why single devices are not served although it is ready.
         waiting_for: what it waits for, empty if for nothing.
-        daemon_pid: its daemon's process; None: none runs.
+        daemon_pid: its daemon's process, or that of one of its daemons; None: none runs.
+        daemons: how many daemons there are where each device has its own, else 0.
     """
 
     version: str
@@ -41,6 +42,7 @@ class AgentFacts(NamedTuple):
     degraded: tuple[str, ...] = ()
     waiting_for: str = ""
     daemon_pid: int | None = None
+    daemons: int = 0
 
 
 class ProgramFacts(NamedTuple):

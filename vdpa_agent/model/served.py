@@ -5,7 +5,7 @@ from collections.abc import Mapping as ReadOnly
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, Device, DeviceState
+from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, Device, DeviceState, together
 from vdpa_agent.model.health import (
     Check,
     Health,
@@ -33,7 +33,7 @@ class Facts(NamedTuple):
         role: who owns the vhost-user sockets.
         wanted: the device list.
         mapping: what the mapping file says.
-        daemon: the daemon of this agent; of several, what is true of them together.
+        daemon: the daemon of this agent; in `Served` what is true of several of them together.
         daemons: where each device has a daemon of its own, those that there are.
         devices: its devices, as it acknowledged them.
         dead: of the sockets of an external mapping, those that nobody listens on, each with the reason.
@@ -95,6 +95,10 @@ class Served(NamedTuple):
 
 def serve(facts: Facts) -> Served:
     """What is true of every device, given the facts."""
+    if facts.daemons and not facts.ending:
+        wanted = facts.wanted.value or ()
+        whole = together({address: facts.daemons[address] for address in wanted if address in facts.daemons})
+        facts = facts._replace(daemon=whole._replace(restarts=facts.daemon.restarts))
     devices = dict(_managed(facts) if facts.role is Role.MANAGING else _external(facts))
     sockets = {address: device.socket for address, device in devices.items() if device.state in SERVED}
     return Served(

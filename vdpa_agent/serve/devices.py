@@ -14,7 +14,7 @@ from grpclib.exceptions import GRPCError
 
 from vdpa_agent import __version__
 from vdpa_agent.errors import AddressError
-from vdpa_agent.model.daemon import DaemonState, Device, DeviceState, Statistics
+from vdpa_agent.model.daemon import DaemonState, DaemonStatus, Device, DeviceState, Statistics
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.pci import PciAddress, parse_pci_address
 from vdpa_agent.model.served import Served
@@ -113,7 +113,6 @@ class DeviceService(DeviceServiceBase):
         if await stream.recv_message() is None:
             return
         facts, health = self._view.served.facts, self._view.served.health
-        daemon = facts.daemon
         uptime = Duration()
         uptime.FromMilliseconds(int((asyncio.get_running_loop().time() - self._started_s) * 1000))
         await stream.send_message(
@@ -121,14 +120,8 @@ class DeviceService(DeviceServiceBase):
                 version=__version__,
                 uptime=uptime,
                 role=_ROLES[facts.role],
-                daemon=pb.DaemonStatus(
-                    state=_DAEMON_STATES[daemon.state],
-                    pid=daemon.pid or 0,
-                    restarts=daemon.restarts,
-                    crash_loop=daemon.crash_loop,
-                    last_exit=daemon.last_exit,
-                    unhealthy=daemon.unhealthy,
-                ),
+                daemon=_daemon(facts.daemon),
+                daemons={address: _daemon(daemon) for address, daemon in facts.daemons.items()},
                 live=health.live,
                 ready=health.ready,
                 not_ready_reasons=health.reasons,
@@ -219,6 +212,17 @@ class _State:
     def change(self) -> Framed:
         """What differs from the state before."""
         return Framed.of(pb.WatchDevicesResponse(devices=self._changed, removed_pci_addresses=self._removed))
+
+
+def _daemon(daemon: DaemonStatus) -> pb.DaemonStatus:
+    return pb.DaemonStatus(
+        state=_DAEMON_STATES[daemon.state],
+        pid=daemon.pid or 0,
+        restarts=daemon.restarts,
+        crash_loop=daemon.crash_loop,
+        last_exit=daemon.last_exit,
+        unhealthy=daemon.unhealthy,
+    )
 
 
 def _with(device: pb.Device, statistics: Statistics) -> pb.Device:

@@ -107,6 +107,13 @@ DAEMON_READY: Final = _family(
     "vdpa_agent_daemon_ready", Kind.GAUGE, "1 if the managed daemon runs and answers, so that its devices are served."
 )
 DAEMON_STATE: Final = _family("vdpa_agent_daemon_state", Kind.GAUGE, "1 for the state of the managed daemon.", "state")
+DAEMONS: Final = _family(
+    "vdpa_agent_daemons",
+    Kind.GAUGE,
+    "How many daemons there are, by state: one for all devices, or with --isolation device one for each; the other"
+    " metrics of the daemon then say what is true of all together.",
+    "state",
+)
 DAEMON_START: Final = _family(
     "vdpa_agent_daemon_start_time_seconds",
     Kind.GAUGE,
@@ -295,10 +302,13 @@ class Metrics:
         yield DEGRADED.of(len(served.health.degraded))
 
     def _daemon(self) -> Iterator[Metric]:
-        daemon = self._sources.view.served.facts.daemon
-        yield DAEMON_UP.of(daemon.pid is not None)
+        facts = self._sources.view.served.facts
+        daemon, daemons = facts.daemon, tuple(facts.daemons.values()) or (facts.daemon,)
+        yield DAEMON_UP.of(any(one.pid is not None for one in daemons))
         yield DAEMON_READY.of(daemon.state is DaemonState.RUNNING and not daemon.unhealthy)
         yield DAEMON_STATE.each(_one_of(DaemonState, daemon.state))
+        states = Counter(one.state for one in daemons)
+        yield DAEMONS.each(((state,), states[state]) for state in DaemonState)
         if daemon.started_at_s is not None:
             yield DAEMON_START.of(daemon.started_at_s)
         yield DAEMON_RESTARTS.each(((cause,), self._sources.restarts[cause]) for cause in Cause)

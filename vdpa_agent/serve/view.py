@@ -35,7 +35,7 @@ class Snapshots(NamedTuple):
         role: who owns the sockets.
         wanted: the device list.
         mapping: the mapping.
-        daemon: the daemon, or all together.
+        daemon: the daemon.
         daemons: each, where each device has its own.
         devices: its devices.
         standing: the agent's own socket.

@@ -107,7 +107,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "uptime", "role", "daemon", "live", "ready", "not_ready_reasons", "device_list_problem", "mapping_problem", "settings", "degraded_reasons", "waiting_for")
+    __slots__ = ("version", "uptime", "role", "daemon", "live", "ready", "not_ready_reasons", "device_list_problem", "mapping_problem", "settings", "degraded_reasons", "waiting_for", "daemons")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +115,13 @@ class GetStatusResponse(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class DaemonsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: DaemonStatus
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[DaemonStatus, _Mapping]] = ...) -> None: ...
     VERSION_FIELD_NUMBER: _ClassVar[int]
     UPTIME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +134,7 @@ class GetStatusResponse(_message.Message):
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_REASONS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
+    DAEMONS_FIELD_NUMBER: _ClassVar[int]
     version: str
     uptime: _duration_pb2.Duration
     role: Role
@@ -139,7 +147,8 @@ class GetStatusResponse(_message.Message):
     settings: _containers.ScalarMap[str, str]
     degraded_reasons: _containers.RepeatedScalarFieldContainer[str]
     waiting_for: str
-    def __init__(self, version: _Optional[str] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., role: _Optional[_Union[Role, str]] = ..., daemon: _Optional[_Union[DaemonStatus, _Mapping]] = ..., live: _Optional[bool] = ..., ready: _Optional[bool] = ..., not_ready_reasons: _Optional[_Iterable[str]] = ..., device_list_problem: _Optional[str] = ..., mapping_problem: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., degraded_reasons: _Optional[_Iterable[str]] = ..., waiting_for: _Optional[str] = ...) -> None: ...
+    daemons: _containers.MessageMap[str, DaemonStatus]
+    def __init__(self, version: _Optional[str] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., role: _Optional[_Union[Role, str]] = ..., daemon: _Optional[_Union[DaemonStatus, _Mapping]] = ..., live: _Optional[bool] = ..., ready: _Optional[bool] = ..., not_ready_reasons: _Optional[_Iterable[str]] = ..., device_list_problem: _Optional[str] = ..., mapping_problem: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., degraded_reasons: _Optional[_Iterable[str]] = ..., waiting_for: _Optional[str] = ..., daemons: _Optional[_Mapping[str, DaemonStatus]] = ...) -> None: ...
 
 class DaemonStatus(_message.Message):
     __slots__ = ("state", "pid", "restarts", "crash_loop", "last_exit", "unhealthy")
