@@ -356,9 +356,9 @@ class IsolatedHistories(Histories):
             self.lives[address] = Life(devices, Latest(DaemonStatus(), changed))
             return self.lives[address]
 
-        async def write(sockets: Mapping[PciAddress, str]) -> bool:
+        async def write(sockets: Mapping[PciAddress, str]) -> str:
             self.written = sockets
-            return True
+            return ""
 
         async def nothing() -> None:
             await asyncio.sleep(0)

@@ -1,6 +1,7 @@
 """How the mapping of a dead daemon goes, and what comes in its place is kept."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from structlog.testing import capture_logs
 from tests.files.conftest import NoDescriptors
 from tests.files.test_disk import ODD, SECRET, Trap, odd
 from tests.hung import hung
-from tests.processes import mapping_text
+from tests.processes import mapping_text, write_atomically
 from vdpa_agent.config import FilesConfig
+from vdpa_agent.files.formats import decode_mapping
 from vdpa_agent.files.mapping_file import MappingFile
+from vdpa_agent.model.pci import PciAddress
 
 pytestmark = pytest.mark.anyio
 
@@ -135,3 +138,82 @@ async def test_what_cannot_be_read_now_may_be_a_list_and_stays(
     assert _names(config) == [name]
     await file.retire()
     assert _names(config) == ["pciList.dat"]
+
+
+SOCKETS = {PciAddress("0000:82:00.2"): "/v/vdpa-0", PciAddress("0000:82:00.3"): "/v/vdpa-1"}
+
+
+@pytest.mark.parametrize("before", [None, MAPPING, "[]"])
+async def test_a_mapping_is_written(config: FilesConfig, before: str | None) -> None:
+    if before is not None:
+        config.socket_list.write_text(before)
+    assert await MappingFile(config, takes_requests=True).write(SOCKETS) == ""
+    assert decode_mapping(config.socket_list.read_bytes()).sockets == SOCKETS
+    assert _names(config) == ["socketList.dat"]
+    assert await MappingFile(config, takes_requests=True).write({}) == ""
+    assert len(decode_mapping(config.socket_list.read_bytes())) == 0
+
+
+@pytest.mark.parametrize("content", ["", "{}", "0000:82:00.4\n", "[1]", "[{"])
+async def test_what_is_no_mapping_is_never_replaced(config: FilesConfig, content: str) -> None:
+    config.socket_list.write_text(content)
+    assert "is not a mapping" in await MappingFile(config, takes_requests=True).write(SOCKETS)
+    assert config.socket_list.read_text() == content
+    assert _names(config) == ["socketList.dat"]
+
+
+@odd
+async def test_what_is_no_file_is_never_replaced(config: FilesConfig, run_dir: Path, trap: Trap) -> None:
+    secret = run_dir / "secret"
+    secret.write_bytes(SECRET)
+    trap(config.socket_list, secret)
+    before = [(path.name, path.lstat().st_ino) for path in config.socket_list.parent.iterdir()]
+    assert await MappingFile(config, takes_requests=True).write(SOCKETS)
+    assert [(path.name, path.lstat().st_ino) for path in config.socket_list.parent.iterdir()] == before
+    assert secret.read_bytes() == SECRET
+
+
+async def test_a_link_to_a_mapping_is_not_replaced(config: FilesConfig) -> None:
+    config.socket_list.with_name("other").write_text(MAPPING)
+    config.socket_list.symlink_to("other")
+    assert "not a regular file" in await MappingFile(config, takes_requests=True).write(SOCKETS)
+    assert config.socket_list.is_symlink()
+    assert config.socket_list.read_text() == MAPPING
+
+
+async def test_no_reader_finds_a_mapping_absent_or_torn_while_it_is_written(config: FilesConfig) -> None:
+    file = MappingFile(config, takes_requests=True)
+    await file.write(SOCKETS)
+    ended = threading.Event()
+    seen: list[int] = []
+
+    def read() -> None:
+        while not ended.is_set():
+            seen.append(len(decode_mapping(config.socket_list.read_bytes())))
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    for _ in range(200):
+        assert await file.write({}) == await file.write(SOCKETS) == ""
+    ended.set()
+    reading.join()
+    assert set(seen) <= {0, 2}
+    assert seen
+
+
+async def test_no_list_is_lost_that_comes_while_a_mapping_is_written(config: FilesConfig) -> None:
+    """Each list is taken, whether it comes before, while or after the mapping is written."""
+    file = MappingFile(config, takes_requests=True)
+    for number in range(200):
+        await file.write(SOCKETS)
+        wanted = f"0000:{number:02x}:00.0\n"
+        plugin = threading.Thread(target=write_atomically, args=(config.socket_list, wanted))
+        plugin.start()
+        await file.write({})
+        plugin.join()
+        if not config.pci_list.exists():
+            assert config.socket_list.read_text() == wanted
+            config.socket_list.unlink()
+        else:
+            assert config.pci_list.read_text() == wanted
+            config.pci_list.unlink()

@@ -285,7 +285,7 @@ class Devices:
 
     def _note_mapping(self, answer: object) -> None:
         if self._repair is not None:
-            self._repair.note(written=_mapping_written(answer))
+            self._repair.note(_mapping_problem(answer))
 
     def _publish_soon(self) -> None:
         """Publishes what became better; others that become ready meanwhile go out with it."""
@@ -318,10 +318,11 @@ class Devices:
         return asyncio.get_running_loop().time()
 
 
-async def _write_mapping(control: Control) -> bool:
-    return _mapping_written(await control.call("mapping.write", timeout_s=_WRITE_S))
+async def _write_mapping(control: Control) -> str:
+    return _mapping_problem(await control.call("mapping.write", timeout_s=_WRITE_S))
 
 
-def _mapping_written(answer: object) -> bool:
-    """Whether the daemon could write the mapping file, as its answer says."""
-    return not (isinstance(answer, dict) and answer.get("mapping_written") is False)
+def _mapping_problem(answer: object) -> str:
+    """Why the daemon could not write the mapping file; empty if it did, as its answer says."""
+    failed = isinstance(answer, dict) and answer.get("mapping_written") is False
+    return "the daemon could not write it, see daemon_output" if failed else ""

@@ -11,8 +11,8 @@ from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import SERVED, Device, DeviceState
 from vdpa_agent.model.pci import PciAddress
 
-WriteMapping = Callable[[Mapping[PciAddress, str]], Awaitable[bool]]
-"""Replaces the mapping file; False: not now, which was logged."""
+WriteMapping = Callable[[Mapping[PciAddress, str]], Awaitable[str]]
+"""Replaces the mapping file; returns why it could not, empty if it did."""
 
 
 class MappingOutput:
@@ -37,13 +37,14 @@ class MappingOutput:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(_wake_on_change(devices, wake))
                 tasks.create_task(self._repair.wake_on_change(wake))
-                written: dict[PciAddress, str] = {}
+                written: dict[PciAddress, str] | None = {}
                 while True:
                     wake.clear()
                     expected = _mapped(devices.value)
                     if expected != written:
-                        written = expected
-                        self._repair.note(written=await self._write(expected))
+                        problem = await self._write(expected)
+                        self._repair.note(problem)
+                        written = None if problem else expected
                     await self._repair.step(partial(self._write, expected), expected)
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._pause_s()):

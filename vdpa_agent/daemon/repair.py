@@ -40,33 +40,33 @@ class MappingRepair:
         self._mapping = mapping
         self._steps = steps
         self._tries = 0
-        self._unwritten = False
+        self._problem = ""
 
     def forget(self) -> None:
         """The daemon is gone: there is nothing to compare with."""
         self.due_s = None
         self._tries = 0
-        self._unwritten = False
+        self._problem = ""
 
-    def note(self, *, written: bool) -> None:
-        """Takes whether the file could be written with the newest change."""
-        self._unwritten = self._unwritten or not written
+    def note(self, problem: str) -> None:
+        """Takes why the file could not be written with the newest change; empty: it was."""
+        self._problem = problem
 
     async def wake_on_change(self, wake: asyncio.Event) -> None:
         """Sets an event after each change of the file, until cancelled."""
         async for _ in self._mapping.changes():
             wake.set()
 
-    async def step(self, write: Callable[[], Awaitable[bool]], expected: Mapping[PciAddress, str]) -> None:
+    async def step(self, write: Callable[[], Awaitable[str]], expected: Mapping[PciAddress, str]) -> None:
         """Has the file written again if it has differed for long enough.
 
         Args:
-            write: has it written; returns whether it could be, and may raise.
+            write: has it written; returns why it was not, empty if it was, and may raise.
             expected: the devices that the daemon has, each with its socket.
         """
         loaded = self._mapping.value
         difference = _difference(loaded, expected)
-        if not difference and not self._unwritten:
+        if not difference and not self._problem:
             self.due_s = None
             self._tries = 0
             return
@@ -77,12 +77,12 @@ class MappingRepair:
             return
         self._tries += 1
         self.due_s = now_s + _RETRY.delay_s(self._tries, 0.0)
-        self._unwritten = not await write()
-        if self._unwritten:
+        self._problem = await write()
+        if self._problem:
             report = log.error if self._tries == 1 else log.debug
             report(
                 "mapping_not_written",
-                reason=difference or "it could not be written, see the log before this",
+                reason="; ".join(filter(None, (difference, self._problem))),
                 remedy="move away what stands at --socket-list, and give the agent space and permission to write",
             )
         else:

@@ -159,9 +159,11 @@ def put(source: Path, target: Path) -> None:
     Where the file system knows no such step, what had the name is lost.
 
     Raises:
+        FileRefused: what has the name is not a regular file with one name.
         OSError: it cannot be renamed.
     """
     with _opened(source.parent) as directory:
+        _refuse_odd(directory, target.name)
         for flags in (_RENAME_NOREPLACE, _RENAME_EXCHANGE, _RENAME_NOREPLACE):
             number = _renameat2(directory, source.name, target.name, flags)
             if number == 0:

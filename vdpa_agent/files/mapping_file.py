@@ -31,7 +31,6 @@ class MappingFile:
         self._takes_requests = takes_requests
         self._off_loop = OffLoop("mapping")
         self._failures = Once()
-        self._unwritten = Once()
 
     async def retire(self) -> None:
         """Takes the mapping away because its sockets are dead; a device list that came in its place is kept.
@@ -53,8 +52,8 @@ class MappingFile:
         else:
             self._failures.forget()
 
-    async def write(self, sockets: Mapping[PciAddress, str]) -> bool:
-        """Replaces the mapping in one step; whether it did. What fails is logged, once a reason.
+    async def write(self, sockets: Mapping[PciAddress, str]) -> str:
+        """Replaces the mapping in one step; returns why it could not, empty if it did.
 
         What is not a mapping stays; a device list that came in its place meanwhile is kept.
         """
@@ -62,12 +61,8 @@ class MappingFile:
         try:
             await self._off_loop.do(partial(self._write, encode_mapping(sockets)), path)
         except FileRefused as error:
-            if self._unwritten.is_new(str(error)):
-                remedy = "see the reason; it is tried again"
-                log.error("mapping_not_written", file=str(path), reason=str(error), remedy=remedy)
-            return False
-        self._unwritten.forget()
-        return True
+            return str(error)
+        return ""
 
     def _write(self, content: bytes) -> None:
         path, aside = self._config.socket_list, aside_of(self._config)
