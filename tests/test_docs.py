@@ -30,7 +30,7 @@ def test_every_log_event_is_documented_and_no_other() -> None:
     logged: set[str] = set()
     for path in SOURCES:
         logged |= set(
-            re.findall(r'\b(?:log\.\w+|tell|report)\(\s*(?:_LEVELS\[level\], )?"([a-z_]+)"', path.read_text())
+            re.findall(r'\b(?:_?log\.\w+|tell|report)\(\s*(?:_LEVELS\[level\], )?"([a-z_]+)"', path.read_text())
         )
     logged |= set(re.findall(r'event\["event"\] = "([a-z_]+)"', (PACKAGE / "logs.py").read_text()))
     logged |= {"device_failed", "device_not_removed", "front_end_left"}  # passed on as arguments

@@ -73,6 +73,8 @@ static void test_every_option(void **state) {
     assert_int_equal(PARSE("82:00.2", "--file-prefix", "a-b_1.c", "--memory=hugepages"), OPTIONS_RUN);
     assert_string_equal(options.file_prefix, "a-b_1.c");
     assert_int_equal(options.memory, MEMORY_HUGEPAGES);
+    assert_int_equal(PARSE("82:00.2", "--no-socket-list"), OPTIONS_RUN);
+    assert_null(options.socket_list);
     assert_int_equal(PARSE("--help", "--nonsense"), OPTIONS_HELP);
     assert_int_equal(PARSE("--version"), OPTIONS_VERSION);
 }
