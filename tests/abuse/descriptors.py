@@ -81,7 +81,8 @@ def out_of_band(held: ExitStack, listen: str) -> None:
     connection = _connected(held, listen)
     connection.send(PREFACE + SettingsFrame(0).serialize())
     _pass_stuck(held, connection, b"!", socket.MSG_OOB)
-    connection.send(_PING)
+    with suppress(BrokenPipeError):  # it is turned away already
+        connection.send(_PING)
 
 
 def with_the_greeting(held: ExitStack, listen: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from grpclib.const import Status
 from grpclib.reflection.service import ServerReflection
 from h2.errors import ErrorCodes
 from hyperframe.frame import HeadersFrame, PingFrame, SettingsFrame
@@ -156,7 +157,15 @@ async def test_who_does_not_read_has_little_in_memory(run_dir: Path) -> None:
 
 async def test_who_does_not_read_does_not_outlive_the_agent(run_dir: Path) -> None:
     async with _place(run_dir, replace(LIMITS, streams=1_000)) as place:
-        await _stop_reading(await place.connect())
+        wire = await place.connect()
+        wire.send(SettingsFrame(0, settings={4: 2**31 - 1}).serialize(), reading=False)
+        (connection,) = place.connections._open
+        for stream in range(1, 1_200, 2):
+            wire.send(wire.call(stream, message(b""), headers=with_headers(_path=LIST)), reading=False)
+            await eventually(lambda count=stream // 2: place.connections.handled.codes[LIST, Status.OK] >= count)  # type: ignore[misc]
+            if connection._unread_bytes():  # a bit, for which nothing waits yet
+                break
+        assert connection._blocked_s is None
         await place.connections.end()
         assert place.peers.connections == 0
 
