@@ -12,7 +12,7 @@ import pytest
 from grpclib.const import Status
 from grpclib.reflection.service import ServerReflection
 from h2.errors import ErrorCodes
-from hyperframe.frame import HeadersFrame, PingFrame, SettingsFrame
+from hyperframe.frame import HeadersFrame, PingFrame, SettingsFrame, WindowUpdateFrame
 
 from tests.abuse.descriptors import lingering, pass_on
 from tests.abuse.wire import KNOWN, KNOWN_SOCKET, Answer, Wire, message, request, with_headers
@@ -31,6 +31,12 @@ WATCH: Final = "/vdpa_agent.v1.DeviceService/WatchDevices"
 HEALTH_WATCH: Final = "/grpc.health.v1.Health/Watch"
 REFLECTION: Final = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 NEIGHBOUR: Final = 2_000
+_WIDE: Final = (
+    SettingsFrame(0, settings={4: 2**31 - 1}).serialize()
+    + WindowUpdateFrame(0, window_increment=2**31 - 1 - 65_535).serialize()
+)
+"""Windows that nothing fills."""
+
 ME: Final = Peer(pid=0, uid=1_000, gid=0, allowed=True)
 
 
@@ -127,7 +133,7 @@ async def test_who_was_turned_away_pays_more_than_who_was_not(run_dir: Path) -> 
 
 async def _stop_reading(wire: Wire) -> None:
     """Has more answers made than the kernel keeps, and reads none."""
-    wire.send(SettingsFrame(0, settings={4: 2**31 - 1}).serialize(), reading=False)
+    wire.send(_WIDE, reading=False)
     lists = (wire.call(n, message(b""), headers=with_headers(_path=LIST)) for n in range(1, 1_200, 2))
     for call in lists:
         wire.send(call, reading=False, patience_s=0.2)
@@ -158,7 +164,7 @@ async def test_who_does_not_read_has_little_in_memory(run_dir: Path) -> None:
 async def test_who_does_not_read_does_not_outlive_the_agent(run_dir: Path) -> None:
     async with _place(run_dir, replace(LIMITS, streams=1_000)) as place:
         wire = await place.connect()
-        wire.send(SettingsFrame(0, settings={4: 2**31 - 1}).serialize(), reading=False)
+        wire.send(_WIDE, reading=False)
         (connection,) = place.connections._open
         for stream in range(1, 1_200, 2):
             wire.send(wire.call(stream, message(b""), headers=with_headers(_path=LIST)), reading=False)
