@@ -67,7 +67,9 @@ static const struct rte_vhost_device_ops callbacks = {
     .destroy_device = on_device_gone,
 };
 
-/* The directory was made by EAL, and removed as soon as EAL was up; other processes may do the same just now.
+/*
+ * The directory was made by EAL, and removed as soon as EAL was up;
+ * other processes may do the same just now.
  */
 static int listen_privately(const char *path) {
     struct sockaddr_un name = {.sun_family = AF_UNIX};
@@ -450,13 +452,18 @@ int devices_remove(struct devices *devices, const char *address, enum link_state
 int devices_destroy(struct devices *devices) {
     enum link_state announced;
     struct failure failure;
+    int error;
 
     while (devices->count > 0) {
         char address[PCI_ADDRESS_SIZE];
 
         snprintf(address, sizeof(address), "%s", devices->entries[devices->count - 1]->address);
-        if (devices_remove(devices, address, &announced, &failure) != 0)
+        error = devices_remove(devices, address, &announced, &failure);
+        if (error != 0)
             log_line(devices->log, LEVEL_WARNING, "%s: %s", address, failure.text);
+        /* The others would only wait for the same. */
+        if (error == -ETIMEDOUT)
+            return error;
     }
     if (gate_stop(&devices->gate, DEVICE_REMOVE_MS) != 0)
         return -ETIMEDOUT;

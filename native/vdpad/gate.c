@@ -746,8 +746,11 @@ static bool tick(struct gate *gate) {
         for (struct gate_connection *c = device->connections, *next; c != NULL; c = next) {
             next = c->next;
             check_connection(gate, c, now);
-            again = again || (c->device != NULL && ((c->phase == RECEIVING && (!c->spoke || c->done > 0)) ||
-                                                    (c->channel.inner >= 0 && c->channel.unanswered > 0)));
+            again =
+                again ||
+                (c->device != NULL &&
+                 ((c->phase == RECEIVING && ((!c->spoke && device->entry.listener >= 0) || c->done > 0)) ||
+                  (c->channel.inner >= 0 && c->channel.unanswered > 0)));
         }
         if (device->entry.listener < 0) {
             connect_once(gate, device, now);

@@ -64,8 +64,10 @@ static bool ask_for_kicks(struct fixture *f) {
     return ring_pop(&f->ring.ring, RING_READ, &f->buffer, &head) == 1;
 }
 
-/* `prepare` comes before each round, `guest` at the same time as the device; it says whether it saw the
- * device. */
+/*
+ * `prepare` comes before each round, `guest` at the same
+ * time as the device; it says whether it saw the device.
+ */
 static void play(bool (*device)(struct fixture *f), void (*prepare)(struct fixture *f),
                  bool (*guest)(struct fixture *f)) {
     struct fixture *f = aligned_alloc(64, (sizeof(*f) + 63) / 64 * 64);
