@@ -766,13 +766,14 @@ static bool tick(struct gate *gate) {
 }
 
 static void free_device(struct gate *gate, struct gate_device *device) {
-    while (device->connections != NULL)
-        close_connection(gate, device->connections);
+    /* Nobody can come any more, however long the back end holds on to those who are here. */
     if (device->entry.listener >= 0) {
         socket_remove(device->entry.socket, &device->entry.file);
         epoll_ctl(gate->epoll_fd, EPOLL_CTL_DEL, device->entry.listener, NULL);
         descriptor_close(device->entry.listener, device->debt);
     }
+    while (device->connections != NULL)
+        close_connection(gate, device->connections);
     debt_release(device->debt);
     free(device);
 }
