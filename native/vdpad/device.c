@@ -2,7 +2,7 @@
 #include "device.h"
 
 #include <errno.h>
-#include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,8 +67,28 @@ static const struct rte_vhost_device_ops callbacks = {
     .destroy_device = on_device_gone,
 };
 
-/* The directory was made by EAL, and removed as soon as EAL was up; other processes may do the same just now.
+/*
+ * EAL made the directory and the one above it, and vdpad removed the first as soon as EAL was up. Other
+ * processes do the same just now, and the second may have been cleaned away since.
  */
+static int make_runtime_directory(void) {
+    char above[PATH_MAX];
+    char *slash;
+
+    if (mkdir(rte_eal_get_runtime_dir(), 0700) == 0 || errno == EEXIST)
+        return 0;
+    if (errno != ENOENT)
+        return -errno;
+    snprintf(above, sizeof(above), "%s", rte_eal_get_runtime_dir());
+    slash = strrchr(above, '/');
+    if (slash == NULL)
+        return -ENOENT;
+    *slash = '\0';
+    if (mkdir(above, 0700) != 0 && errno != EEXIST)
+        return -errno;
+    return mkdir(rte_eal_get_runtime_dir(), 0700) == 0 || errno == EEXIST ? 0 : -errno;
+}
+
 static int listen_privately(const char *path) {
     struct sockaddr_un name = {.sun_family = AF_UNIX};
     int error = -ENOENT;
@@ -78,9 +98,7 @@ static int listen_privately(const char *path) {
         return -errno;
     snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
     for (int i = 0; i < 100 && error == -ENOENT; i++) {
-        error = 0;
-        if (mkdir(rte_eal_get_runtime_dir(), 0700) != 0 && errno != EEXIST)
-            error = -errno;
+        error = make_runtime_directory();
         unlink(path);
         if (error == 0 && bind(fd, (const struct sockaddr *)&name, sizeof(name)) != 0)
             error = -errno;
@@ -450,13 +468,18 @@ int devices_remove(struct devices *devices, const char *address, enum link_state
 int devices_destroy(struct devices *devices) {
     enum link_state announced;
     struct failure failure;
+    int error;
 
     while (devices->count > 0) {
         char address[PCI_ADDRESS_SIZE];
 
         snprintf(address, sizeof(address), "%s", devices->entries[devices->count - 1]->address);
-        if (devices_remove(devices, address, &announced, &failure) != 0)
+        error = devices_remove(devices, address, &announced, &failure);
+        if (error != 0)
             log_line(devices->log, LEVEL_WARNING, "%s: %s", address, failure.text);
+        /* The others would only wait for the same. */
+        if (error == -ETIMEDOUT)
+            return error;
     }
     if (gate_stop(&devices->gate, DEVICE_REMOVE_MS) != 0)
         return -ETIMEDOUT;

@@ -57,7 +57,9 @@ struct devices {
 
 int devices_init(struct devices *devices, const struct log *log, struct eal *eal,
                  const struct device_settings *settings);
-/* Removes every device, the last first. -ETIMEDOUT if DPDK holds on to one: its threads still use `devices`.
+/*
+ * Removes every device, the last first.
+ * -ETIMEDOUT if DPDK holds on to one: its threads still use `devices`.
  */
 int devices_destroy(struct devices *devices);
 
