@@ -154,6 +154,7 @@ soak: .venv/.installed native ## Ten minutes of random faults, which must end wi
 .PHONY: figures
 figures: .venv/.installed native ## Measure latencies, recovery, memory and idle cost
 	@$(BIN)/python -m bench.figures
+	@$(BIN)/python -m bench.large
 
 .PHONY: bench
 bench: .venv/.bench native interop build/echo runtime ## Measure the agent beside its peers, and write docs/benchmark.md

@@ -96,7 +96,7 @@ def _value_schema(action: argparse.Action) -> dict[str, Any]:
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return {"enum": [member.value for member in kind]}
     by_kind: dict[Any, dict[str, Any]] = {
-        permission_bits: {"type": "string", "pattern": "^0?[0-7]{3}$"},
+        permission_bits: {"type": "string", "pattern": "^0?[67][0-7]{2}$"},
         seconds: {"type": "number", "exclusiveMinimum": 0, "maximum": 86400},
         seconds_or_none: {"type": "number", "minimum": 0, "maximum": 86400},
         Path: {"type": "string", "pattern": "^/"},

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +21,18 @@ def hung(directory: Path) -> Iterator[None]:
         server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         pytest.skip(f"/dev/fuse: {error}")
+    # Held by another process, which ends by itself: whoever hangs here after all gets an error then.
+    holder = subprocess.Popen(["sleep", "60"], pass_fds=(server,))
     options = f"fd={server},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
     try:
-        if _LIBC.mount(b"hung", os.fsencode(directory), b"fuse", 0, options):
+        failed = _LIBC.mount(b"hung", os.fsencode(directory), b"fuse", 0, options)
+        os.close(server)
+        if failed:
             pytest.skip(f"a FUSE mount needs root: {os.strerror(ctypes.get_errno())}")
         try:
             yield
         finally:
             _LIBC.umount2(os.fsencode(directory), _MNT_DETACH)
     finally:
-        os.close(server)  # what waits for it fails now
+        holder.kill()
+        holder.wait()

@@ -23,6 +23,9 @@ ROOT: Final = Path(__file__).parent.parent
 PATIENCE_S: Final = 20.0
 """The one time-out of waits for what should come soon; a condition ends them, not the clock."""
 
+_SHOWN_LINES: Final = 40
+"""How much of an agent's log a failed test shows."""
+
 WITH_HTTP: Final = "--http-listen=127.0.0.1:0"
 """The option with which an agent has pages."""
 
@@ -205,16 +208,23 @@ class AgentProcess:
 def running(
     directory: Path, *arguments: str, environment: dict[str, str] | None = None, under: Sequence[str] = ()
 ) -> Iterator[AgentProcess]:
-    """An agent that answers; at the end it must stop in order and must have logged no defect."""
+    """An agent that answers; at the end it must stop in order and must have logged no defect.
+
+    Whatever fails while it runs shows the end of its log.
+    """
     agent = AgentProcess(directory, arguments, environment or {}, under)
     try:
         agent.wait_logged("listening")
         yield agent
         code = agent.stop()
-        assert code == 0, "".join(agent.log.raw[-20:])
-        assert not agent.log.named("not_json"), "".join(agent.log.raw)
+        assert code == 0
+        assert not agent.log.named("not_json")
         reports = [line for line in agent.log.raw if "Sanitizer" in line or "runtime error:" in line]
         assert not reports
+    except BaseException as error:
+        agent.kill()
+        error.add_note(f"the log of the agent in {directory}:\n{''.join(agent.log.raw[-_SHOWN_LINES:])}")
+        raise
     finally:
         agent.kill()
 

@@ -17,7 +17,7 @@ from vdpa_agent.config import AgentConfig, DaemonMode, HostPort, settings_in_for
 from vdpa_agent.daemon.reaper import Reaper, reaping
 from vdpa_agent.daemon.roles import Roles
 from vdpa_agent.daemon.supervisor import Supervisor
-from vdpa_agent.errors import AgentError, leaf
+from vdpa_agent.errors import unwrapped
 from vdpa_agent.files.lists import Lists
 from vdpa_agent.files.mapping_file import MappingFile
 from vdpa_agent.files.names import NamesFile
@@ -81,8 +81,7 @@ async def _serve(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> No
                 await _serve_lists(config, logs, stop, reaper)
     except BaseExceptionGroup as group:
         # Not except*, in which Python 3.11.2 wraps what is raised `from None` in a group of its own.
-        _, defects = group.split(AgentError)
-        raise (group if defects else leaf(group)) from None
+        raise unwrapped(group) from None
 
 
 async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> None:

@@ -30,7 +30,7 @@ class DaemonMode(StrEnum):
     """Who owns the vhost-user sockets."""
 
     AUTO = "auto"
-    """This agent's vdpad where there is a device list, else somebody else."""
+    """This agent's vdpad where there is a device list, else another process."""
     NONE = "none"
     """Somebody else."""
     VDPAD = "vdpad"
@@ -108,7 +108,7 @@ class DaemonConfig:
         memory: what the daemon takes its memory from.
         log_level: the least level that the daemon logs.
         start_timeout_s: how long it may take to answer first, in seconds.
-        stop_grace_s: how long it may take to end when asked, in seconds; half of it for each way to ask.
+        stop_grace_s: how long it may take to end when asked, in seconds; the ways to ask share it.
         drain_timeout_s: how long a device that left the list is kept for the front end that uses it, in seconds.
         backoff: the delays before it is started again.
     """
@@ -235,7 +235,7 @@ class ServeConfig:
         listen_group: its group, a number; None leaves it.
         limits: who may call, and how much.
         hold_timeout_s: how long a call for a wanted device that is not ready may wait, in seconds; 0: not at all.
-        require_sockets: a mapping of somebody else's is ready only if all of its sockets listen.
+        require_sockets: another process's mapping is ready only if all of its sockets listen.
         ready_when: what readiness takes.
         example_data: serve the 16 example VFs instead of any file.
         http_listen: where metrics and probes are served by HTTP; None: nowhere.
@@ -304,6 +304,7 @@ def settings_in_force(config: AgentConfig) -> dict[str, str]:
         "backlog": limits.backlog,
         "http-listen": serve.http_listen or "",
         "hold-timeout": f"{serve.hold_timeout_s:g}",
+        "ready-when": serve.ready_when,
         "require-sockets": str(serve.require_sockets).lower(),
         "example-data": str(serve.example_data).lower(),
         "daemon": daemon.mode,

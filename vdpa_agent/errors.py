@@ -101,6 +101,12 @@ class OutputLost(AgentError):
     """What a command prints cannot be written: no space, or nobody reads it any more."""
 
 
+def unwrapped(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first of a group's errors if all are this program's own; else the group, which has a defect among them."""
+    _, defects = group.split(AgentError)
+    return group if defects else leaf(group)
+
+
 def leaf(error: BaseException) -> BaseException:
     """The first error in a group, however deep; one that is no group is its own leaf."""
     while isinstance(error, BaseExceptionGroup):

@@ -101,8 +101,10 @@ void port_cleanup_eal(void) {
     rmdir(dir); /* EAL leaves it, one for each run; never mind if it does not exist */
 }
 
-/* Removes a socket that a killed front end has left. -EADDRINUSE if somebody listens on it, or it is no
- * socket. */
+/*
+ * Removes a socket that a killed front end has left.
+ * -EADDRINUSE if somebody listens on it, or it is no socket.
+ */
 static int remove_stale(const char *path) {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     struct stat st;

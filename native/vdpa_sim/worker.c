@@ -8,14 +8,19 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
     BUDGET = 64, /* packets of one queue pair before the next one has its turn */
     SPARE_PASSES =
         32, /* empty passes before it waits for a kick: some 10 us, less than a kick costs both ends */
-    WAKE = WORKER_MAX_QUEUES /* epoll's name for wakefd, after those of the queues */
+    WAKE = WORKER_MAX_QUEUES, /* epoll's name for wakefd, after those of the queues */
+    NUDGE_NS = 10000000
 };
+
+/* Ends a write() that waits. */
+#define NUDGE_SIGNAL SIGURG
 
 static void add(_Atomic uint64_t *counter, uint64_t n) {
     if (n > 0)
@@ -132,7 +137,10 @@ static int init_lock(pthread_rwlock_t *lock) {
     int rc = pthread_rwlockattr_init(&attr);
     if (rc != 0)
         return -rc;
-    /* The worker takes the lock again and again: without this, a change of a queue could wait for ever. */
+    /*
+     * The worker takes the lock again and again: without this, a change of a queue could wait for ever. glibc
+     * 2.36 hands the lock over in either case, so no test shows it.
+     */
     rc = pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
     if (rc == 0)
         rc = pthread_rwlock_init(lock, &attr);
@@ -140,11 +148,52 @@ static int init_lock(pthread_rwlock_t *lock) {
     return -rc;
 }
 
-/* Signals are for the program's main thread. */
+static void ignore(int number) {
+    (void)number;
+}
+
+static struct timespec in_a_moment(void) {
+    struct timespec end;
+
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_nsec += NUDGE_NS;
+    if (end.tv_nsec >= 1000000000) {
+        end.tv_sec++;
+        end.tv_nsec -= 1000000000;
+    }
+    return end;
+}
+
+/*
+ * The front end shares the file description of its callfd: it can take O_NONBLOCK away and fill the counter,
+ * and then the worker waits in write() for it. A signal ends that, unless it comes just before the call.
+ */
+static void nudge(struct worker *worker) {
+    pthread_kill(worker->thread, NUDGE_SIGNAL);
+}
+
+static void lock_queues(struct worker *worker) {
+    struct timespec end = in_a_moment();
+
+    while (pthread_rwlock_timedwrlock(&worker->queues_lock, &end) != 0) {
+        nudge(worker);
+        end = in_a_moment();
+    }
+}
+
+/*
+ * Signals that are sent are for the program's main thread;
+ * a fault on the guest's memory is not to be blocked.
+ */
 static int start_thread(struct worker *worker) {
+    const struct sigaction action = {.sa_handler = ignore}; /* without SA_RESTART */
     sigset_t all, old;
 
+    if (sigaction(NUDGE_SIGNAL, &action, NULL) != 0)
+        return -errno;
     sigfillset(&all);
+    sigdelset(&all, SIGBUS);
+    sigdelset(&all, NUDGE_SIGNAL);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int rc = pthread_create(&worker->thread, NULL, run, worker);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -204,7 +253,11 @@ void worker_stop(struct worker *worker) {
         return;
     atomic_store(&worker->stop, true);
     signal_eventfd(worker->wakefd);
-    pthread_join(worker->thread, NULL);
+    struct timespec end = in_a_moment();
+    while (pthread_timedjoin_np(worker->thread, NULL, &end) != 0) {
+        nudge(worker);
+        end = in_a_moment();
+    }
     for (uint32_t i = 0; i < WORKER_MAX_QUEUES; i++)
         worker_queue_stop(worker, i);
     close(worker->wakefd);
@@ -243,7 +296,7 @@ int worker_queue_start(struct worker *worker, uint32_t index, const struct worke
             goto fail;
         }
     }
-    pthread_rwlock_wrlock(&worker->queues_lock);
+    lock_queues(worker);
     rc = ring_init(&queue->ring, ring->desc, ring->avail, ring->used, ring->size, &worker->config.memory,
                    ring->next_avail, ring->next_used);
     if (rc == 0)
@@ -275,7 +328,7 @@ void worker_queue_stop(struct worker *worker, uint32_t index) {
     queue = &worker->queues[index];
     if (!queue->started)
         return;
-    pthread_rwlock_wrlock(&worker->queues_lock);
+    lock_queues(worker);
     queue->started = false;
     pthread_rwlock_unlock(&worker->queues_lock);
     epoll_ctl(worker->epfd, EPOLL_CTL_DEL, queue->kickfd, NULL);

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* Unsent bytes from which on nothing more is read or told. */
+/* Unsent bytes from which on nothing more is read or announced. */
 #define OUT_FULL ((size_t)256 * 1024)
 
 void control_init(struct control *control, int fd, const struct control_method *methods, void *context) {
@@ -100,14 +100,14 @@ static int reply_failure(struct control *control, json_t *id, const struct failu
     json_t *error = json_pack("{s:i,s:o}", "code", (int)failure->code, "message", string_from(failure->text));
 
     if (error != NULL && device != NULL)
-        (void)json_object_set_new(error, "data", json_pack("{s:O}", "device", device));
+        json_object_set_new(error, "data", json_pack("{s:O}", "device", device));
     return append(control, json_pack("{s:s,s:O?,s:o}", "jsonrpc", "2.0", "id", id, "error", error));
 }
 
 static int refuse_line(struct control *control, enum failure_code code, const char *text) {
     struct failure failure;
 
-    (void)failure_set(&failure, 0, code, "%s", text);
+    failure_set(&failure, 0, code, "%s", text);
     return reply_failure(control, NULL, &failure, NULL);
 }
 
@@ -132,15 +132,15 @@ static int handle_request(struct control *control, const json_t *request) {
     if (id != NULL && !json_is_string(id) && !json_is_number(id) && !json_is_null(id))
         return refuse_line(control, FAILURE_INVALID_REQUEST, "id is neither a string nor a number");
     if (version == NULL || strcmp(version, "2.0") != 0 || name == NULL) {
-        (void)failure_set(&failure, 0, FAILURE_INVALID_REQUEST,
-                          "not a request: it needs \"jsonrpc\": \"2.0\" and a \"method\"");
+        failure_set(&failure, 0, FAILURE_INVALID_REQUEST,
+                    "not a request: it needs \"jsonrpc\": \"2.0\" and a \"method\"");
         return reply_failure(control, id, &failure, NULL);
     }
     method = find_method(control, name);
     if (method == NULL)
-        (void)failure_set(&failure, 0, FAILURE_NO_METHOD, "no method '%.80s'", name);
+        failure_set(&failure, 0, FAILURE_NO_METHOD, "no method '%.80s'", name);
     else if (params != NULL && !json_is_object(params))
-        (void)failure_set(&failure, 0, FAILURE_BAD_PARAMS, "params is not an object");
+        failure_set(&failure, 0, FAILURE_BAD_PARAMS, "params is not an object");
     else
         result = method->call(control->context, params, &failure);
     if (id == NULL) {
@@ -162,7 +162,7 @@ static int handle_line(struct control *control, const char *line, size_t size) {
     int error;
 
     if (request == NULL) {
-        (void)snprintf(text, sizeof(text), "not JSON: %s", problem.text);
+        snprintf(text, sizeof(text), "not JSON: %s", problem.text);
         return refuse_line(control, FAILURE_PARSE, text);
     }
     if (json_is_object(request))

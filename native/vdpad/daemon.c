@@ -38,7 +38,7 @@ bool daemon_write_mapping(struct daemon *daemon) {
     if (error != 0 && strcmp(problem, daemon->mapping_problem) != 0) {
         log_line(daemon->log, LEVEL_WARNING, "mapping file %s cannot be written, trying again: %s",
                  daemon->mapping_file.path, problem);
-        (void)snprintf(daemon->mapping_problem, sizeof(daemon->mapping_problem), "%s", problem);
+        snprintf(daemon->mapping_problem, sizeof(daemon->mapping_problem), "%s", problem);
     }
     if (error == 0 && daemon->mapping_problem[0] != '\0') {
         log_line(daemon->log, LEVEL_INFO, "mapping file %s is written again", daemon->mapping_file.path);
@@ -62,12 +62,12 @@ void daemon_announce(struct daemon *daemon, const struct link_change *change) {
     log_line(daemon->log, LEVEL_INFO, "%s: front end %s", change->address, word);
     if (daemon->options->control_fd < 0)
         return;
-    (void)snprintf(method, sizeof(method), "device.%s", word);
+    snprintf(method, sizeof(method), "device.%s", word);
     params = json_pack("{s:s}", "device", change->address);
     if (change->state == LINK_CONFIGURED && params != NULL)
-        (void)json_object_set_new(params, "queue_pairs", json_integer((json_int_t)change->queue_pairs));
+        json_object_set_new(params, "queue_pairs", json_integer((json_int_t)change->queue_pairs));
     if (control_notify(&daemon->control, method, params) != 0)
-        log_line(daemon->log, LEVEL_WARNING, "%s: out of memory: device.%s is not told", change->address,
+        log_line(daemon->log, LEVEL_WARNING, "%s: out of memory: device.%s is not reported", change->address,
                  word);
 }
 
@@ -131,7 +131,7 @@ static int step(struct daemon *daemon) {
         drain(daemon->devices.links.event_fd);
     announce_changes(daemon);
     if (daemon->mapping_stale && ready == 0)
-        (void)daemon_write_mapping(daemon);
+        daemon_write_mapping(daemon);
     return by_hand ? 0 : step_control(daemon);
 }
 
@@ -145,16 +145,16 @@ static int add_by_hand(struct daemon *daemon, int number) {
     struct device_request request = {.address = address, .socket = socket};
     struct failure failure;
 
-    (void)snprintf(text, sizeof(text), "%.*s", length, argument);
-    (void)pci_address_normalise(text, address);
-    (void)snprintf(socket, sizeof(socket), "%s/vdpa-%d", daemon->options->socket_dir, number);
+    snprintf(text, sizeof(text), "%.*s", length, argument);
+    pci_address_normalise(text, address);
+    snprintf(socket, sizeof(socket), "%s/vdpa-%d", daemon->options->socket_dir, number);
     request.devargs = argument[length] == ',' ? argument + length + 1 : "";
     if (devices_add(&daemon->devices, &request, &failure) != 0) {
         log_line(daemon->log, LEVEL_ERROR, "%s: not added: %s", address, failure.text);
         return -EIO;
     }
     log_line(daemon->log, LEVEL_INFO, "%s: served at %s", address, socket);
-    (void)daemon_write_mapping(daemon);
+    daemon_write_mapping(daemon);
     return 0;
 }
 

@@ -2,72 +2,194 @@
 #include "device.h"
 
 #include <errno.h>
-#include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <rte_dev.h>
+#include <rte_eal.h>
 #include <rte_vdpa.h>
 #include <rte_vhost.h>
 
 /* DPDK hands its callbacks a vhost id and no context: the one way back to the state of main. */
 static struct devices *served;
 
-static bool socket_of(int vhost_id, char socket[SOCKET_PATH_SIZE]) {
-    return rte_vhost_get_ifname(vhost_id, socket, SOCKET_PATH_SIZE) == 0;
+/*
+ * The private sockets between the gate and DPDK: "<runtime directory>/<pid>@<address>". A file is there for
+ * the moment in which DPDK connects.
+ */
+#define PRIVATE_MARK '@'
+
+static int private_path(const char *address, char path[SOCKET_PATH_SIZE]) {
+    int length = snprintf(path, SOCKET_PATH_SIZE, "%s/%ld%c%s", rte_eal_get_runtime_dir(), (long)getpid(),
+                          PRIVATE_MARK, address);
+
+    return length < 0 || length >= SOCKET_PATH_SIZE ? -ENAMETOOLONG : 0;
 }
 
-static int on_connection(int vhost_id) {
-    char socket[SOCKET_PATH_SIZE];
-    char address[PCI_ADDRESS_SIZE] = "";
-    int error;
+/* DPDK knows a device by its private path. */
+static bool address_of(int vhost_id, char address[PCI_ADDRESS_SIZE]) {
+    char path[SOCKET_PATH_SIZE];
+    const char *mark;
 
-    if (!socket_of(vhost_id, socket))
-        return -1;
-    error = links_connected(&served->links, socket, address);
-    if (error == -EBUSY)
-        log_line(served->log, LEVEL_WARNING,
-                 "%s: a second front end is refused: the first one uses the device", address);
-    return error;
+    if (rte_vhost_get_ifname(vhost_id, path, sizeof(path)) != 0)
+        return false;
+    mark = strrchr(path, PRIVATE_MARK);
+    if (mark == NULL)
+        return false;
+    snprintf(address, PCI_ADDRESS_SIZE, "%s", mark + 1);
+    return true;
 }
 
 static int on_device(int vhost_id) {
-    char socket[SOCKET_PATH_SIZE];
+    char address[PCI_ADDRESS_SIZE];
 
-    if (socket_of(vhost_id, socket))
-        links_configured(&served->links, socket, vhost_id, rte_vhost_get_vring_num(vhost_id) / 2U);
+    if (address_of(vhost_id, address))
+        links_configured(&served->links, address, vhost_id, rte_vhost_get_vring_num(vhost_id) / 2U);
     return 0;
 }
 
 static void on_device_gone(int vhost_id) {
-    char socket[SOCKET_PATH_SIZE];
+    char address[PCI_ADDRESS_SIZE];
 
-    if (socket_of(vhost_id, socket))
-        links_unconfigured(&served->links, socket, vhost_id);
-}
-
-static void on_connection_gone(int vhost_id) {
-    char socket[SOCKET_PATH_SIZE];
-
-    if (socket_of(vhost_id, socket))
-        links_disconnected(&served->links, socket, vhost_id);
+    if (address_of(vhost_id, address))
+        links_unconfigured(&served->links, address, vhost_id);
 }
 
 static const struct rte_vhost_device_ops callbacks = {
     .new_device = on_device,
     .destroy_device = on_device_gone,
-    .new_connection = on_connection,
-    .destroy_connection = on_connection_gone,
 };
+
+/*
+ * EAL made the directory and the one above it, and vdpad removed the first as soon as EAL was up. Other
+ * processes do the same just now, and the second may have been cleaned away since.
+ */
+static int make_runtime_directory(void) {
+    char above[PATH_MAX];
+    char *slash;
+
+    if (mkdir(rte_eal_get_runtime_dir(), 0700) == 0 || errno == EEXIST)
+        return 0;
+    if (errno != ENOENT)
+        return -errno;
+    snprintf(above, sizeof(above), "%s", rte_eal_get_runtime_dir());
+    slash = strrchr(above, '/');
+    if (slash == NULL)
+        return -ENOENT;
+    *slash = '\0';
+    if (mkdir(above, 0700) != 0 && errno != EEXIST)
+        return -errno;
+    return mkdir(rte_eal_get_runtime_dir(), 0700) == 0 || errno == EEXIST ? 0 : -errno;
+}
+
+static int listen_privately(const char *path) {
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    int error = -ENOENT;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (fd < 0)
+        return -errno;
+    snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
+    for (int i = 0; i < 100 && error == -ENOENT; i++) {
+        error = make_runtime_directory();
+        unlink(path);
+        if (error == 0 && bind(fd, (const struct sockaddr *)&name, sizeof(name)) != 0)
+            error = -errno;
+    }
+    if (error == 0 && listen(fd, 1) != 0)
+        error = -errno;
+    if (error != 0) {
+        close(fd);
+        return error;
+    }
+    return fd;
+}
+
+/* The connection that DPDK has just made, and nobody else's. */
+static int accept_own(int listener) {
+    struct ucred peer;
+    socklen_t size = sizeof(peer);
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+    if (fd < 0)
+        return -errno;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.pid != getpid()) {
+        close(fd);
+        return -EPERM;
+    }
+    return fd;
+}
+
+static int attach(void *context, const char *address) {
+    struct devices *devices = context;
+    struct rte_vdpa_device *vdpa = rte_vdpa_find_device_by_name(address);
+    char path[SOCKET_PATH_SIZE];
+    int error = vdpa == NULL ? -ENODEV : private_path(address, path);
+    int listener;
+    int fd = -1;
+
+    if (error != 0)
+        return error;
+    listener = listen_privately(path);
+    if (listener < 0) {
+        log_line(devices->log, LEVEL_ERROR, "%s: no private socket %s: %s", address, path,
+                 strerror(-listener));
+        return listener;
+    }
+    errno = 0;
+    if (rte_vhost_driver_register(path, RTE_VHOST_USER_CLIENT | RTE_VHOST_USER_NO_RECONNECT) != 0) {
+        error = errno == EMFILE ? -EMFILE : -EIO;
+        goto close_listener;
+    }
+    if (rte_vhost_driver_callback_register(path, &callbacks) != 0 ||
+        rte_vhost_driver_attach_vdpa_device(path, vdpa) != 0 || rte_vhost_driver_start(path) != 0)
+        error = -EIO;
+    if (error == 0) {
+        fd = accept_own(listener);
+        error = fd < 0 ? fd : 0;
+    }
+    if (error != 0)
+        rte_vhost_driver_unregister(path);
+close_listener:
+    unlink(path);
+    rmdir(rte_eal_get_runtime_dir());
+    close(listener);
+    return error == 0 ? fd : error;
+}
+
+static void detach(void *context, const char *address) {
+    char path[SOCKET_PATH_SIZE];
+
+    (void)context;
+    if (private_path(address, path) == 0)
+        rte_vhost_driver_unregister(path);
+}
+
+static int leave(void *context, const char *address, struct failure *failure);
 
 int devices_init(struct devices *devices, const struct log *log, struct eal *eal,
                  const struct device_settings *settings) {
-    *devices = (struct devices){.log = log, .eal = eal, .settings = *settings};
+    const struct gate_back_end back_end = {
+        .context = devices, .attach = attach, .detach = detach, .leave = leave};
+    int error;
+
+    *devices =
+        (struct devices){.log = log, .eal = eal, .settings = *settings, .hotplug = PTHREAD_MUTEX_INITIALIZER};
     served = devices;
-    return links_init(&devices->links);
+    error = links_init(&devices->links);
+    if (error != 0)
+        return error;
+    error = gate_start(&devices->gate, log, &devices->links, &back_end);
+    if (error != 0)
+        links_destroy(&devices->links);
+    return error;
 }
 
 static size_t index_of(const struct devices *devices, const char *address) {
@@ -107,7 +229,7 @@ static int plug(struct devices *devices, const struct device_request *request, s
         char name[32];
         char *arguments = NULL;
 
-        (void)snprintf(name, sizeof(name), "vdpa_sim%u", devices->simulated++);
+        snprintf(name, sizeof(name), "vdpa_sim%u", devices->simulated++);
         if (asprintf(&arguments, "addr=%s%s%s", request->address, request->devargs[0] == '\0' ? "" : ",",
                      request->devargs) < 0)
             return failure_set(failure, -ENOMEM, FAILURE_DPDK, "out of memory");
@@ -129,76 +251,84 @@ static int unplug(struct devices *devices, const char *address, struct failure *
     return error == 0 ? 0 : refused_by_dpdk(devices, failure, error, "unplug", address);
 }
 
+/* A plug or unplug of another device that takes long is not waited for. */
+static int lock_hotplug(struct devices *devices, const char *address, struct failure *failure) {
+    struct timespec end;
+
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec++;
+    if (pthread_mutex_timedlock(&devices->hotplug, &end) == 0)
+        return 0;
+    return failure_set(failure, -EBUSY, FAILURE_DPDK, "DPDK is busy with another device than %s: try again",
+                       address);
+}
+
+static int plug_locked(struct devices *devices, const struct device_request *request,
+                       struct failure *failure) {
+    int error = lock_hotplug(devices, request->address, failure);
+
+    if (error != 0)
+        return error;
+    error = plug(devices, request, failure);
+    pthread_mutex_unlock(&devices->hotplug);
+    return error;
+}
+
+/* On the gate's thread, which may wait. */
+static int leave(void *context, const char *address, struct failure *failure) {
+    struct devices *devices = context;
+    int error;
+
+    pthread_mutex_lock(&devices->hotplug);
+    error = unplug(devices, address, failure);
+    pthread_mutex_unlock(&devices->hotplug);
+    return error;
+}
+
+/*
+ * What DPDK says of a device behind a socket. A private connection is made for it as for a front end, so that
+ * what stands in the way of one shows now.
+ */
+static int describe_socket(struct devices *devices, struct device *device) {
+    uint32_t type = UINT32_MAX;
+    char path[SOCKET_PATH_SIZE];
+    int error = 0;
+    int fd = attach(devices, device->address);
+
+    if (fd < 0)
+        return fd;
+    if (private_path(device->address, path) != 0 ||
+        rte_vhost_driver_get_protocol_features(path, &device->offer.protocol_features) != 0 ||
+        rte_vhost_driver_get_vdpa_dev_type(path, &type) != 0)
+        error = -EIO;
+    detach(devices, device->address);
+    close(fd);
+    device->type = type == RTE_VHOST_VDPA_DEVICE_TYPE_NET   ? "net"
+                   : type == RTE_VHOST_VDPA_DEVICE_TYPE_BLK ? "blk"
+                                                            : "unknown";
+    return error;
+}
+
 /* What does not change while the device is plugged. */
-static int describe(struct device *device, struct rte_vdpa_device *vdpa) {
+static int describe(struct devices *devices, struct device *device, struct rte_vdpa_device *vdpa) {
     const struct rte_device *generic = rte_vdpa_get_rte_device(vdpa);
     const struct rte_driver *driver = generic == NULL ? NULL : rte_dev_driver(generic);
     const char *name = driver == NULL ? NULL : rte_driver_name(driver);
+    int error;
 
-    (void)snprintf(device->driver, sizeof(device->driver), "%s", name == NULL ? "unknown" : name);
+    snprintf(device->driver, sizeof(device->driver), "%s", name == NULL ? "unknown" : name);
     device->numa_node = generic == NULL ? -1 : rte_dev_numa_node(generic);
     if (rte_vdpa_get_queue_num(vdpa, &device->queue_pairs) != 0 ||
         rte_vdpa_get_features(vdpa, &device->features) != 0 ||
         rte_vdpa_get_protocol_features(vdpa, &device->protocol_features) != 0)
         return -EIO;
-    return 0;
-}
-
-static const char *type_of(const char *socket) {
-    uint32_t type;
-
-    if (rte_vhost_driver_get_vdpa_dev_type(socket, &type) != 0)
-        return "unknown";
-    return type == RTE_VHOST_VDPA_DEVICE_TYPE_NET   ? "net"
-           : type == RTE_VHOST_VDPA_DEVICE_TYPE_BLK ? "blk"
-                                                    : "unknown";
+    error = describe_socket(devices, device);
+    device->offer.rings = 2 * device->queue_pairs;
+    return error;
 }
 
 static int refuse_socket(struct failure *failure, int error, const char *socket, const char *reason) {
     return failure_set(failure, error, FAILURE_SOCKET, "socket %s %s", socket, reason);
-}
-
-/* The socket was made with access for this user alone; now it gets the access that was asked for. */
-static int open_to_front_ends(const struct device_settings *settings, const char *socket,
-                              struct failure *failure) {
-    if ((settings->socket_owner != (uid_t)-1 || settings->socket_group != (gid_t)-1) &&
-        lchown(socket, settings->socket_owner, settings->socket_group) != 0) {
-        int error = -errno;
-
-        return failure_set(failure, error, FAILURE_SOCKET,
-                           "socket %s cannot be given to its owner and group: %s", socket, strerror(-error));
-    }
-    if (chmod(socket, settings->socket_mode) != 0) {
-        int error = -errno;
-
-        return failure_set(failure, error, FAILURE_SOCKET, "socket %s cannot get mode %04o: %s", socket,
-                           (unsigned int)settings->socket_mode, strerror(-error));
-    }
-    return 0;
-}
-
-/* DPDK binds by the umask: nobody else can connect before open_to_front_ends(). */
-static int start_listening(const struct device_settings *settings, const char *socket) {
-    mode_t mask = umask((mode_t)(0177 | (~settings->socket_mode & 0777)));
-    int error = rte_vhost_driver_start(socket);
-
-    (void)umask(mask);
-    return error;
-}
-
-/*
- * After a start that failed, to unregister would delete whatever is at the path: allowed unless somebody
- * listens there, which then is not us. The registration of such a path is left alone for ever; DPDK has no
- * other way.
- */
-static void unregister_unstarted(const struct devices *devices, const char *socket) {
-    if (devices->settings.vhost_client || socket_is_listening(socket) == 0) {
-        (void)rte_vhost_driver_unregister(socket);
-        return;
-    }
-    (void)rte_vhost_driver_detach_vdpa_device(socket);
-    log_line(devices->log, LEVEL_ERROR,
-             "socket %s was taken by another process: it can be used again after a restart", socket);
 }
 
 static int check_socket(const struct devices *devices, const char *socket, struct failure *failure) {
@@ -221,43 +351,36 @@ static int check_socket(const struct devices *devices, const char *socket, struc
     return error == 0 ? 0 : refuse_socket(failure, error, socket, reason);
 }
 
-/* Registers, connects to the device, and starts; on failure nothing is registered. */
-static int serve(struct devices *devices, struct device *device, struct rte_vdpa_device *vdpa,
-                 struct failure *failure) {
-    const uint64_t flags = devices->settings.vhost_client ? RTE_VHOST_USER_CLIENT : 0;
-    const char *socket = device->socket;
+/* Opens the socket and hands it to the gate; on failure nothing is left of it. */
+static int serve(struct devices *devices, const struct device *device, struct failure *failure) {
+    struct gate_entry entry = {.listener = -1, .offer = device->offer};
+    char reason[256];
     int error;
 
-    if (rte_vhost_driver_register(socket, flags) != 0)
-        return refused_by_dpdk(devices, failure, -EIO, "register the socket of", device->address);
-    error = links_add(&devices->links, device->address, socket);
-    if (error != 0) {
-        error = failure_set(failure, error, FAILURE_TABLE_FULL, "no room for another socket");
-        goto unregister;
+    snprintf(entry.address, sizeof(entry.address), "%s", device->address);
+    snprintf(entry.socket, sizeof(entry.socket), "%s", device->socket);
+    error = links_add(&devices->links, device->address);
+    if (error != 0)
+        return failure_set(failure, error, FAILURE_TABLE_FULL, "no room for another socket");
+    if (!devices->settings.vhost_client) {
+        entry.listener =
+            socket_listen(entry.socket, &devices->settings.access, &entry.file, reason, sizeof(reason));
+        if (entry.listener < 0) {
+            error = refuse_socket(failure, entry.listener, entry.socket, reason);
+            goto remove_link;
+        }
     }
-    if (rte_vhost_driver_callback_register(socket, &callbacks) != 0 ||
-        rte_vhost_driver_attach_vdpa_device(socket, vdpa) != 0) {
-        error = refused_by_dpdk(devices, failure, -EIO, "attach its socket to", device->address);
-        goto remove_link;
-    }
-    device->type = type_of(socket);
-    if (start_listening(&devices->settings, socket) != 0) {
-        error = refused_by_dpdk(devices, failure, -EIO, "start the socket of", device->address);
-        goto remove_link;
-    }
-    if (devices->settings.vhost_client)
-        return 0;
-    error = open_to_front_ends(&devices->settings, socket, failure);
+    error = gate_add(&devices->gate, &entry);
     if (error == 0)
         return 0;
-    (void)rte_vhost_driver_unregister(socket);
-    (void)links_remove(&devices->links, socket);
-    return error;
-
+    error = failure_set(failure, error, FAILURE_DPDK, "%s cannot be served: %s", device->address,
+                        error == -EBUSY ? "DPDK has not let its last use go yet" : strerror(-error));
+    if (entry.listener >= 0) {
+        socket_remove(entry.socket, &entry.file);
+        close(entry.listener);
+    }
 remove_link:
-    (void)links_remove(&devices->links, socket);
-unregister:
-    unregister_unstarted(devices, socket);
+    links_remove(&devices->links, device->address);
     return error;
 }
 
@@ -272,22 +395,19 @@ int devices_add(struct devices *devices, const struct device_request *request, s
         return failure_set(failure, -EEXIST, FAILURE_DEVICE_EXISTS, "device %s exists already",
                            request->address);
     if (devices->count == DEVICES_MAX)
-        return failure_set(failure, -ENOSPC, FAILURE_TABLE_FULL,
-                           "no room for %s: there are %d devices already", request->address, DEVICES_MAX);
-    /* DPDK would find out too, but then it blocks for a second. */
-    if (!devices->settings.vhost_client && links_load(&devices->links) >= DEVICES_MAX)
-        return failure_set(failure, -ENOSPC, FAILURE_TABLE_FULL,
-                           "no room for %s: there are %d sockets and front ends already", request->address,
-                           DEVICES_MAX);
+        return failure_set(
+            failure, -ENOSPC, FAILURE_TABLE_FULL,
+            "no room for %s: there are %d devices already, the most that DPDK can serve at once",
+            request->address, DEVICES_MAX);
     error = check_socket(devices, request->socket, failure);
     if (error != 0)
         return error;
     device = calloc(1, sizeof(*device));
     if (device == NULL)
         return failure_set(failure, -ENOMEM, FAILURE_DPDK, "out of memory");
-    (void)snprintf(device->address, sizeof(device->address), "%s", request->address);
-    (void)snprintf(device->socket, sizeof(device->socket), "%s", request->socket);
-    error = plug(devices, request, failure);
+    snprintf(device->address, sizeof(device->address), "%s", request->address);
+    snprintf(device->socket, sizeof(device->socket), "%s", request->socket);
+    error = plug_locked(devices, request, failure);
     if (error != 0)
         goto free_device;
     vdpa = rte_vdpa_find_device_by_name(device->address);
@@ -298,19 +418,26 @@ int devices_add(struct devices *devices, const struct device_request *request, s
             device->address);
         goto unplug;
     }
-    error = describe(device, vdpa);
+    error = describe(devices, device, vdpa);
+    if (error == -EMFILE) {
+        char reason[256];
+
+        socket_explain(reason, sizeof(reason), "cannot be connected to DPDK", error);
+        refuse_socket(failure, error, device->socket, reason);
+        goto unplug;
+    }
     if (error != 0) {
         error = refused_by_dpdk(devices, failure, error, "describe", device->address);
         goto unplug;
     }
-    error = serve(devices, device, vdpa, failure);
+    error = serve(devices, device, failure);
     if (error != 0)
         goto unplug;
     devices->entries[devices->count++] = device;
     return 0;
 
 unplug:
-    (void)unplug(devices, device->address, &ignored);
+    leave(devices, device->address, &ignored);
 free_device:
     free(device);
     return error;
@@ -326,30 +453,38 @@ int devices_remove(struct devices *devices, const char *address, enum link_state
         return failure_set(failure, -ENODEV, FAILURE_NO_DEVICE, "no device %s", address);
     eal_forget_error(devices->eal);
     device = devices->entries[i];
-    /* This order: to unplug a device whose socket is still registered makes the next front end crash the
-     * process. */
-    if (rte_vhost_driver_unregister(device->socket) != 0)
-        log_line(devices->log, LEVEL_ERROR, "%s: DPDK does not know its socket %s", address, device->socket);
-    *announced = links_remove(&devices->links, device->socket);
-    error = unplug(devices, device->address, failure);
+    /*
+     * The gate detaches before it unplugs: to unplug a device whose socket is still registered makes the next
+     * front end crash the process.
+     */
+    error = gate_remove(&devices->gate, device->address, DEVICE_REMOVE_MS, failure);
+    *announced = links_remove(&devices->links, device->address);
     devices->count--;
     memmove(&devices->entries[i], &devices->entries[i + 1], (devices->count - i) * sizeof(struct device *));
     free(device);
     return error;
 }
 
-void devices_destroy(struct devices *devices) {
+int devices_destroy(struct devices *devices) {
     enum link_state announced;
     struct failure failure;
+    int error;
 
     while (devices->count > 0) {
         char address[PCI_ADDRESS_SIZE];
 
-        (void)snprintf(address, sizeof(address), "%s", devices->entries[devices->count - 1]->address);
-        if (devices_remove(devices, address, &announced, &failure) != 0)
+        snprintf(address, sizeof(address), "%s", devices->entries[devices->count - 1]->address);
+        error = devices_remove(devices, address, &announced, &failure);
+        if (error != 0)
             log_line(devices->log, LEVEL_WARNING, "%s: %s", address, failure.text);
+        /* The others would only wait for the same. */
+        if (error == -ETIMEDOUT)
+            return error;
     }
+    if (gate_stop(&devices->gate, DEVICE_REMOVE_MS) != 0)
+        return -ETIMEDOUT;
     links_destroy(&devices->links);
+    return 0;
 }
 
 int devices_stats(const struct device *device, devices_visit_stat *visit, void *context,

@@ -4,6 +4,7 @@
 
 #include "eal.h"
 #include "failure.h"
+#include "gate.h"
 #include "links.h"
 #include "log.h"
 #include "pci_address.h"
@@ -14,6 +15,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#define DEVICE_REMOVE_MS 900
+
 struct device {
     char address[PCI_ADDRESS_SIZE];
     char socket[SOCKET_PATH_SIZE];
@@ -22,16 +25,15 @@ struct device {
     uint32_t queue_pairs;
     uint64_t features;
     uint64_t protocol_features;
+    struct vhost_user_offer offer;
     int numa_node;
 };
 
 /* How every device of this process is plugged and served. */
 struct device_settings {
     bool simulate;     /* a software device in place of each */
-    bool vhost_client; /* the front end owns the socket, and DPDK connects to it again and again */
-    mode_t socket_mode;
-    uid_t socket_owner; /* (uid_t)-1: unchanged */
-    gid_t socket_group; /* (gid_t)-1: unchanged */
+    bool vhost_client; /* the front end owns the socket, and the gate connects to it again and again */
+    struct socket_access access;
 };
 
 /* What was asked for; the address is normalised, `devargs` may be empty. */
@@ -46,15 +48,20 @@ struct devices {
     struct eal *eal;
     struct device_settings settings;
     struct links links;
-    unsigned int simulated; /* software devices ever made: each needs a name of its own */
+    struct gate gate;
+    pthread_mutex_t hotplug; /* DPDK plugs and unplugs one device at a time */
+    unsigned int simulated;  /* software devices ever made: each needs a name of its own */
     size_t count;
     struct device *entries[DEVICES_MAX]; /* in order of addition */
 };
 
 int devices_init(struct devices *devices, const struct log *log, struct eal *eal,
                  const struct device_settings *settings);
-/* Removes every device, the last first. */
-void devices_destroy(struct devices *devices);
+/*
+ * Removes every device, the last first.
+ * -ETIMEDOUT if DPDK holds on to one: its threads still use `devices`.
+ */
+int devices_destroy(struct devices *devices);
 
 /* NULL if `address` is not one of ours. */
 const struct device *devices_find(const struct devices *devices, const char *address);
@@ -63,8 +70,8 @@ const struct device *devices_find(const struct devices *devices, const char *add
 int devices_add(struct devices *devices, const struct device_request *request, struct failure *failure);
 
 /*
- * Removes the device from the table in any case; -errno with `failure` filled if DPDK did not let it go.
- * `announced` gets the state of its link that was told last.
+ * Removes the device from the table in any case; -errno with `failure` filled if DPDK did not let it go, or
+ * has not yet after DEVICE_REMOVE_MS. `announced` gets the state of its link that was reported last.
  */
 int devices_remove(struct devices *devices, const char *address, enum link_state *announced,
                    struct failure *failure);

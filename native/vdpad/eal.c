@@ -28,15 +28,15 @@ const char *eal_version(void) {
 }
 
 void eal_forget_error(struct eal *eal) {
-    (void)pthread_mutex_lock(&eal->mutex);
+    pthread_mutex_lock(&eal->mutex);
     eal->error[0] = '\0';
-    (void)pthread_mutex_unlock(&eal->mutex);
+    pthread_mutex_unlock(&eal->mutex);
 }
 
 void eal_first_error(struct eal *eal, char *text, size_t size) {
-    (void)pthread_mutex_lock(&eal->mutex);
-    (void)snprintf(text, size, "%s", eal->error);
-    (void)pthread_mutex_unlock(&eal->mutex);
+    pthread_mutex_lock(&eal->mutex);
+    snprintf(text, size, "%s", eal->error);
+    pthread_mutex_unlock(&eal->mutex);
 }
 
 /* DPDK says at its level "info" each message of each front end: that is detail here. */
@@ -75,11 +75,11 @@ static ssize_t take_log(void *cookie, const char *buffer, size_t size) {
         if (length > 0) {
             log_line(eal->log, level, "%.*s", length, line);
             if (level == LEVEL_ERROR) {
-                (void)pthread_mutex_lock(&eal->mutex);
+                pthread_mutex_lock(&eal->mutex);
                 /* The first of several: the later ones only say that something failed. */
                 if (eal->error[0] == '\0')
-                    (void)snprintf(eal->error, sizeof(eal->error), "%.*s", length, line);
-                (void)pthread_mutex_unlock(&eal->mutex);
+                    snprintf(eal->error, sizeof(eal->error), "%.*s", length, line);
+                pthread_mutex_unlock(&eal->mutex);
             }
         }
         line = stop + 1;
@@ -103,8 +103,8 @@ static void close_log(struct eal *eal) {
     if (eal->stream == NULL)
         return;
     /* The threads of DPDK live on: what they say from now on goes to stderr as it is. */
-    (void)rte_openlog_stream(NULL);
-    (void)fclose(eal->stream);
+    rte_openlog_stream(NULL);
+    fclose(eal->stream);
     eal->stream = NULL;
 }
 
@@ -115,7 +115,7 @@ struct arguments {
 };
 
 static void add(struct arguments *arguments, const char *word) {
-    (void)snprintf(arguments->words[arguments->count++], ARGUMENT_SIZE, "%s", word);
+    snprintf(arguments->words[arguments->count++], ARGUMENT_SIZE, "%s", word);
 }
 
 static int init_eal(const struct eal_settings *settings) {
@@ -124,7 +124,7 @@ static int init_eal(const struct eal_settings *settings) {
     char lcores[32];
 
     /* "0@N": lcore 0 on CPU N, so that a CPU number may be higher than DPDK's highest lcore. */
-    (void)snprintf(lcores, sizeof(lcores), "0@%u", settings->cpu);
+    snprintf(lcores, sizeof(lcores), "0@%u", settings->cpu);
     add(&arguments, "vdpad");
     add(&arguments, "--lcores");
     add(&arguments, lcores);
@@ -161,7 +161,7 @@ static void remove_runtime_directory(void) {
     const char *directory = rte_eal_get_runtime_dir();
 
     if (directory[0] != '\0')
-        (void)rmdir(directory);
+        rmdir(directory);
 }
 
 int eal_start(struct eal *eal, const struct log *log, const struct eal_settings *settings,
@@ -191,8 +191,8 @@ int eal_start(struct eal *eal, const struct log *log, const struct eal_settings 
 void eal_stop(struct eal *eal) {
     if (!eal->started)
         return;
-    (void)rte_eal_cleanup();
+    rte_eal_cleanup();
     close_log(eal);
-    (void)pthread_mutex_destroy(&eal->mutex);
+    pthread_mutex_destroy(&eal->mutex);
     eal->started = false;
 }

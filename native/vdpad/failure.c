@@ -11,7 +11,7 @@ int failure_set(struct failure *failure, int error, enum failure_code code, cons
 
     failure->code = code;
     va_start(arguments, format);
-    (void)vsnprintf(failure->text, sizeof(failure->text), format, arguments);
+    vsnprintf(failure->text, sizeof(failure->text), format, arguments);
     va_end(arguments);
     return error;
 }

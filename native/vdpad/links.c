@@ -1,5 +1,5 @@
-/* Who is connected to which device: written by DPDK's threads, read by the main loop, which hears of it by an
- * eventfd. */
+/* Who is connected to which device: written by the gate and DPDK's threads, read by the main loop, which an
+ * eventfd wakes. */
 #include "links.h"
 
 #include <errno.h>
@@ -18,7 +18,7 @@ int links_init(struct links *links) {
         return -errno;
     error = pthread_mutex_init(&links->mutex, NULL);
     if (error != 0)
-        (void)close(links->event_fd);
+        close(links->event_fd);
     return -error;
 }
 
@@ -26,23 +26,23 @@ void links_destroy(struct links *links) {
     for (size_t i = 0; i < links->count; i++)
         free(links->entries[i]);
     links->count = 0;
-    (void)pthread_mutex_destroy(&links->mutex);
-    (void)close(links->event_fd);
+    pthread_mutex_destroy(&links->mutex);
+    close(links->event_fd);
 }
 
 static void lock(struct links *links) {
-    (void)pthread_mutex_lock(&links->mutex);
+    pthread_mutex_lock(&links->mutex);
 }
 
 static void unlock(struct links *links) {
-    (void)pthread_mutex_unlock(&links->mutex);
+    pthread_mutex_unlock(&links->mutex);
 }
 
-/* Locks and finds; NULL for a socket that is not (or no longer) ours. */
-static struct link *lock_link(struct links *links, const char *socket) {
+/* Locks and finds; NULL for a device that is not (or no longer) ours. */
+static struct link *lock_link(struct links *links, const char *address) {
     lock(links);
     for (size_t i = 0; i < links->count; i++) {
-        if (strcmp(links->entries[i]->socket, socket) == 0)
+        if (strcmp(links->entries[i]->address, address) == 0)
             return links->entries[i];
     }
     return NULL;
@@ -65,14 +65,13 @@ static void unlock_and_wake(struct links *links) {
     } while (put < 0 && errno == EINTR);
 }
 
-int links_add(struct links *links, const char *address, const char *socket) {
+int links_add(struct links *links, const char *address) {
     struct link *link = calloc(1, sizeof(*link));
     int error = link == NULL ? -ENOMEM : 0;
 
     if (error == 0) {
         link->owner = -1;
-        (void)snprintf(link->address, sizeof(link->address), "%s", address);
-        (void)snprintf(link->socket, sizeof(link->socket), "%s", socket);
+        snprintf(link->address, sizeof(link->address), "%s", address);
         lock(links);
         if (links->count == DEVICES_MAX)
             error = -ENOSPC;
@@ -85,12 +84,12 @@ int links_add(struct links *links, const char *address, const char *socket) {
     return error;
 }
 
-enum link_state links_remove(struct links *links, const char *socket) {
+enum link_state links_remove(struct links *links, const char *address) {
     enum link_state announced = LINK_DISCONNECTED;
 
     lock(links);
     for (size_t i = 0; i < links->count; i++) {
-        if (strcmp(links->entries[i]->socket, socket) == 0) {
+        if (strcmp(links->entries[i]->address, address) == 0) {
             announced = links->entries[i]->announced;
             free(links->entries[i]);
             links->entries[i] = links->entries[--links->count];
@@ -101,26 +100,26 @@ enum link_state links_remove(struct links *links, const char *socket) {
     return announced;
 }
 
-enum link_state links_state(struct links *links, const char *socket) {
-    const struct link *link = lock_link(links, socket);
+enum link_state links_state(struct links *links, const char *address) {
+    const struct link *link = lock_link(links, address);
     enum link_state state = link == NULL ? LINK_DISCONNECTED : state_of(link);
 
     unlock(links);
     return state;
 }
 
-size_t links_load(struct links *links) {
-    size_t load;
+void links_refusals(struct links *links, const char *address, uint64_t refusals[REFUSAL_COUNT]) {
+    const struct link *link = lock_link(links, address);
 
-    lock(links);
-    load = links->count;
-    for (size_t i = 0; i < links->count; i++)
-        load += links->entries[i]->connections;
+    for (int i = 0; i < REFUSAL_COUNT; i++)
+        refusals[i] = link == NULL ? 0 : link->refusals[i];
     unlock(links);
-    return load;
 }
 
-/* One step from what was announced towards what is: a drop is told even if the front end is back already. */
+/*
+ * One step from what was announced towards what is:
+ * a drop is reported even if the front end is back already.
+ */
 static bool step(struct link *link) {
     enum link_state state = state_of(link);
 
@@ -145,31 +144,31 @@ bool links_next_change(struct links *links, struct link_change *change) {
         found = step(link);
         if (found) {
             *change = (struct link_change){.state = link->announced, .queue_pairs = link->queue_pairs};
-            (void)snprintf(change->address, sizeof(change->address), "%s", link->address);
+            snprintf(change->address, sizeof(change->address), "%s", link->address);
         }
     }
     unlock(links);
     return found;
 }
 
-int links_connected(struct links *links, const char *socket, char address[PCI_ADDRESS_SIZE]) {
-    struct link *link = lock_link(links, socket);
-    int error = 0;
+void links_connected(struct links *links, const char *address) {
+    struct link *link = lock_link(links, address);
 
-    if (link == NULL)
-        error = -ENOENT;
-    else if (link->owner >= 0)
-        error = -EBUSY;
-    else
+    if (link != NULL)
         link->connections++;
-    if (link != NULL && address != NULL)
-        (void)snprintf(address, PCI_ADDRESS_SIZE, "%s", link->address);
     unlock_and_wake(links);
-    return error;
 }
 
-void links_configured(struct links *links, const char *socket, int vhost_id, unsigned int queue_pairs) {
-    struct link *link = lock_link(links, socket);
+void links_refused(struct links *links, const char *address, enum refusal refusal) {
+    struct link *link = lock_link(links, address);
+
+    if (link != NULL)
+        link->refusals[refusal]++;
+    unlock(links);
+}
+
+void links_configured(struct links *links, const char *address, int vhost_id, unsigned int queue_pairs) {
+    struct link *link = lock_link(links, address);
 
     if (link != NULL && link->owner < 0) {
         link->owner = vhost_id;
@@ -178,21 +177,19 @@ void links_configured(struct links *links, const char *socket, int vhost_id, uns
     unlock_and_wake(links);
 }
 
-void links_unconfigured(struct links *links, const char *socket, int vhost_id) {
-    struct link *link = lock_link(links, socket);
+void links_unconfigured(struct links *links, const char *address, int vhost_id) {
+    struct link *link = lock_link(links, address);
 
     if (link != NULL && link->owner == vhost_id)
         link->owner = -1;
     unlock_and_wake(links);
 }
 
-void links_disconnected(struct links *links, const char *socket, int vhost_id) {
-    struct link *link = lock_link(links, socket);
+void links_disconnected(struct links *links, const char *address) {
+    struct link *link = lock_link(links, address);
 
     if (link != NULL && link->connections > 0) {
         link->connections--;
-        if (link->owner == vhost_id)
-            link->owner = -1;
         link->dropped = link->connections == 0 || link->dropped;
     }
     unlock_and_wake(links);

@@ -1,28 +1,31 @@
-/* Who is connected to which device: written by DPDK's threads, read by the main loop, which hears of it by an
- * eventfd. */
+/* Who is connected to which device: written by the gate and DPDK's threads, read by the main loop, which an
+ * eventfd wakes. */
 #ifndef VDPAD_LINKS_H
 #define VDPAD_LINKS_H
 
 #include "pci_address.h"
-#include "socket.h"
+#include "vhost_user.h"
 
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 
-/* DPDK's event loop has 1024 places, for sockets and connections together, and takes one for itself. */
+/*
+ * DPDK's event loop has 1,024 places and takes one for itself. A device takes none for its socket, which is
+ * the gate's, and one while it is served: so all of them can be in use at once.
+ */
 #define DEVICES_MAX 1023
 
 enum link_state { LINK_DISCONNECTED, LINK_CONNECTED, LINK_CONFIGURED };
 
 struct link {
     char address[PCI_ADDRESS_SIZE];
-    char socket[SOCKET_PATH_SIZE];
     unsigned int connections;
     int owner;                 /* the vhost id whose rings the device serves, or -1 */
     unsigned int queue_pairs;  /* of the owner */
     bool dropped;              /* was disconnected since the last look */
-    enum link_state announced; /* what links_next_change() told last */
+    enum link_state announced; /* what links_next_change() reported last */
+    uint64_t refusals[REFUSAL_COUNT];
 };
 
 struct links {
@@ -43,27 +46,26 @@ int links_init(struct links *links);
 void links_destroy(struct links *links);
 
 /* By the main loop, before the socket listens. -ENOMEM, -ENOSPC. */
-int links_add(struct links *links, const char *address, const char *socket);
+int links_add(struct links *links, const char *address);
 /* By the main loop, after the socket is gone; returns the state that was announced last. */
-enum link_state links_remove(struct links *links, const char *socket);
-enum link_state links_state(struct links *links, const char *socket);
-/* How many sockets and connections there are together. */
-size_t links_load(struct links *links);
+enum link_state links_remove(struct links *links, const char *address);
+enum link_state links_state(struct links *links, const char *address);
+/* How many front ends were refused, by reason. */
+void links_refusals(struct links *links, const char *address, uint64_t refusals[REFUSAL_COUNT]);
 
 /*
- * Takes the next step to announce; false when there is none. What came and went between two looks is told as
- * one step, so a front end that reconnects without end cannot fill anybody's memory.
+ * Takes the next step to announce; false when there is none. What came and went between two looks is
+ * reported as one step, so a front end that reconnects without end cannot fill anybody's memory.
  */
 bool links_next_change(struct links *links, struct link_change *change);
 
-/*
- * By DPDK's threads. links_connected() is -EBUSY while another front end has the device: a second one would
- * get no traffic, or take the device away from the first. `address` (may be NULL) tells the device for a log
- * line.
- */
-int links_connected(struct links *links, const char *socket, char address[PCI_ADDRESS_SIZE]);
-void links_configured(struct links *links, const char *socket, int vhost_id, unsigned int queue_pairs);
-void links_unconfigured(struct links *links, const char *socket, int vhost_id);
-void links_disconnected(struct links *links, const char *socket, int vhost_id);
+/* By the gate. */
+void links_connected(struct links *links, const char *address);
+void links_disconnected(struct links *links, const char *address);
+void links_refused(struct links *links, const char *address, enum refusal refusal);
+
+/* By DPDK's threads. A second owner is not taken, and only the owner can give the device back. */
+void links_configured(struct links *links, const char *address, int vhost_id, unsigned int queue_pairs);
+void links_unconfigured(struct links *links, const char *address, int vhost_id);
 
 #endif

@@ -36,7 +36,7 @@ void log_line(const struct log *log, enum log_level level, const char *format, .
         return;
     start = (size_t)snprintf(line, sizeof(line), "%s: ", words[level]);
     va_start(arguments, format);
-    (void)vsnprintf(line + start, sizeof(line) - start, format, arguments);
+    vsnprintf(line + start, sizeof(line) - start, format, arguments);
     va_end(arguments);
     length = strlen(line);
     for (size_t i = 0; i < length; i++) {

@@ -28,16 +28,16 @@ static bool has_free_hugepages(void) {
         char path[sizeof(HUGEPAGES_DIRECTORY) + sizeof(entry->d_name) + sizeof("/free_hugepages")];
         FILE *file;
 
-        (void)snprintf(path, sizeof(path), HUGEPAGES_DIRECTORY "/%s/free_hugepages", entry->d_name);
+        snprintf(path, sizeof(path), HUGEPAGES_DIRECTORY "/%s/free_hugepages", entry->d_name);
         file = fopen(path, "re");
         if (file == NULL)
             continue;
         if (fscanf(file, "%lu", &free_pages) != 1)
             free_pages = 0;
-        (void)fclose(file);
+        fclose(file);
     }
     if (directory != NULL)
-        (void)closedir(directory);
+        closedir(directory);
     return free_pages > 0;
 }
 
@@ -57,7 +57,7 @@ static void raise_descriptor_limit(void) {
 
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
         limit.rlim_cur = limit.rlim_max;
-        (void)setrlimit(RLIMIT_NOFILE, &limit);
+        setrlimit(RLIMIT_NOFILE, &limit);
     }
 }
 
@@ -66,10 +66,10 @@ static int open_signals(void) {
     sigset_t signals;
     int fd;
 
-    (void)sigemptyset(&signals);
-    (void)sigaddset(&signals, SIGTERM);
-    (void)sigaddset(&signals, SIGINT);
-    (void)sigaddset(&signals, SIGHUP);
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGHUP);
     if (signal(SIGPIPE, SIG_IGN) == SIG_ERR || sigprocmask(SIG_BLOCK, &signals, NULL) != 0)
         return -errno;
     fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -80,9 +80,9 @@ static int serve(const struct options *options, const struct log *log) {
     const struct device_settings device_settings = {
         .simulate = options->simulate,
         .vhost_client = options->vhost_client,
-        .socket_mode = options->socket_mode,
-        .socket_owner = options->socket_owner,
-        .socket_group = options->socket_group,
+        .access = {.mode = options->socket_mode,
+                   .owner = options->socket_owner,
+                   .group = options->socket_group},
     };
     struct daemon daemon = {.log = log, .options = options};
     struct eal_settings eal_settings = {.simulate = options->simulate, .cpu = options->cpu};
@@ -122,12 +122,15 @@ static int serve(const struct options *options, const struct log *log) {
     error = daemon_run(&daemon);
     /* The file first: it never names a socket that is gone. */
     mapping_file_remove(&daemon.mapping_file);
-    devices_destroy(&daemon.devices);
+    if (devices_destroy(&daemon.devices) != 0) {
+        log_line(log, LEVEL_ERROR, "DPDK does not let a device go: ending without it");
+        _exit(EXIT_FAILURE);
+    }
 
 stop_eal:
     eal_stop(&eal);
 close_signals:
-    (void)close(daemon.signal_fd);
+    close(daemon.signal_fd);
     control_destroy(&daemon.control);
     return error;
 }
@@ -144,7 +147,7 @@ int main(int argc, char **argv) {
         options_print_help(stdout);
         return fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
     case OPTIONS_VERSION:
-        (void)printf("vdpad %s (DPDK %s)\n", VDPAD_VERSION, eal_version());
+        printf("vdpad %s (DPDK %s)\n", VDPAD_VERSION, eal_version());
         return fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
     case OPTIONS_WRONG:
         log_line(&log, LEVEL_ERROR, "%s", problem);

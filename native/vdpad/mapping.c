@@ -22,7 +22,7 @@ static int refuse(const struct reason *reason, const char *format, ...) {
     va_list arguments;
 
     va_start(arguments, format);
-    (void)vsnprintf(reason->text, reason->size, format, arguments);
+    vsnprintf(reason->text, reason->size, format, arguments);
     va_end(arguments);
     for (char *c = reason->text; *c != '\0'; c++) {
         if ((unsigned char)*c < 0x20 || *c == 0x7f)
@@ -36,11 +36,11 @@ static const char *member(const json_t *object, const char *key, size_t number, 
     const json_t *value = json_object_get(object, key);
 
     if (value == NULL)
-        (void)refuse(reason, "entry %zu: %s is missing", number, key);
+        refuse(reason, "entry %zu: %s is missing", number, key);
     else if (!json_is_string(value))
-        (void)refuse(reason, "entry %zu: %s is not a string", number, key);
+        refuse(reason, "entry %zu: %s is not a string", number, key);
     else if (strlen(json_string_value(value)) != json_string_length(value))
-        (void)refuse(reason, "entry %zu: %s has control characters", number, key);
+        refuse(reason, "entry %zu: %s has control characters", number, key);
     else
         return json_string_value(value);
     return NULL;
@@ -66,7 +66,7 @@ static int decode_entry(const json_t *object, size_t number, struct mapping_entr
     problem = socket_path_problem(socket);
     if (problem != NULL)
         return refuse(reason, "entry %zu: socketpath '%.*s' %s", number, SHOWN, socket, problem);
-    (void)snprintf(entry->socket, sizeof(entry->socket), "%s", socket);
+    snprintf(entry->socket, sizeof(entry->socket), "%s", socket);
     return 0;
 }
 
@@ -98,8 +98,10 @@ int mapping_decode(const char *data, size_t size, struct mapping *mapping, char 
     *mapping = (struct mapping){0};
     if (size > MAPPING_MAX_BYTES)
         return refuse(&reason, "is larger than %zu bytes", MAPPING_MAX_BYTES);
-    /* Numbers stand only under unknown keys: as reals, no integer is too big. Zeros are refused where they
-     * matter. */
+    /*
+     * Numbers stand only under unknown keys:
+     * as reals, no integer is too big. Zeros are refused where they matter.
+     */
     array = json_loadb(data, size, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL | JSON_DECODE_ANY, &problem);
     if (array == NULL)
         return refuse(&reason, "is not JSON: %s (line %d)", problem.text, problem.line);
@@ -112,7 +114,7 @@ int mapping_decode(const char *data, size_t size, struct mapping *mapping, char 
         error = mapping->entries == NULL ? -ENOMEM : decode_entries(array, mapping, &reason);
     }
     if (error == -ENOMEM)
-        (void)refuse(&reason, "cannot be read: out of memory");
+        refuse(&reason, "cannot be read: out of memory");
     if (error != 0)
         mapping_free(mapping);
     json_decref(array);
@@ -131,11 +133,11 @@ char *mapping_encode(const struct mapping *mapping) {
         const struct mapping_entry *entry = &mapping->entries[i];
         json_t *object = json_pack("{s:s,s:s}", "pciAddress", entry->address, "socketpath", entry->socket);
 
-        (void)fputs(i == 0 ? "[\n" : ",\n", stream);
+        fputs(i == 0 ? "[\n" : ",\n", stream);
         error = object == NULL ? -EINVAL : json_dumpf(object, stream, 0);
         json_decref(object);
     }
-    (void)fputs(mapping->count == 0 ? "[]\n" : "\n]\n", stream);
+    fputs(mapping->count == 0 ? "[]\n" : "\n]\n", stream);
     if (fclose(stream) != 0 || error != 0) {
         free(text);
         return NULL;

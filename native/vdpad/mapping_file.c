@@ -1,5 +1,7 @@
-/* The mapping file on disk: replaced atomically, and never put in the place of something that is not a
- * mapping. */
+/*
+ * The mapping file on disk: replaced atomically,
+ * and never put in the place of something that is not a mapping.
+ */
 #include "mapping_file.h"
 
 #include <errno.h>
@@ -40,8 +42,11 @@ static int read_all(int fd, char *data, size_t capacity, size_t *size) {
 }
 
 int mapping_file_read(const char *path, struct mapping *mapping, char *reason, size_t reason_size) {
-    /* O_NONBLOCK: opening a fifo must not wait for its writer. */
-    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    /*
+     * Whoever may write to the directory is not trusted: no link is followed, and to open a fifo must not
+     * wait for its writer.
+     */
+    int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     const size_t capacity = MAPPING_MAX_BYTES + 1;
     struct stat status;
     char *data = NULL;
@@ -49,9 +54,11 @@ int mapping_file_read(const char *path, struct mapping *mapping, char *reason, s
     int error = 0;
 
     *mapping = (struct mapping){0};
-    if (fd < 0 || fstat(fd, &status) != 0)
+    if (fd < 0 && (errno == ELOOP || errno == ENXIO))
+        error = -EINVAL;
+    else if (fd < 0 || fstat(fd, &status) != 0)
         error = -errno;
-    else if (!S_ISREG(status.st_mode))
+    else if (!S_ISREG(status.st_mode) || status.st_nlink != 1)
         error = -EINVAL;
     else if ((data = malloc(capacity)) == NULL)
         error = -ENOMEM;
@@ -60,12 +67,12 @@ int mapping_file_read(const char *path, struct mapping *mapping, char *reason, s
     if (error == 0)
         error = mapping_decode(data, size, mapping, reason, reason_size);
     else if (error == -EINVAL)
-        (void)snprintf(reason, reason_size, "is not a regular file");
+        snprintf(reason, reason_size, "is not a regular file with one link");
     else
-        (void)snprintf(reason, reason_size, "cannot be read: %s", strerror(-error));
+        snprintf(reason, reason_size, "cannot be read: %s", strerror(-error));
     free(data);
     if (fd >= 0)
-        (void)close(fd);
+        close(fd);
     return error;
 }
 
@@ -102,7 +109,7 @@ static int write_temporary(const struct mapping_file *file, const char *text, st
     if (close(fd) != 0 && error == 0)
         error = -errno;
     if (error != 0)
-        (void)unlink(file->temporary);
+        unlink(file->temporary);
     return error;
 }
 
@@ -143,8 +150,10 @@ static int exchange(const struct mapping_file *file, const struct stat *ours, ch
         /* Ours was taken away from there: what we hold goes back to an empty place. */
         error = move(file, RENAME_NOREPLACE);
     } else if (error == 0 && !is_inode(file->temporary, ours->st_dev, ours->st_ino)) {
-        /* Somebody put a still newer file there: it replaces the one that we hold, as it would have without
-         * us. */
+        /*
+         * Somebody put a still newer file there:
+         * it replaces the one that we hold, as it would have without us.
+         */
         error = move(file, RENAME_EXCHANGE);
     }
     return error == 0 ? -EEXIST : error;
@@ -179,16 +188,16 @@ int mapping_file_replace(struct mapping_file *file, const struct mapping *mappin
     if (error == 0) {
         error = put_in_place(file, &ours, detail, sizeof(detail));
         if (error != 0 && is_inode(file->temporary, ours.st_dev, ours.st_ino))
-            (void)unlink(file->temporary);
+            unlink(file->temporary);
     }
     if (error == 0) {
         file->written = true;
         file->device = ours.st_dev;
         file->inode = ours.st_ino;
     } else if (error == -EEXIST) {
-        (void)snprintf(reason, size, "what is there is not a mapping (%s): take it away", detail);
+        snprintf(reason, size, "what is there is not a mapping (%s): take it away", detail);
     } else {
-        (void)snprintf(reason, size, "%s", strerror(-error));
+        snprintf(reason, size, "%s", strerror(-error));
     }
     return error;
 }
@@ -198,8 +207,10 @@ void mapping_file_remove(struct mapping_file *file) {
 
     if (!file->written || !is_inode(file->path, file->device, file->inode))
         return;
-    /* Aside first, then look again: what was put there in the meantime goes back, unless something newer is
-     * there. */
+    /*
+     * Aside first, then look again: what was put there in the
+     * meantime goes back, unless something newer is there.
+     */
     if (rename(file->path, file->temporary) != 0)
         return;
     if (!is_inode(file->temporary, file->device, file->inode)) {
@@ -208,6 +219,6 @@ void mapping_file_remove(struct mapping_file *file) {
             error = move(file, 0);
     }
     if (error == 0 || error == -EEXIST)
-        (void)unlink(file->temporary);
+        unlink(file->temporary);
     file->written = false;
 }

@@ -17,12 +17,12 @@ static json_t *number_from(uint64_t value) {
     return json_integer(value > (uint64_t)INT64_MAX ? INT64_MAX : (json_int_t)value);
 }
 
-/* A string without embedded zeros and control characters. */
+/* A string; JSON that has a zero inside of one was refused as a whole. */
 static const char *text_param(const json_t *params, const char *key, struct failure *failure) {
     const char *text = json_string_value(json_object_get(params, key));
 
     if (text == NULL)
-        (void)failure_set(failure, -EINVAL, FAILURE_BAD_PARAMS, "%s is missing or not a string", key);
+        failure_set(failure, -EINVAL, FAILURE_BAD_PARAMS, "%s is missing or not a string", key);
     return text;
 }
 
@@ -37,21 +37,34 @@ static int address_param(const json_t *params, char address[PCI_ADDRESS_SIZE], s
     return 0;
 }
 
-static json_t *device_object(struct daemon *daemon, const struct device *device) {
-    enum link_state state = links_state(&daemon->devices.links, device->socket);
+/* By reason, without those that never happened. */
+static json_t *refusals_object(struct daemon *daemon, const char *address) {
+    uint64_t refusals[REFUSAL_COUNT];
+    json_t *object = json_object();
 
-    return json_pack("{s:s,s:s,s:s,s:b,s:b,s:s,s:I,s:o,s:o,s:s,s:i}", "device", device->address, "socket",
+    links_refusals(&daemon->devices.links, address, refusals);
+    for (int i = REFUSAL_NONE + 1; i < REFUSAL_COUNT; i++) {
+        if (refusals[i] > 0)
+            json_object_set_new(object, refusal_name((enum refusal)i), number_from(refusals[i]));
+    }
+    return object;
+}
+
+static json_t *device_object(struct daemon *daemon, const struct device *device) {
+    enum link_state state = links_state(&daemon->devices.links, device->address);
+
+    return json_pack("{s:s,s:s,s:s,s:b,s:b,s:s,s:I,s:o,s:o,s:s,s:i,s:o}", "device", device->address, "socket",
                      device->socket, "state", "started", "connected", state != LINK_DISCONNECTED,
                      "configured", state == LINK_CONFIGURED, "driver", device->driver, "queue_pairs",
                      (json_int_t)device->queue_pairs, "features", number_from(device->features),
                      "protocol_features", number_from(device->protocol_features), "type", device->type,
-                     "numa_node", device->numa_node);
+                     "numa_node", device->numa_node, "refusals", refusals_object(daemon, device->address));
 }
 
-/* The change itself stands, whatever became of the file: the caller is told, and it is tried again. */
+/* The change itself stands, whatever became of the file: the reply says so, and it is tried again. */
 static json_t *with_mapping(struct daemon *daemon, json_t *result) {
     if (!daemon_write_mapping(daemon) && result != NULL)
-        (void)json_object_set_new(result, "mapping_written", json_false());
+        json_object_set_new(result, "mapping_written", json_false());
     return result;
 }
 
@@ -82,8 +95,7 @@ static json_t *method_add(void *context, const json_t *params, struct failure *f
             return NULL;
     }
     if (strlen(request.devargs) > DEVARGS_MAX) {
-        (void)failure_set(failure, -EINVAL, FAILURE_BAD_PARAMS, "devargs is longer than %d bytes",
-                          DEVARGS_MAX);
+        failure_set(failure, -EINVAL, FAILURE_BAD_PARAMS, "devargs is longer than %d bytes", DEVARGS_MAX);
         return NULL;
     }
     if (devices_add(&daemon->devices, &request, failure) != 0) {
@@ -110,7 +122,7 @@ static json_t *method_remove(void *context, const json_t *params, struct failure
     log_line(daemon->log, error == 0 ? LEVEL_INFO : LEVEL_WARNING, "%s: removed%s%s", change.address,
              error == 0 ? "" : ", but ", error == 0 ? "" : failure->text);
     if (error != 0) {
-        (void)daemon_write_mapping(daemon);
+        daemon_write_mapping(daemon);
         return NULL;
     }
     return with_mapping(daemon, json_pack("{s:s}", "device", change.address));
@@ -123,7 +135,7 @@ static json_t *method_list(void *context, const json_t *params, struct failure *
     (void)params;
     (void)failure;
     for (size_t i = 0; i < daemon->devices.count && list != NULL; i++)
-        (void)json_array_append_new(list, device_object(daemon, daemon->devices.entries[i]));
+        json_array_append_new(list, device_object(daemon, daemon->devices.entries[i]));
     return json_pack("{s:o}", "devices", list);
 }
 
@@ -134,9 +146,9 @@ static void add_stat(void *context, unsigned int queue, const char *name, uint64
 
     if (json_integer_value(json_object_get(last, "queue")) != (json_int_t)queue || last == NULL) {
         last = json_pack("{s:I,s:{}}", "queue", (json_int_t)queue, "stats");
-        (void)json_array_append_new(queues, last);
+        json_array_append_new(queues, last);
     }
-    (void)json_object_set_new(json_object_get(last, "stats"), name, number_from(value));
+    json_object_set_new(json_object_get(last, "stats"), name, number_from(value));
 }
 
 static json_t *method_stats(void *context, const json_t *params, struct failure *failure) {
@@ -149,7 +161,7 @@ static json_t *method_stats(void *context, const json_t *params, struct failure 
         return NULL;
     device = devices_find(&daemon->devices, address);
     if (device == NULL) {
-        (void)failure_set(failure, -ENODEV, FAILURE_NO_DEVICE, "no device %s", address);
+        failure_set(failure, -ENODEV, FAILURE_NO_DEVICE, "no device %s", address);
         return NULL;
     }
     queues = json_array();

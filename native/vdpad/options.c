@@ -55,7 +55,7 @@ static const struct option long_options[] = {
 };
 
 void options_print_help(FILE *stream) {
-    (void)fputs(
+    fputs(
         "usage: vdpad [OPTION]... [DEVICE[,DEVARGS]]...\n"
         "\n"
         "Serves vDPA devices as vhost-user sockets, one each. DEVICE is a PCI address such as 0000:82:00.2.\n"
@@ -94,7 +94,7 @@ static enum options_verdict wrong(const struct problem *problem, const char *for
     va_list arguments;
 
     va_start(arguments, format);
-    (void)vsnprintf(problem->text, problem->size, format, arguments);
+    vsnprintf(problem->text, problem->size, format, arguments);
     va_end(arguments);
     return OPTIONS_WRONG;
 }
@@ -282,11 +282,11 @@ static bool is_device(const char *argument) {
 
     if (length >= sizeof(text))
         return false;
-    (void)snprintf(text, sizeof(text), "%.*s", (int)length, argument);
+    snprintf(text, sizeof(text), "%.*s", (int)length, argument);
     return pci_address_normalise(text, address) == 0;
 }
 
-/* What no option alone can tell. */
+/* What no option alone can show. */
 static enum options_verdict check(const struct options *options, const struct problem *problem) {
     const char *socket_problem = socket_path_problem(options->socket_dir);
 

@@ -4,8 +4,10 @@
 #include <errno.h>
 #include <stdio.h>
 
-/* Reads up to `limit` hexadecimal digits (not by ctype: no locale has a say here); returns how many there
- * were. */
+/*
+ * Reads up to `limit` hexadecimal digits (not by ctype:
+ * no locale has a say here); returns how many there were.
+ */
 static unsigned int read_hex(const char **text, unsigned int limit, unsigned long *value) {
     unsigned int digits = 0;
 
@@ -48,7 +50,7 @@ int pci_address_normalise(const char *text, char address[PCI_ADDRESS_SIZE]) {
         return -EINVAL;
     if (read_hex(&text, 1, &function) != 1 || function > 7 || *text != '\0')
         return -EINVAL;
-    (void)snprintf(address, PCI_ADDRESS_SIZE, "%04lx:%02lx:%02lx.%lx", domain & 0xffffffffUL, bus & 0xff,
-                   device & 0x1f, function & 7);
+    snprintf(address, PCI_ADDRESS_SIZE, "%04lx:%02lx:%02lx.%lx", domain & 0xffffffffUL, bus & 0xff,
+             device & 0x1f, function & 7);
     return 0;
 }

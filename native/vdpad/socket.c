@@ -2,6 +2,7 @@
 #include "socket.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,9 +12,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* The kernel's table of AF_UNIX sockets, and the flag that it shows for a listener (__SO_ACCEPTCON). */
-#define UNIX_TABLE "/proc/net/unix"
-#define FLAG_LISTENING 0x10000UL
+/* Front ends that wait to be taken, as DPDK had it. */
+#define BACKLOG 128
 
 const char *socket_path_problem(const char *path) {
     if (path[0] != '/')
@@ -27,111 +27,141 @@ const char *socket_path_problem(const char *path) {
     return NULL;
 }
 
-/* One line: "address: references protocol flags type state inode path". */
-static bool line_is_listener(char *line, const char *path) {
-    char *cursor = strchr(line, ':');
-    unsigned long flags;
-    int column = 0;
+enum socket_life socket_probe(const char *path) {
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    enum socket_life life = SOCKET_UNKNOWN;
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
-    line[strcspn(line, "\n")] = '\0';
-    if (cursor == NULL)
-        return false;
-    cursor++;
-    (void)strtoul(cursor, &cursor, 16);
-    (void)strtoul(cursor, &cursor, 16);
-    flags = strtoul(cursor, &cursor, 16);
-    if ((flags & FLAG_LISTENING) == 0)
-        return false;
-    for (; column < 3; column++) {
-        cursor += strspn(cursor, " ");
-        cursor += strcspn(cursor, " ");
-    }
-    return *cursor == ' ' && strcmp(cursor + 1, path) == 0;
-}
-
-int socket_is_listening(const char *path) {
-    FILE *table = fopen(UNIX_TABLE, "re");
-    char *line = NULL;
-    size_t size = 0;
-    int found = 0;
-
-    if (table == NULL)
-        return -errno;
-    while (found == 0 && getline(&line, &size, table) >= 0)
-        found = line_is_listener(line, path) ? 1 : 0;
-    if (found == 0 && ferror(table))
-        found = -EIO;
-    free(line);
-    (void)fclose(table);
-    return found;
+    if (fd < 0)
+        return SOCKET_UNKNOWN;
+    snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
+    if (connect(fd, (const struct sockaddr *)&name, sizeof(name)) == 0 || errno == EPROTOTYPE)
+        life = SOCKET_ALIVE;
+    else if (errno == ECONNREFUSED)
+        life = SOCKET_STALE;
+    else if (errno == ENOENT)
+        life = SOCKET_ABSENT;
+    close(fd);
+    return life;
 }
 
 static int refuse(char *reason, size_t size, int error, const char *text) {
-    (void)snprintf(reason, size, "%s", text);
+    snprintf(reason, size, "%s", text);
     return error;
 }
 
-/* What failed, why, and what to do where that is known. */
-static void explain(char *reason, size_t size, const char *what, int error) {
+void socket_explain(char *reason, size_t size, const char *what, int error) {
     struct rlimit limit;
 
     if (error == -EMFILE && getrlimit(RLIMIT_NOFILE, &limit) == 0)
-        (void)snprintf(reason, size, "%s: %s, the limit is %llu; raise RLIMIT_NOFILE", what, strerror(-error),
-                       (unsigned long long)limit.rlim_cur);
+        snprintf(reason, size, "%s: %s, the limit is %llu; raise RLIMIT_NOFILE", what, strerror(-error),
+                 (unsigned long long)limit.rlim_cur);
     else if (error == -EACCES || error == -EPERM || error == -EROFS)
-        (void)snprintf(reason, size, "%s: %s; make its directory writable", what, strerror(-error));
+        snprintf(reason, size, "%s: %s; make its directory writable", what, strerror(-error));
     else
-        (void)snprintf(reason, size, "%s: %s", what, strerror(-error));
-}
-
-/* The kernel's own word on whether the path can be bound; DPDK's failure to bind would be hard to undo. */
-static int try_bind(const char *path, char *reason, size_t size) {
-    struct sockaddr_un name = {.sun_family = AF_UNIX};
-    int error = 0;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    if (fd < 0)
-        error = -errno;
-    (void)snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
-    if (error == 0 && bind(fd, (const struct sockaddr *)&name, sizeof(name)) != 0)
-        error = -errno;
-    if (error == 0 && unlink(path) != 0)
-        error = -errno;
-    if (fd >= 0)
-        (void)close(fd);
-    if (error != 0)
-        explain(reason, size, "cannot be created", error);
-    return error;
+        snprintf(reason, size, "%s: %s", what, strerror(-error));
 }
 
 int socket_claim(const char *path, char *reason, size_t size) {
     struct stat status;
-    int listening;
 
     if (lstat(path, &status) != 0) {
-        if (errno != ENOENT) {
-            int error = -errno;
+        int error = -errno;
 
-            (void)snprintf(reason, size, "cannot be looked at: %s", strerror(-error));
-            return error;
-        }
-        return try_bind(path, reason, size);
+        if (error == -ENOENT)
+            return 0;
+        snprintf(reason, size, "cannot be looked at: %s", strerror(-error));
+        return error;
     }
     if (!S_ISSOCK(status.st_mode))
         return refuse(reason, size, -EEXIST, "exists and is not a socket: remove it or choose another path");
-    listening = socket_is_listening(path);
-    if (listening < 0)
-        return refuse(reason, size, listening,
-                      "exists, and " UNIX_TABLE " cannot be read to see if it is in use");
-    if (listening > 0)
-        return refuse(reason, size, -EADDRINUSE, "is in use: another process listens on it");
-    if (unlink(path) != 0) {
+    switch (socket_probe(path)) {
+    case SOCKET_ALIVE:
+        return refuse(reason, size, -EADDRINUSE, "is in use: another process has it");
+    case SOCKET_UNKNOWN:
+        return refuse(reason, size, -EADDRINUSE, "exists, and whether it is in use cannot be found out");
+    default:
+        break;
+    }
+    if (unlink(path) != 0 && errno != ENOENT) {
         int error = -errno;
 
-        explain(reason, size, "is stale and cannot be removed", error);
+        socket_explain(reason, size, "is stale and cannot be removed", error);
         return error;
     }
-    return try_bind(path, reason, size);
+    return 0;
+}
+
+/*
+ * Only a socket of this user is given away, by a descriptor that follows no link: whoever may write to the
+ * directory could have put something else there.
+ */
+static int give_away(const char *path, const struct socket_access *access, struct stat *status) {
+    int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    int error = 0;
+
+    if (fd < 0)
+        return -errno;
+    if (fstat(fd, status) != 0)
+        error = -errno;
+    else if (!S_ISSOCK(status->st_mode) || status->st_uid != geteuid())
+        error = -ESTALE;
+    else if ((access->owner != (uid_t)-1 || access->group != (gid_t)-1) &&
+             fchownat(fd, "", access->owner, access->group, AT_EMPTY_PATH) != 0)
+        error = -errno;
+    close(fd);
+    return error;
+}
+
+int socket_listen(const char *path, const struct socket_access *access, struct socket_file *file,
+                  char *reason, size_t size) {
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    const char *what = "cannot be created";
+    struct stat status;
+    int error = 0;
+    mode_t mask;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (fd < 0) {
+        error = -errno;
+        socket_explain(reason, size, what, error);
+        return error;
+    }
+    snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
+    /* The mode is the final one from the start: a chmod by path could meet something else. */
+    mask = umask((mode_t)(~access->mode & 0777));
+    if (bind(fd, (const struct sockaddr *)&name, sizeof(name)) != 0)
+        error = -errno;
+    umask(mask);
+    if (error != 0)
+        goto close_socket;
+    what = "cannot be given to its owner and group";
+    error = give_away(path, access, &status);
+    if (error != 0)
+        goto remove_file;
+    /* Nobody can connect before this. */
+    what = "cannot be listened on";
+    if (listen(fd, BACKLOG) != 0) {
+        error = -errno;
+        goto remove_file;
+    }
+    *file = (struct socket_file){.device = status.st_dev, .inode = status.st_ino};
+    return fd;
+
+remove_file:
+    if (error != -ESTALE)
+        unlink(path);
+close_socket:
+    close(fd);
+    socket_explain(reason, size, what, error);
+    return error;
+}
+
+void socket_remove(const char *path, const struct socket_file *file) {
+    struct stat status;
+
+    if (lstat(path, &status) == 0 && status.st_dev == file->device && status.st_ino == file->inode)
+        unlink(path);
 }
 
 int socket_check_client(const char *path, char *reason, size_t size) {

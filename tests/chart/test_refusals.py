@@ -18,6 +18,8 @@ WRONG = [
     ("--set-string=config.simulate=yes", "at '/config/simulate': got string, want null or boolean"),
     ("--set=config.socketMode=432", "at '/config/socketMode': got number, want null or string"),
     ("--set-string=config.socketMode=0999", "at '/config/socketMode': '0999' does not match pattern"),
+    ("--set-string=config.listenMode=0460", "at '/config/listenMode': '0460' does not match pattern"),
+    ("--set=config.readyWhen=some", "at '/config/readyWhen': value must be one of 'running', 'all-devices'"),
     ("--set=config.daemon=maybe", "at '/config/daemon': value must be one of 'auto', 'none', 'vdpad', 'command'"),
     ("--set=config.stopGrace=0", "at '/config/stopGrace': exclusiveMinimum: got 0, want 0"),
     ("--set=config.socketDir=vhost", "at '/config/socketDir': 'vhost' does not match pattern '^/'"),

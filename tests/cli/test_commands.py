@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import eventually, mapping_text, running, write_atomically
+from tests.processes import PATIENCE_S, eventually, mapping_text, running, write_atomically
 
 _INTERRUPTIBLE = ("env", "--default-signal=INT")
 """Undoes what a shell does to the commands that it starts in the background, such as `make test &`."""
@@ -81,7 +81,7 @@ def test_watch(run_dir: Path) -> None:
             write_atomically(agent.socket_list, "[]")
             assert process.stdout.readline() == "0000:82:00.2  gone\n"
             process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=10)
+            _, said = process.communicate(timeout=PATIENCE_S)
             assert (process.returncode, said) == (130, "")
         finally:
             process.kill()

@@ -69,7 +69,7 @@ def test_a_user_who_may_not(run_dir: Path) -> None:
         closed = _command("health", f"--address={agent.listen}", under=_NOBODY)
     assert closed.returncode == 5
     assert closed.stderr == (
-        f"vdpa-agent: no agent answers at {agent.listen}: permission denied: run as root, or have the agent started"
+        f"vdpa-agent: {agent.listen}: permission denied: run as root, or have the agent started"
         " with --listen-mode or --listen-group, and --allow-uid or --allow-gid\n"
     )
     with running(run_dir, "--example-data", "--listen-mode=0666") as agent:
@@ -131,7 +131,8 @@ def test_a_real_agent_from_no_list_to_one(run_dir: Path) -> None:
         empty = _command("list", where, "-o", "json")
         assert (empty.returncode, empty.stdout) == (0, "[]\n")
         assert empty.stderr == (
-            "vdpa-agent: no devices: no mapping is loaded: the file is not there; see vdpa-agent doctor\n"
+            f"vdpa-agent: no devices: the agent waits for a device list at {agent.pci_list}, or a mapping at"
+            f" {agent.socket_list}; see vdpa-agent doctor\n"
         )
         assert f"fix: start the daemon that writes {agent.socket_list}\n" in _command("status", where).stdout
         agent.socket_list.write_text(mapping_text({"0000:82:00.2": "/v/a"}))
@@ -150,3 +151,30 @@ def test_a_list_without_a_device(run_dir: Path) -> None:
         agent.wait_logged("file_loaded")
         said = _command("list", f"--address={agent.listen}").stderr
         assert said == "vdpa-agent: no devices: the device list names none; see vdpa-agent doctor\n"
+
+
+def test_what_is_degraded_and_what_is_waited_for(run_dir: Path) -> None:
+    answer = pb.GetStatusResponse(
+        role=pb.ROLE_MANAGING,
+        ready=True,
+        degraded_reasons=["82:00.2 has no driver", "82:00.3 is away"],
+        waiting_for="rain",
+    )
+    with answering(run_dir / "s", [], answer):
+        where = f"--address={run_dir / 's'}"
+        status = _command("status", where).stdout.splitlines()
+        doctor = _command("doctor", where, "0000:82:00.7").stdout.splitlines()
+        none = _command("list", where).stderr
+    assert [line.split(None, 1)[1] for line in status if line.startswith("degraded")] == list(answer.degraded_reasons)
+    assert [line for line in status if line.startswith("waiting for")] == ["waiting for  rain"]
+    agent = [line.split(None, 2) for line in doctor if line.split()[1:2] == ["agent"]]
+    assert [words[0] for words in agent] == ["ok", "doubt", "doubt", "doubt"]  # none of it blocks another device
+    assert [words[2] for words in agent[1:]] == [*answer.degraded_reasons, "it waits for rain"]
+    assert none == "vdpa-agent: no devices: the agent waits for rain; see vdpa-agent doctor\n"
+
+
+@pytest.mark.parametrize(("option", "value"), [((), "running"), (("--ready-when=all-devices",), "all-devices")])
+def test_what_readiness_takes_is_a_setting(run_dir: Path, option: tuple[str, ...], value: str) -> None:
+    with running(run_dir, "--example-data", *option) as agent:
+        shown = _command("status", "-o", "wide", f"--address={agent.listen}").stdout
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("--ready-when")] == [value]

@@ -19,6 +19,7 @@ from typing import Final
 import pytest
 
 from tests.processes import AgentProcess, built, eventually, front_end, running, write_list
+from vdpa_agent.cli.top import rates
 
 DEVICES: Final = tuple(f"0000:82:00.{function}" for function in range(2, 6))
 ESCAPE: Final = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]")
@@ -247,3 +248,25 @@ def test_refusals(run_dir: Path) -> None:
     without_terminal = _once(f"--address={run_dir}/s")
     assert (without_terminal.returncode, without_terminal.stdout) == (2, "")
     assert "standard output is no terminal, give --once" in without_terminal.stderr
+
+
+_RATES = [
+    ((1000, 10), (3000, 10), (1000.0, 0.0)),
+    ((1000, 10), (1000, 10), (0.0, 0.0)),
+    ((1000, 10), (0, 0), None),
+    ((1000, 10), (999, 4000), None),
+    ((1000, 10), (4000, 9), None),
+    (None, (4000, 9), None),
+]
+
+
+@pytest.mark.parametrize(("before", "now", "rate"), _RATES)
+def test_a_counter_that_began_anew_has_no_rate(
+    before: tuple[int, int] | None, now: tuple[int, int], rate: tuple[float, float] | None
+) -> None:
+    earlier = {"a": before} if before else {}
+    assert rates((5.0, earlier), (7.0, {"a": now})) == ({"a": rate} if rate else {})
+
+
+def test_no_time_between_two_counts_is_no_rate() -> None:
+    assert rates((5.0, {"a": (1, 1)}), (5.0, {"a": (2, 2)})) == {}

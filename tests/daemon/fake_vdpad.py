@@ -36,11 +36,11 @@ def main() -> None:
         if request["method"] in lines:
             control.sendall(lines[request["method"]].replace("@id", str(request["id"])).encode() + b"\n")
             continue
-        if "flood" in faults and request["method"] == "device.add":
-            threading.Thread(target=_flood, args=(control, request["params"]["device"]), daemon=True).start()
         reply = daemon.answer(request["method"], request["params"])
         if reply is not None:
             control.sendall(json.dumps({"jsonrpc": "2.0", "id": request["id"], **reply}).encode() + b"\n")
+        if "flood" in faults and request["method"] == "device.add":
+            threading.Thread(target=_flood, args=(control, request["params"]["device"]), daemon=True).start()
         if reply is not None and request["method"] == "shutdown":
             return
     while "deaf" in faults:

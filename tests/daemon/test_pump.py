@@ -119,10 +119,11 @@ async def test_severe_lines_alone_are_bounded_too() -> None:
 
 
 async def test_drops_are_told_while_the_output_goes_on() -> None:
+    began = time.monotonic()
     with capture_logs() as logs:
         async with _printing("while True: print('info: x' * 10)"):
             await _until(lambda: sum(log["event"] == "daemon_output_dropped" for log in logs) == 2)
-            assert len(_lines(list(logs))) < 1000 + 200 * 3
+            assert len(_lines(list(logs))) <= 1000 + 200 * (time.monotonic() - began)
 
 
 @pytest.mark.parametrize(

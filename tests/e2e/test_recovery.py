@@ -82,7 +82,10 @@ def test_a_daemon_that_dies_at_once_is_started_again_with_growing_pauses(run_dir
         for wait, plain in zip(waits, (1, 2, 4), strict=True):
             assert 0.8 * plain <= wait <= 1.2 * plain
         ended = agent.log.named("daemon_ended")[0]
-        assert (ended["reason"], ended["last_lines"]) == ("exit code 7", ["error: no hugepages left"])
+        assert (ended["reason"], ended["last_lines"]) == (
+            "exit code 7: no hugepages left",
+            ["error: no hugepages left"],
+        )
         assert agent.ask("0000:82:00.2") == ""
 
 

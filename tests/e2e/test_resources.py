@@ -117,12 +117,13 @@ def _on(disk: Path) -> tuple[str, ...]:
     )
 
 
-def _prepared(disk: Path, name: str, addresses: tuple[str, ...]) -> Path:
-    """A list that can come without taking or freeing space: its place is kept by a second name."""
+@contextmanager
+def _prepared(disk: Path, name: str, addresses: tuple[str, ...]) -> Iterator[Path]:
+    """A list that can come and go without taking or freeing space: it is held open."""
     path = disk / name
     write_list(path, addresses)
-    path.with_suffix(".kept").hardlink_to(path)
-    return path
+    with path.open():
+        yield path
 
 
 def _fill(directory: Path) -> Path:
@@ -217,13 +218,12 @@ def test_a_daemon_without_descriptors_serves_what_it_can_and_the_limit_is_named(
 
 
 def test_no_space_for_the_mapping(run_dir: Path, options: tuple[str, ...]) -> None:
-    with _disk(run_dir) as disk:
-        _prepared(disk, "two", FOUR[:2]).rename(disk / "pciList.dat")
+    with _disk(run_dir) as disk, _prepared(disk, "two", FOUR[:2]) as two, _prepared(disk, "four", FOUR) as four:
+        two.rename(disk / "pciList.dat")
         with running(run_dir, *options, *_on(disk)) as agent:
             agent.wait_logged("device_ready", count=2)
             agent.wait_answer(FOUR[1], _socket(agent, 1))
             agent.wait_answer(FOUR[0], _socket(agent, 0))
-            four = _prepared(disk, "four", FOUR)
             filler = _fill(disk)
             four.rename(disk / "pciList.dat")
             _wait_complaint(agent, "no space left on device")
@@ -237,12 +237,15 @@ def test_no_space_for_the_mapping(run_dir: Path, options: tuple[str, ...]) -> No
 
 
 def test_names_that_had_no_space_are_kept_once_there_is_some(run_dir: Path, options: tuple[str, ...]) -> None:
-    with _disk(run_dir) as disk:
-        _prepared(disk, "two", FOUR[:2]).rename(disk / "pciList.dat")
+    with (
+        _disk(run_dir) as disk,
+        _prepared(disk, "two", FOUR[:2]) as two,
+        _prepared(disk, "three", FOUR[:3]) as three,
+        _prepared(disk, "last", FOUR[1:3]) as last_two,
+    ):
+        two.rename(disk / "pciList.dat")
         with running(run_dir, *options, *_on(disk)) as agent:
             agent.wait_logged("device_ready", count=2)
-            three = _prepared(disk, "three", FOUR[:3])
-            last_two = _prepared(disk, "last", FOUR[1:3])
             filler = _fill(disk)
             three.rename(disk / "pciList.dat")
             agent.wait_logged("names_not_written")
@@ -267,7 +270,7 @@ def test_a_read_only_file_system(run_dir: Path, options: tuple[str, ...], tries:
                 agent.wait_answer(address, _socket(agent, number))
             subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
             os.kill(agent.daemon_pid(), signal.SIGKILL)
-            agent.wait_logged("mapping_not_retired", reason="Read-only file system")
+            agent.wait_logged("mapping_not_retired", reason="read-only file system; mount the directory writable")
             eventually("the tries", lambda: _failures(agent) >= tries)
             assert {agent.ask(address) for address in FOUR} == {""}
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)

@@ -1,6 +1,7 @@
 """Single files where others may have put anything in their place, on a real file system."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -218,10 +219,24 @@ def test_a_new_file_has_its_mode_less_the_umask_and_leaves_nothing_beside_it(pla
     assert place.read_bytes() == b"2"
 
 
+def test_what_a_killed_write_left_goes_with_the_next(place: Path) -> None:
+    place.with_name(".file.new").write_bytes(b"half")
+    disk.replace(place, b"whole")
+    assert [path.name for path in place.parent.iterdir()] == ["file"]
+    assert place.read_bytes() == b"whole"
+
+
 def test_what_fails_leaves_nothing_beside_it(place: Path) -> None:
-    name = "n" * 250  # the temporary name is too long
+    name = "n" * 252  # the temporary name is too long
     with pytest.raises(OSError, match="File name too long"):
         disk.replace(place.with_name(name), b"1")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            disk.replace(place, b"more than ten bytes")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(place.parent.iterdir()) == []
 
 

@@ -222,8 +222,8 @@ async def test_a_directory_that_is_made_again_without_end_is_followed_at_a_pace(
             begun_s = asyncio.get_running_loop().time()
             async for _ in changes:
                 yields += 1
-                if yields == 200:
+                if yields == 40:
                     break
         done = True
-    # Between two watches are 2 ms, and each yields at most twice for them.
-    assert asyncio.get_running_loop().time() - begun_s >= 0.1
+    # Between two watches are 50 ms; a watch of a directory that is another one soon yields a few times.
+    assert asyncio.get_running_loop().time() - begun_s >= 0.25

@@ -199,6 +199,26 @@ def test_an_emptied_list_that_is_written_again_loses_nothing(careful: _Watched) 
     assert [log["event"] for log in logs] == ["file_loaded"]
 
 
+def test_what_was_new_in_a_shrunk_list_goes_with_it_when_the_last_good_one_is_written_again(
+    careful: _Watched,
+) -> None:
+    careful.look(b"x", 1)
+    careful.look(b"x", 2)
+    assert careful.latest.value.value == "abcdx"
+    assert careful.look(b"abcd", 3) == pytest.approx(0.1)
+    assert careful.look(b"abcd", 4) is None
+    assert careful.latest.value == Loaded("abcd")
+
+
+def test_after_a_list_has_shrunk_and_counts_a_small_loss_must_only_settle_again(careful: _Watched) -> None:
+    careful.look(b"", 1)
+    careful.look(b"", 2)
+    careful.look(b"abcde", 3)
+    assert careful.look(b"abcd", 4) == pytest.approx(0.1)
+    assert careful.look(b"abcd", 5) is None
+    assert careful.latest.value == Loaded("abcd")
+
+
 def test_the_waiting_starts_anew_when_the_content_changes_and_is_logged_once(careful: _Watched) -> None:
     with capture_logs() as logs:
         careful.look(b"", 1)

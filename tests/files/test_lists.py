@@ -205,16 +205,19 @@ async def test_only_what_counts_is_kept_and_a_kept_list_that_is_gone_comes_again
     lists = _lists(run_dir)
     async with _followed(lists):
         await _appears(kept)
-        path.write_text("")
-        await _becomes(lists.devices, lambda loaded: "emptied" in loaded.problem)
+        path.write_text("0000:83:00.0\n")
+        await _becomes(lists.devices, lambda loaded: "lost" in loaded.problem)
         path.write_text("garbage")
-        await _becomes(lists.devices, lambda loaded: loaded.refused)
+        loaded = await _becomes(lists.devices, lambda loaded: loaded.refused)
+        assert loaded.value == (*DEVICES, "0000:83:00.0")
         assert kept.read_text() == _written(DEVICES)
-        write_atomically(path, _written(DEVICES))
-        await _becomes(lists.devices, lambda loaded: not loaded.problem)
+        write_atomically(path, _written((*DEVICES, "0000:83:00.1")))
+        async with asyncio.timeout(20):
+            while kept.read_text() != path.read_text():
+                await asyncio.sleep(0.01)
         kept.unlink()
         await _appears(kept)
-    assert kept.read_text() == _written(DEVICES)
+    assert kept.read_text() == path.read_text()
 
 
 async def test_a_fifo_or_a_directory_in_a_files_place_does_not_stop_the_loop(run_dir: Path) -> None:
@@ -317,6 +320,7 @@ async def test_without_a_descriptor_from_the_start_the_files_are_read_when_there
 
 THREADLESS = """
 import asyncio, resource, sys
+from collections import Counter
 from pathlib import Path
 from vdpa_agent.config import FilesConfig
 from vdpa_agent.files.lists import Lists
@@ -368,3 +372,20 @@ async def test_a_kept_list_that_cannot_be_read_at_first_counts_when_it_can(
     async with _followed(lists):
         loaded = await _becomes(lists.devices, lambda loaded: loaded.value == DEVICES)
     assert loaded.refused
+
+
+async def test_a_list_that_a_killed_agent_left_aside_counts_from_the_first_look(run_dir: Path) -> None:
+    path, aside = run_dir / "pciList.dat", run_dir / ".socketList.dat.retired"
+    path.write_text(_written(DEVICES))
+    aside.write_text("0000:82:00.7\n")
+    lists = _lists(run_dir)
+    await lists.first()
+    assert lists.devices.value == Loaded(("0000:82:00.7",))
+    assert not aside.exists()
+
+
+async def test_without_a_daemon_to_manage_what_is_aside_is_left_alone(run_dir: Path) -> None:
+    aside = run_dir / ".socketList.dat.retired"
+    aside.write_text("0000:82:00.7\n")
+    await _lists(run_dir, takes_requests=False).first()
+    assert aside.exists()

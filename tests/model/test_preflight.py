@@ -173,6 +173,12 @@ def test_nothing_is_held_against_a_device_that_nobody_can_see() -> None:
     assert len(verdict.doubts) == 1
 
 
+@pytest.mark.parametrize("name", ["vendor", "device"])
+def test_an_id_that_is_not_known_is_not_held_against_a_device(name: str) -> None:
+    facts = IFC._replace(**{name: None})  # type: ignore[arg-type]
+    assert assess(facts, NOWHERE, hugepages=False) == Verdict()
+
+
 def test_a_subsystem_that_is_not_known_is_not_held_against_a_device() -> None:
     assert assess(IFC._replace(subsystem_vendor=None), NOWHERE, hugepages=False) == Verdict()
 
@@ -195,6 +201,12 @@ def test_hugepages_far_from_the_device_matter_to_a_daemon_that_uses_them() -> No
 @pytest.mark.parametrize("numa", [NOWHERE, NumaFacts(cpu_nodes=frozenset(), hugepage_nodes=frozenset({1}))])
 def test_what_is_not_known_of_the_nodes_is_no_doubt(numa: NumaFacts) -> None:
     assert assess(IFC, numa, hugepages=True) == Verdict()
+
+
+def test_node_0_is_a_node() -> None:
+    numa = NumaFacts(cpu_nodes=frozenset({1}), hugepage_nodes=frozenset({1}))
+    doubts = assess(IFC._replace(numa_node=0), numa, hugepages=True).doubts
+    assert [doubt.partition(":00.2 ")[2].partition(",")[0] for doubt in doubts] == ["is on NUMA node 0"] * 2
 
 
 def test_a_machine_without_nodes_has_none_that_is_wrong() -> None:
@@ -305,4 +317,6 @@ def test_whether_the_daemon_takes_hugepages() -> None:
     assert not takes_hugepages("auto", somewhere, [SMALL])
     assert not takes_hugepages("auto", NumaFacts(hugepage_nodes=frozenset()), [])
     assert takes_hugepages("hugepages", NumaFacts(), [SMALL])
+    assert not takes_hugepages("auto", NOWHERE, [HUGE])
+    assert not takes_hugepages("none", somewhere, [HUGE])
     assert not takes_hugepages("none", somewhere, [HUGE])

@@ -166,6 +166,11 @@ async def _connected(path: Path, timeout_s: float) -> AsyncIterator[Channel]:
 def _words(path: Path, error: Exception, timeout_s: float) -> str:
     if isinstance(error, TimeoutError):
         return f"the agent at {path} did not answer within {timeout_s:g} s"
+    if getattr(error, "errno", None) in {errno.EACCES, errno.EPERM}:
+        return (
+            f"{path}: permission denied: run as root, or have the agent started with --listen-mode or --listen-group,"
+            " and --allow-uid or --allow-gid"
+        )
     if not isinstance(error, GRPCError):
         return f"no agent answers at {path}: {_reason(path, error)}"
     refused = f"the agent at {path} refused: {error.status.name}: {error.message}"
@@ -178,12 +183,6 @@ def _reason(path: Path, error: Exception) -> str:
     """Why nobody answers, and what to do about it."""
     reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
     match getattr(error, "errno", None):
-        case errno.EACCES | errno.EPERM:
-            remedy = (
-                "run as root, or have the agent started with --listen-mode or --listen-group, and --allow-uid"
-                " or --allow-gid"
-            )
-            return f"{reason}: {remedy}"
         case errno.ECONNREFUSED:
             # The kernel says so of whatever is no socket too.
             return _not_listening(path)

@@ -73,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
                 backlog=options.backlog,
             ),
             hold_timeout_s=options.hold_timeout,
+            ready_when=options.ready_when,
             require_sockets=options.require_sockets,
             example_data=options.example_data,
             http_listen=options.http_listen,
@@ -182,6 +183,8 @@ def status(options: argparse.Namespace) -> int:
         ("role", word("Role", told.role)),
         ("ready", "yes" if told.ready else "no"),
         *(("reason", reason) for reason in told.not_ready_reasons),
+        *(("degraded", reason) for reason in told.degraded_reasons),
+        *((("waiting for", told.waiting_for),) if told.waiting_for else ()),
         ("daemon", word("DaemonState", daemon.state) + (f", process {daemon.pid}" if daemon.pid else "")),
         ("restarts", f"{daemon.restarts}{', in a crash loop' if daemon.crash_loop else ''}"),
         *((("last exit", daemon.last_exit),) if daemon.last_exit else ()),
@@ -238,7 +241,7 @@ def top(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Tell what is right and wrong on this node, and what mends it. Exits with 1 unless a VF could be served."""
+    """Show what is right and wrong on this node, and what fixes it. Exits with 1 unless a VF could be served."""
     _check_address(options)
     with _without_tls():
         from vdpa_agent.cli.doctor import doctor as diagnose  # noqa: PLC0415
@@ -338,7 +341,8 @@ def _why_none(options: argparse.Namespace) -> str:
 
     told = _run(options, lambda client, where: client.ask_status(where, timeout_s=options.timeout))
     empty = "the mapping is empty" if word("Role", told.role) == "serving" else "the device list names none"
-    return "; ".join(told.not_ready_reasons) or empty
+    waiting = f"the agent waits for {told.waiting_for}" if told.waiting_for else empty
+    return "; ".join(told.not_ready_reasons) or waiting
 
 
 def _print_devices(output: str, devices: "Sequence[pb.Device]") -> None:

@@ -146,7 +146,9 @@ def _agent(told: Told) -> AgentFacts | None:
     status = told.status
     return AgentFacts(
         version=status.version,
-        reasons=(*status.not_ready_reasons, *status.degraded_reasons),
+        reasons=tuple(status.not_ready_reasons),
+        degraded=tuple(status.degraded_reasons),
+        waiting_for=status.waiting_for,
         daemon_pid=status.daemon.pid or None,
     )
 

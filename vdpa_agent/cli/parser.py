@@ -143,7 +143,7 @@ def build_parser(environment: Mapping[str, str], only: str | None = None) -> arg
     """
     parser = _Parser(
         prog="vdpa-agent",
-        description="Supervises the DPDK vDPA daemon of a node and tells by gRPC which socket serves which VF.",
+        description="Supervises the DPDK vDPA daemon of a node and answers by gRPC which socket serves which VF.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     added = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
@@ -162,7 +162,7 @@ def build_parser(environment: Mapping[str, str], only: str | None = None) -> arg
     add("status", commands.status, "show how the agent fares", _add_client)
     add("health", commands.health, "ask whether the agent is ready", _add_health)
     add("top", commands.top, "show the VFs and their packet rates live", _add_top)
-    add("doctor", commands.doctor, "tell what is right and wrong on this node", _add_doctor)
+    add("doctor", commands.doctor, "show what is right and wrong on this node", _add_doctor)
     add("completion", commands.completion, "print a shell's completion script", partial(_add_completion, parser))
     return parser
 
@@ -251,6 +251,7 @@ def _add_run(parser: _Parser) -> None:
         Memory,
         VhostMode,
     )
+    from vdpa_agent.model.health import ReadyWhen  # noqa: PLC0415
     from vdpa_agent.model.naming import SocketNaming  # noqa: PLC0415
 
     parser.set_defaults(tracing=any(parser.environment.get(name) for name in _COLLECTOR))
@@ -284,14 +285,22 @@ def _add_run(parser: _Parser) -> None:
         metavar="SECONDS",
         help_text="how long a call for a listed VF that is not ready yet waits for it; 0: not at all",
     )
-    parser.flag("--require-sockets", "call a mapping of somebody else's ready only if all of its sockets listen")
+    option(
+        "--ready-when",
+        kind=ReadyWhen,
+        default=ReadyWhen.RUNNING,
+        metavar="running|all-devices",
+        help_text="what readiness takes: that the agent answers and what it manages runs (running), or that every VF of"
+        " the list is served too (all-devices)",
+    )
+    parser.flag("--require-sockets", "call another process's mapping ready only if all of its sockets listen")
     option(
         "--daemon",
         kind=DaemonMode,
         default=DaemonMode.AUTO,
         metavar="auto|none|vdpad|command",
         help_text="who owns the vhost-user sockets: vdpad where there is a device list (auto), always vdpad,"
-        " another program (command), or somebody else (none)",
+        " another program (command), or another process (none)",
     )
     option(
         "--vdpad", kind=str, default="vdpad", metavar="PROGRAM", help_text="the daemon, a path or a name on the PATH"
@@ -349,7 +358,8 @@ def _add_run(parser: _Parser) -> None:
         kind=seconds,
         default=30.0,
         metavar="SECONDS",
-        help_text="how long a VF that left the list is kept for the front end that uses it",
+        help_text="how long a VF that left the list is kept for the front end that uses it, and how long a list that"
+        " was emptied or lost more than half of its VFs must stay so before it counts",
     )
     option(
         "--stop-grace", kind=seconds, default=5.0, metavar="SECONDS", help_text="how long the daemon may take to end"

@@ -145,7 +145,7 @@ class Live:
         devices = await client.ask_devices(self._path, timeout_s=self._timeout_s, statistics=True)
         packets = {device.pci_address: counts for device in devices if (counts := _packets(device)) is not None}
         counted = asyncio.get_running_loop().time(), packets
-        self._rates = _rates(self._counted, counted)
+        self._rates = rates(self._counted, counted)
         self._counted = counted
         self._problem = ""
         return devices
@@ -210,15 +210,20 @@ def _packets(device: pb.Device) -> Packets | None:
     return (counted[0], counted[1]) if counts else None
 
 
-def _rates(before: tuple[float, Mapping[str, Packets]], now: tuple[float, Mapping[str, Packets]]) -> Rates:
-    """What two counts make of it; nothing where a counter began anew."""
+def rates(before: tuple[float, Mapping[str, Packets]], now: tuple[float, Mapping[str, Packets]]) -> Rates:
+    """The packets a second between two counts; nothing where a counter began anew.
+
+    Args:
+        before: when the earlier count was, in seconds, and what it counted.
+        now: likewise the later one.
+    """
     seconds = now[0] - before[0]
-    rates = {}
+    found = {}
     for address, (received, sent) in now[1].items():
         earlier = before[1].get(address)
-        if earlier is not None and received >= earlier[0] and sent >= earlier[1]:
-            rates[address] = (received - earlier[0]) / seconds, (sent - earlier[1]) / seconds
-    return rates
+        if seconds > 0 and earlier is not None and received >= earlier[0] and sent >= earlier[1]:
+            found[address] = (received - earlier[0]) / seconds, (sent - earlier[1]) / seconds
+    return found
 
 
 def _screen(lines: list[str], columns: int, rows: int) -> str:

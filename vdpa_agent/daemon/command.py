@@ -36,6 +36,8 @@ log = structlog.get_logger(__name__)
 class Command:
     """A program that gets its devices as arguments, knows nothing of a control channel, and writes the mapping."""
 
+    can_be_asked = False
+
     def __init__(
         self,
         config: DaemonConfig,

@@ -66,9 +66,11 @@ class Program(Protocol):
 
     Attributes:
         name: what it is called, for the log.
+        can_be_asked: whether there is a gentler way than SIGTERM to have it end.
     """
 
     name: str
+    can_be_asked: bool
 
     @property
     def devices(self) -> Latest[Mapping[PciAddress, Device]]:
@@ -111,12 +113,14 @@ class _End(NamedTuple):
         cause: what ended it; means nothing where it was planned.
         code: its exit code, as a shell would have it; None if it never ran.
         planned: whether it is to start again at once.
+        healthy_s: how long it had been healthy without a break when its end was noticed, in seconds.
     """
 
     reason: str = "it could not be started"
     cause: Cause = Cause.NOT_STARTED
     code: int | None = None
     planned: bool = False
+    healthy_s: float = 0.0
 
 
 class Supervisor:
@@ -250,11 +254,11 @@ class Supervisor:
             self._program.forget(f"the daemon ended: {end.reason}")
             await self._retire_mapping()
         if not end.planned and not stop.value:
-            self._died()
+            self._died(end)
         return end
 
-    def _died(self) -> None:
-        self._restarts = self._restarts.after_death(asyncio.get_running_loop().time(), self._healthy_s())
+    def _died(self, end: _End) -> None:
+        self._restarts = self._restarts.after_death(asyncio.get_running_loop().time(), end.healthy_s)
         if self._restarts.crash_loop and not self.status.value.crash_loop:
             log.error("daemon_crash_loop", remedy="see daemon_ended and daemon_output; retries go on")
         self._publish(crash_loop=self._restarts.crash_loop)
@@ -313,6 +317,7 @@ class Supervisor:
                 stopping.cancel()
         finally:
             healthy.cancel()
+        healthy_s = self._healthy_s()
         if stop.value:
             self._move(DaemonEvent.STOP)
         self._program.forget("the daemon is ending")  # before any wait: none of its sockets is promised now
@@ -327,8 +332,8 @@ class Supervisor:
         ended = describe_exit(code, core_dumped=child.core_dumped)
         shell_code = code if code >= 0 else _SIGNALLED - code
         if lost:
-            return _End(f"{lost} ({ended})", Cause.UNRESPONSIVE, shell_code, planned)
-        return _End(ended, Cause.EXIT if code >= 0 else Cause.SIGNAL, shell_code, planned)
+            return _End(f"{lost} ({ended})", Cause.UNRESPONSIVE, shell_code, planned, healthy_s)
+        return _End(ended, Cause.EXIT if code >= 0 else Cause.SIGNAL, shell_code, planned, healthy_s)
 
     async def _drive(self, control: Control) -> str:
         """Returns why the daemon is lost, empty if it must be started again."""
@@ -358,14 +363,13 @@ class Supervisor:
         self._publish(unhealthy=reason)
 
     async def _ask_to_end(self, child: Child, control: Control, stop: Latest[Stop]) -> None:
-        """Asks in the program's way, then by SIGTERM, each for half of the grace; the caller kills what is left."""
-        half_s = self._config.stop_grace_s / 2
-        asking: list[Callable[[], Awaitable[object]]] = [
-            lambda: self._program.ask_to_end(control, half_s),
-            lambda: _terminate(child),
-        ]
-        for ask in asking:
-            if await _unless(stop, _ask_and_wait(ask, child, half_s), Stop.NOW) and child.exited.done():
+        """Asks in the program's way if it has one, then by SIGTERM; the ways share the grace, the caller kills."""
+        ways: list[Callable[[float], Awaitable[object]]] = [lambda _: _terminate(child)]
+        if self._program.can_be_asked:
+            ways.insert(0, lambda timeout_s: self._program.ask_to_end(control, timeout_s))
+        share_s = self._config.stop_grace_s / len(ways)
+        for ask in ways:
+            if await _unless(stop, _ask_and_wait(ask, child, share_s), Stop.NOW) and child.exited.done():
                 return
         self._killed_at_stop = bool(stop.value)
         log.warning("daemon_killed", reason="it ended neither when asked nor by SIGTERM")
@@ -414,8 +418,8 @@ async def _terminate(child: Child) -> None:
     child.send_signal(SIGTERM)
 
 
-async def _ask_and_wait(ask: Callable[[], Awaitable[object]], child: Child, seconds: float) -> None:
-    await ask()
+async def _ask_and_wait(ask: Callable[[float], Awaitable[object]], child: Child, seconds: float) -> None:
+    await ask(seconds)
     await _ended_within(child, seconds)
 
 

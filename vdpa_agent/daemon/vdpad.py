@@ -44,6 +44,7 @@ class Vdpad:
     """The daemon of `native/vdpad`, which is told of each device over its control channel."""
 
     name = "vdpad"
+    can_be_asked = True
 
     def __init__(self, config: DaemonConfig, socket_list: Path, devices: Devices, steps: DestructiveSteps) -> None:
         self._config = config

@@ -117,8 +117,7 @@ def replace(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """
     with _opened(path.parent) as directory:
         _refuse_odd(directory, path.name)
-        temporary = f".{path.name}.{secrets.token_hex(8)}.new"
-        descriptor = os.open(temporary, _MAKE, mode, dir_fd=directory)
+        temporary, descriptor = _make(directory, f".{path.name}.new", mode)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
@@ -227,6 +226,23 @@ def _find(directory: int, name: str, seen: os.stat_result) -> Found:
         return Found(b"".join(chunks), status.st_mtime_ns, (status.st_dev, status.st_ino), detached)
     finally:
         os.close(descriptor)
+
+
+def _make(directory: int, name: str, mode: int) -> tuple[str, int]:
+    """Makes a file that nobody had before: under a name, or under a fresh one if that is held by a directory.
+
+    What a killed agent left there goes. What anybody else did goes too: the name, not what it leads to.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    with suppress(OSError):
+        os.unlink(name, dir_fd=directory)
+    try:
+        return name, os.open(name, _MAKE, mode, dir_fd=directory)
+    except FileExistsError:
+        name = f"{name}.{secrets.token_hex(8)}"
+        return name, os.open(name, _MAKE, mode, dir_fd=directory)
 
 
 def _refuse_odd(directory: int, name: str) -> os.stat_result | None:

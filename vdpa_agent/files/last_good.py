@@ -45,6 +45,7 @@ class LastGood(Generic[T]):
 
     Attributes:
         readings: how its contents were judged.
+        good: the last good value alone, without what counts meanwhile of one that must settle; None before the first.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class LastGood(Generic[T]):
             keeps_when_absent: whether the last good value outlives the file.
         """
         self.readings = Readings()
+        self.good: T | None = None
         self._path = path
         self._published = published
         self._decode = decode
@@ -75,7 +77,6 @@ class LastGood(Generic[T]):
         self._decoded: T | FileRefused | None = None
         self._since: float | None = None
         self._settled = False
-        self._good: T | None = None
         self._shrinks = False
 
     def look(self, content: Content, now: float) -> float | None:
@@ -102,7 +103,7 @@ class LastGood(Generic[T]):
     def fall_back(self, value: T) -> None:
         """Lets a value count that was good in the life of another agent, if that is lacking."""
         if self.lacks_a_good_one:
-            self._good = value
+            self.good = value
             log.warning("kept_list_used", file=str(self._path), entries=len(value))
             self._published.set(self._published.value._replace(value=value))
 
@@ -123,10 +124,10 @@ class LastGood(Generic[T]):
             return _ABSENCE_GRACE_S - age_s if before is not None else 0.0
         if isinstance(self._decoded, FileRefused):
             return _SETTLE_S - age_s
-        if self._caution is None or self._good is None or before is None:
+        if self._caution is None or self.good is None or before is None:
             return 0.0
-        lost = self._caution.lost(self._good, self._decoded)
-        if not lost or not (self._shrinks or 2 * lost > len(self._good)):
+        lost = self._caution.lost(self.good, self._decoded)
+        if not lost or not (self._shrinks or 2 * lost > len(self.good)):
             return _SETTLE_S - age_s if self._caution.lost(before, self._decoded) else 0.0
         # What is new in it counts at once.
         merged = self._caution.joined(before, self._decoded)
@@ -139,7 +140,7 @@ class LastGood(Generic[T]):
 
     def _shrink(self, meanwhile: T, lost: int, caution: Caution[T], *, left: int) -> None:
         """Reports that entries go unless the list is written again."""
-        had = len(self._good or ())
+        had = len(self.good or ())
         what = f"lost {lost} of its {had} devices: these" if left else f"was emptied: {lost} devices"
         problem = f"the list {what} go in {caution.settle_s:g} s unless it is written again"
         self._published.set(Loaded(meanwhile, problem))
@@ -167,12 +168,10 @@ class LastGood(Generic[T]):
         elif self._decoded is not None:
             self.readings.loaded += 1
             self.readings.loaded_at_s = time.time()
-            if self._shrinks and self._caution and self._good and self._caution.lost(self._good, self._decoded):
-                log.warning(
-                    "device_list_shrunk", file=str(self._path), before=len(self._good), after=len(self._decoded)
-                )
+            if self._shrinks and self._caution and self.good and self._caution.lost(self.good, self._decoded):
+                log.warning("device_list_shrunk", file=str(self._path), before=len(self.good), after=len(self._decoded))
             log.info("file_loaded", file=str(self._path), entries=len(self._decoded))
-            self._good, self._shrinks = self._decoded, False
+            self.good, self._shrinks = self._decoded, False
             self._published.set(Loaded(self._decoded))
         else:
             kept = before.value is not None and self._keeps_when_absent

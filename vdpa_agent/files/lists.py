@@ -19,7 +19,7 @@ from vdpa_agent.files.formats import decode_device_list, decode_mapping_file
 from vdpa_agent.files.kept_list import KeptList
 from vdpa_agent.files.last_good import Caution, LastGood
 from vdpa_agent.files.off_loop import OffLoop
-from vdpa_agent.files.requests import Requests
+from vdpa_agent.files.requests import Requests, judge_aside
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.loaded import Loaded, Readings
@@ -82,6 +82,11 @@ class Lists:
 
     async def first(self) -> None:
         """Looks at both files, each for at most some seconds even if its file system does not answer."""
+        if self._takes_requests:
+            # A list that a killed agent left there is the newest. What fails is tried, and logged, before each start.
+            with suppress(FileRefused):
+                aside = partial(judge_aside, self._config, takes_requests=True)
+                await self._mapping_reader.off_loop.do(aside, self._config.socket_list)
         # What is found in the mapping's place may become the device list.
         await self._mapping_reader.first()
         if self._takes_requests:
@@ -103,12 +108,12 @@ class Lists:
                         reader.changed.set()
 
     async def _keep(self) -> None:
-        """Has the kept list on disk be the device list that counts."""
+        """Has the kept list on disk be the last good device list."""
         while True:
             await self._fall_back()
             loaded = self.devices.value
-            if loaded.value is not None and not loaded.problem:
-                await self._kept.keep(loaded.value)
+            if (good := self._device_list.good) is not None:
+                await self._kept.keep(good)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_KEEP_S):
                     await self.devices.wait_for(partial(ne, loaded))
@@ -131,6 +136,7 @@ class _Reader(Generic[T]):
     Attributes:
         name: the file's.
         changed: set when the file may have changed.
+        off_loop: where its file is worked on.
     """
 
     def __init__(
@@ -141,7 +147,7 @@ class _Reader(Generic[T]):
         self._path = path
         self._last_good = last_good
         self._take = take
-        self._off_loop = OffLoop(f"read {path.name}")
+        self.off_loop = OffLoop(f"read {path.name}")
         self._detached = False
 
     async def run(self) -> None:
@@ -162,7 +168,7 @@ class _Reader(Generic[T]):
     async def _look(self) -> float | None:
         now = asyncio.get_running_loop().time()
         try:
-            content = await self._off_loop.do(partial(self._read, now), self._path)
+            content = await self.off_loop.do(partial(self._read, now), self._path)
         except FileRefused as error:
             content = Unreadable(str(error))
         return self._last_good.look(content, now)

@@ -1,15 +1,13 @@
 """MappingFile: takes the mapping of a dead daemon away."""
 
-from pathlib import Path
-
 import structlog
 
 from vdpa_agent.config import FilesConfig
 from vdpa_agent.errors import FileRefused
 from vdpa_agent.files import disk
-from vdpa_agent.files.disk import Found, Unreadable
+from vdpa_agent.files.disk import Unreadable
 from vdpa_agent.files.off_loop import OffLoop, Once
-from vdpa_agent.files.requests import accept, is_request
+from vdpa_agent.files.requests import aside_of, judge_aside
 
 log = structlog.get_logger(__name__)
 
@@ -51,8 +49,8 @@ class MappingFile:
 
     def _retire(self) -> None:
         path = self._config.socket_list
-        aside = path.with_name(f".{path.name}.retired")
-        self._judge(aside)
+        aside = aside_of(self._config)
+        judge_aside(self._config, takes_requests=self._takes_requests)
         found = disk.find(path)
         if found is None:
             return
@@ -60,18 +58,4 @@ class MappingFile:
             # It may be a list: it stays where it is.
             raise FileRefused(found.reason)
         disk.move(path, aside)
-        self._judge(aside)
-
-    def _judge(self, aside: Path) -> None:
-        found = disk.find(aside)
-        if isinstance(found, Found) and self._takes_requests and is_request(found) and not self._superseded(found):
-            accept(self._config, aside, found)
-        elif isinstance(found, Unreadable) and not found.odd:
-            raise FileRefused(found.reason)  # it may be a list
-        elif found is not None:
-            disk.clear(aside)
-
-    def _superseded(self, request: Found) -> bool:
-        """Whether the device list was written after a request: the newest wins."""
-        present = disk.find(self._config.pci_list)
-        return isinstance(present, Found) and present.modified_ns > request.modified_ns
+        judge_aside(self._config, takes_requests=self._takes_requests)

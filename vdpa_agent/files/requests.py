@@ -42,7 +42,7 @@ class Requests:
         self._since = None
         source = self._config.socket_list
         try:
-            accept(self._config, source, found)
+            _accept(self._config, source, found)
         except FileNotFoundError:
             return None
         except (OSError, FileRefused) as error:
@@ -60,12 +60,32 @@ class Requests:
         return None
 
 
-def is_request(found: Found) -> bool:
-    """Whether a file in the mapping's place is a device list."""
-    return form_of(found.content) is Form.LINES
+def aside_of(config: FilesConfig) -> Path:
+    """Where a mapping is renamed to before it is judged and removed."""
+    return config.socket_list.with_name(f".{config.socket_list.name}.retired")
 
 
-def accept(config: FilesConfig, source: Path, found: Found) -> None:
+def judge_aside(config: FilesConfig, *, takes_requests: bool) -> None:
+    """Removes what is aside; a device list is accepted, unless the present one was written after it.
+
+    Raises:
+        FileRefused: it cannot be read or moved now.
+        OSError: likewise.
+    """
+    aside = aside_of(config)
+    found = disk.find(aside)
+    if isinstance(found, Unreadable) and not found.odd:
+        raise FileRefused(found.reason)  # it may be a list
+    if isinstance(found, Found) and takes_requests and form_of(found.content) is Form.LINES:
+        present = disk.find(config.pci_list)
+        if not isinstance(present, Found) or present.modified_ns <= found.modified_ns:
+            _accept(config, aside, found)
+            return
+    if found is not None:
+        disk.clear(aside)
+
+
+def _accept(config: FilesConfig, source: Path, found: Found) -> None:
     """Moves a device list to its place; a malformed one aside.
 
     Raises:

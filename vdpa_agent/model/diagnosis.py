@@ -87,9 +87,11 @@ def _agent(node: Node, told: AbstractSet[str]) -> Iterator[Check]:
         # What is told with its cause need not be told twice.
         told = {*told, *(device.reason for device in node.devices)}
         told |= {not_served(device.address, device.state, device.reason) for device in node.devices if device.state}
-        for reason in node.agent.reasons:
-            if reason not in told:
-                yield Check("agent", reason, Severity.BLOCKS, "look the agent's log up in docs/troubleshooting.md")
+        look = "look the agent's log up in docs/troubleshooting.md"
+        for reasons, severity in ((node.agent.reasons, Severity.BLOCKS), (node.agent.degraded, Severity.DOUBT)):
+            yield from (Check("agent", reason, severity, look) for reason in reasons if reason not in told)
+        if node.agent.waiting_for:
+            yield Check("agent", f"it waits for {node.agent.waiting_for}", Severity.DOUBT, "write it")
     elif node.presence is Presence.FAILS:
         yield Check("agent", node.silence, Severity.BLOCKS, "start it again")
     elif node.presence is Presence.REFUSES:

@@ -31,11 +31,15 @@ class AgentFacts(NamedTuple):
     Attributes:
         version: its version.
         reasons: why it is not ready, in its own words.
+        degraded: why single devices are not served although it is ready.
+        waiting_for: what it waits for, empty if for nothing.
         daemon_pid: its daemon's process; None: none runs.
     """
 
     version: str
     reasons: tuple[str, ...] = ()
+    degraded: tuple[str, ...] = ()
+    waiting_for: str = ""
     daemon_pid: int | None = None
 
 

@@ -20,7 +20,7 @@
 #include "guest.h"
 #include "worker.h"
 
-enum { SIZE = 64, HEADER = 12, FRAME = 60, PAIRS = 2, QUEUES = 2 * PAIRS, WAIT_MS = 5000 };
+enum { SIZE = 256, BURST = 200, HEADER = 12, FRAME = 60, PAIRS = 2, QUEUES = 2 * PAIRS, WAIT_MS = 5000 };
 
 struct fixture {
     struct guest guest;
@@ -85,7 +85,9 @@ static int teardown(void **state) {
     return 0;
 }
 
-/* As a driver does it: only if the device asks for kicks. So a kick that it forgot to ask for hangs the test.
+/*
+ * As a driver does it: only if the device asks for kicks.
+ * So a kick that it forgot to ask for hangs the test.
  */
 static void kick(struct fixture *f, uint32_t q) {
     const uint64_t one = 1;
@@ -271,6 +273,31 @@ static void is_not_held_up_by_a_full_call_counter(void **state) {
     worker_stop(&f->worker); /* returns */
 }
 
+/* The guest shares the file description of its callfd: what the worker set there, it can take away. */
+static void is_not_held_up_by_a_call_counter_that_blocks(void **state) {
+    struct fixture *f = *state;
+    const uint64_t full = UINT64_MAX - 1;
+    uint64_t n;
+
+    for (int round = 0; round < 2; round++) {
+        assert_int_equal(fcntl(f->callfds[0], F_SETFL, 0), 0);
+        assert_int_equal(write(f->callfds[0], &full, sizeof(full)), sizeof(full));
+        offer_buffers(f, 0, 5);
+        send_packets(f, 0, 5);
+        kick(f, 1);
+        for (int i = 0; reap_all(f, 0) == 0; i++) {
+            assert_true(i < WAIT_MS);
+            nap();
+        }
+        if (round == 0) {
+            worker_queue_stop(&f->worker, 0); /* returns */
+            assert_int_equal(read(f->callfds[0], &n, sizeof(n)), sizeof(n));
+            assert_int_equal(start_queue(f, 0), 0);
+        }
+    }
+    worker_stop(&f->worker); /* returns */
+}
+
 static void interrupts_nobody_who_does_not_ask(void **state) {
     struct fixture *f = *state;
 
@@ -281,6 +308,58 @@ static void interrupts_nobody_who_does_not_ask(void **state) {
     assert_true(wait_call(f, 1, WAIT_MS));
     assert_int_equal(reap_all(f, 0), 5);
     assert_false(wait_call(f, 0, 0));
+}
+
+/* A process that died in the middle of a burst has left kicks turned off. */
+static void asks_for_kicks_when_a_queue_starts(void **state) {
+    struct fixture *f = *state;
+
+    for (uint32_t q = 0; q < QUEUES; q++) {
+        worker_queue_stop(&f->worker, q);
+        __atomic_store_n(&f->rings[q].used->flags, (uint16_t)VRING_USED_F_NO_NOTIFY, __ATOMIC_SEQ_CST);
+        assert_int_equal(start_queue(f, q), 0);
+        assert_int_equal(__atomic_load_n(&f->rings[q].used->flags, __ATOMIC_SEQ_CST), 0);
+    }
+}
+
+/* While packets move, kicks would only cost both ends. */
+static void spares_kicks_during_a_burst(void **state) {
+    struct fixture *f = *state;
+    time_t end = time(NULL) + WAIT_MS / 1000;
+    bool spared = false;
+
+    while (!spared) {
+        assert_true(time(NULL) <= end);
+        offer_buffers(f, 0, 1);
+        send_packets(f, 0, 1);
+        kick(f, 1);
+        while (reap_all(f, 0) == 0)
+            assert_true(time(NULL) <= end);
+        for (int i = 0; i < 1000 && !spared; i++)
+            spared =
+                (__atomic_load_n(&f->rings[1].used->flags, __ATOMIC_RELAXED) & VRING_USED_F_NO_NOTIFY) != 0;
+    }
+}
+
+/*
+ * A driver offers more than one pass moves, at the moment in which the worker is about to sleep: what it sees
+ * of it is the reason to go on, for no kick comes.
+ */
+static void does_not_sleep_over_a_burst(void **state) {
+    struct fixture *f = *state;
+
+    for (uint32_t i = 0; i < 20000; i++) {
+        offer_buffers(f, 0, BURST);
+        send_packets(f, 0, 1);
+        kick(f, 1);
+        expect_packets(f, 0, 1);
+        for (volatile uint32_t wait = i * 7 % 3000; wait > 0; wait--)
+            ;
+        send_packets(f, 0, BURST - 1);
+        kick(f, 1);
+        expect_packets(f, 0, BURST - 1);
+        reap_all(f, 1);
+    }
 }
 
 static void changes_queues_under_traffic(void **state) {
@@ -295,6 +374,43 @@ static void changes_queues_under_traffic(void **state) {
         expect_packets(f, 0, 8);
         reap_all(f, 1);
     }
+}
+
+struct traffic {
+    struct fixture *f;
+    atomic_bool stop;
+    atomic_uint rounds;
+};
+
+static void *send_without_end(void *context) {
+    struct traffic *traffic = context;
+
+    while (!atomic_load(&traffic->stop)) {
+        offer_buffers(traffic->f, 1, 8);
+        send_packets(traffic->f, 1, 8);
+        kick(traffic->f, 3);
+        for (uint16_t n = 0; n < 8 && !atomic_load(&traffic->stop);)
+            n = (uint16_t)(n + reap_all(traffic->f, 2));
+        reap_all(traffic->f, 3);
+        atomic_fetch_add(&traffic->rounds, 1);
+    }
+    return NULL;
+}
+
+/* The worker has the lock nearly all the time: whoever changes a queue has to get it all the same. */
+static void changes_queues_while_it_never_rests(void **state) {
+    struct traffic traffic = {.f = *state};
+    pthread_t thread;
+
+    assert_int_equal(pthread_create(&thread, NULL, send_without_end, &traffic), 0);
+    for (int i = 0; i < 1000; i++) {
+        worker_queue_stop(&traffic.f->worker, 0);
+        assert_int_equal(start_queue(traffic.f, 0), 0);
+    }
+    while (atomic_load(&traffic.rounds) == 0)
+        nap();
+    atomic_store(&traffic.stop, true);
+    assert_int_equal(pthread_join(thread, NULL), 0);
 }
 
 static void refuses_what_it_cannot_serve(void **state) {
@@ -329,8 +445,13 @@ int main(void) {
         TEST(goes_on_beside_a_broken_queue_and_revives_it),
         TEST(leaves_a_stopped_queue_alone),
         TEST(is_not_held_up_by_a_full_call_counter),
+        TEST(is_not_held_up_by_a_call_counter_that_blocks),
         TEST(interrupts_nobody_who_does_not_ask),
+        TEST(asks_for_kicks_when_a_queue_starts),
+        TEST(spares_kicks_during_a_burst),
+        TEST(does_not_sleep_over_a_burst),
         TEST(changes_queues_under_traffic),
+        TEST(changes_queues_while_it_never_rests),
         TEST(refuses_what_it_cannot_serve),
     };
 

@@ -29,7 +29,7 @@ static inline int make_directory(void **state) {
 static inline int remove_directory(void **state) {
     char command[64];
 
-    (void)snprintf(command, sizeof(command), "rm -rf '%s'", (char *)*state);
+    snprintf(command, sizeof(command), "rm -rf '%s'", (char *)*state);
     free(*state);
     return system(command);
 }

@@ -1,5 +1,7 @@
-/* mapping-check: reads or writes mapping files by the daemon's own code, so that tests can compare other
- * readers. */
+/*
+ * mapping-check: reads or writes mapping files by the
+ * daemon's own code, so that tests can compare other readers.
+ */
 #include "mapping_file.h"
 
 #include <stdio.h>
@@ -11,11 +13,11 @@ static int check(const char *path) {
     char reason[512];
 
     if (mapping_file_read(path, &mapping, reason, sizeof(reason)) != 0) {
-        (void)printf("refused: %s\n", reason);
+        printf("refused: %s\n", reason);
         return -1;
     }
     for (size_t i = 0; i < mapping.count; i++)
-        (void)printf("%s %s\n", mapping.entries[i].address, mapping.entries[i].socket);
+        printf("%s %s\n", mapping.entries[i].address, mapping.entries[i].socket);
     mapping_free(&mapping);
     return 0;
 }
@@ -34,15 +36,15 @@ static int write_file(const char *path, char **words, size_t count) {
 
         if (pci_address_normalise(words[2 * i], entry->address) != 0 ||
             socket_path_problem(words[2 * i + 1]) != NULL) {
-            (void)printf("refused: %s %s\n", words[2 * i], words[2 * i + 1]);
+            printf("refused: %s %s\n", words[2 * i], words[2 * i + 1]);
             mapping_free(&mapping);
             return -1;
         }
-        (void)snprintf(entry->socket, sizeof(entry->socket), "%s", words[2 * i + 1]);
+        snprintf(entry->socket, sizeof(entry->socket), "%s", words[2 * i + 1]);
     }
     error = mapping_file_replace(&file, &mapping, reason, sizeof(reason));
     if (error != 0)
-        (void)printf("refused: %s\n", reason);
+        printf("refused: %s\n", reason);
     mapping_free(&mapping);
     return error;
 }
@@ -53,8 +55,7 @@ int main(int argc, char **argv) {
     if (argc >= 3 && strcmp(argv[1], "--write") == 0 && argc % 2 == 1)
         return write_file(argv[2], argv + 3, (size_t)argc - 3) == 0 ? 0 : 1;
     if (argc < 2 || argv[1][0] == '-') {
-        (void)fprintf(stderr,
-                      "usage: mapping-check FILE... | mapping-check --write PATH [ADDRESS SOCKET]...\n");
+        fprintf(stderr, "usage: mapping-check FILE... | mapping-check --write PATH [ADDRESS SOCKET]...\n");
         return 2;
     }
     for (int i = 1; i < argc; i++) {

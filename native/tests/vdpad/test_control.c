@@ -24,7 +24,7 @@ static json_t *call_echo(void *context, const json_t *params, struct failure *fa
 static json_t *call_fail(void *context, const json_t *params, struct failure *failure) {
     (void)context;
     (void)params;
-    (void)failure_set(failure, -EINVAL, FAILURE_NO_DEVICE, "no device \xc3\xa9\xc3");
+    failure_set(failure, -EINVAL, FAILURE_NO_DEVICE, "no device \xc3\xa9\xc3");
     return NULL;
 }
 
@@ -316,6 +316,19 @@ static void test_end_while_answers_wait(void **state) {
     assert_true(f->control.ended);
 }
 
+/* An error of the socket is not taken for silence. */
+static void test_socket_that_fails(void **state) {
+    struct fixture *f = *state;
+    const int fd = f->control.fd;
+
+    f->control.fd = f->peer;
+    close(fd);
+    f->peer = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    assert_int_equal(dup2(f->peer, f->control.fd), f->control.fd);
+    assert_int_equal(control_step(&f->control), -ENOTSOCK);
+    assert_false(f->control.ended);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_answers, start, stop),
@@ -327,6 +340,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_stop, start, stop),
         cmocka_unit_test_setup_teardown(test_end, start, stop),
         cmocka_unit_test_setup_teardown(test_end_while_answers_wait, start, stop),
+        cmocka_unit_test_setup_teardown(test_socket_that_fails, start, stop),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

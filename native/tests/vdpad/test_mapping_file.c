@@ -3,11 +3,13 @@
 #include "mapping_file.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 #define LIST "0000:82:00.2\n0000:82:00.3\n"
 
@@ -23,8 +25,8 @@ struct fixture {
 static void start(struct fixture *f, const char *directory) {
     *f = (struct fixture){.entry = {.address = "0000:82:00.2", .socket = "/s0"}};
     f->mapping = (struct mapping){.entries = &f->entry, .count = 1};
-    (void)snprintf(f->path, sizeof(f->path), "%s/socketList.dat", directory);
-    (void)snprintf(f->other, sizeof(f->other), "%s/other", directory);
+    snprintf(f->path, sizeof(f->path), "%s/socketList.dat", directory);
+    snprintf(f->other, sizeof(f->other), "%s/other", directory);
     assert_int_equal(mapping_file_init(&f->file, f->path), 0);
 }
 
@@ -42,7 +44,7 @@ static void assert_content(const char *path, const char *expected) {
 
     assert_non_null(file);
     text[fread(text, 1, sizeof(text) - 1, file)] = '\0';
-    (void)fclose(file);
+    fclose(file);
     assert_string_equal(text, expected);
 }
 
@@ -53,7 +55,7 @@ static size_t files_in(const char *directory) {
     assert_non_null(entries);
     while (readdir(entries) != NULL)
         count++;
-    (void)closedir(entries);
+    closedir(entries);
     return count - 2;
 }
 
@@ -78,15 +80,17 @@ static void test_creates_and_replaces(void **state) {
     assert_int_equal(replace(&f), 0);
     assert_content(f.path, "[]\n");
     assert_int_equal(files_in(*state), 1);
-    /* A mapping of somebody else's is replaced too, and a temporary file that a dead process left is no
-     * obstacle. */
+    /*
+     * A mapping of somebody else's is replaced too,
+     * and a temporary file that a dead process left is no obstacle.
+     */
     put(f.path, "[{\"pciAddress\": \"82:00.7\", \"socketpath\": \"/other\"}]");
     put(f.file.temporary, "torn");
     f.mapping.count = 1;
     assert_int_equal(replace(&f), 0);
     assert_content(f.path, ONE);
     assert_int_equal(files_in(*state), 1);
-    (void)umask(mask);
+    umask(mask);
 }
 
 static void refuses_list(void **state, bool plain_rename) {
@@ -134,11 +138,44 @@ static void test_keeps_what_is_no_file(void **state) {
     assert_int_equal(symlink("nowhere", f.path), 0);
     assert_int_equal(replace(&f), -EEXIST);
     assert_int_equal(unlink(f.path), 0);
+    /* A mapping that belongs to somebody else's directory too, by a symbolic or a hard link. */
+    put(f.other, ONE);
+    assert_int_equal(symlink(f.other, f.path), 0);
+    assert_int_equal(replace(&f), -EEXIST);
+    assert_int_equal(unlink(f.path), 0);
+    assert_int_equal(link(f.other, f.path), 0);
+    assert_int_equal(replace(&f), -EEXIST);
+    assert_content(f.other, ONE);
+    assert_int_equal(unlink(f.path), 0);
+    assert_int_equal(unlink(f.other), 0);
     put(f.path, "");
     assert_int_equal(replace(&f), -EEXIST);
     assert_int_equal(unlink(f.path), 0);
     assert_int_equal(replace(&f), 0);
     assert_int_equal(files_in(*state), 1);
+}
+
+/* Whatever has the name of the temporary file is never written to, read as ours, or waited for. */
+static void test_hostile_temporary_file(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    put(f.other, "precious");
+    assert_int_equal(symlink(f.other, f.file.temporary), 0);
+    assert_int_equal(replace(&f), 0);
+    assert_int_equal(link(f.other, f.file.temporary), 0);
+    assert_int_equal(replace(&f), 0);
+    assert_int_equal(mkfifo(f.file.temporary, 0600), 0);
+    assert_int_equal(replace(&f), 0);
+    assert_content(f.other, "precious");
+    assert_content(f.path, ONE);
+    assert_int_equal(mkdir(f.file.temporary, 0700), 0);
+    assert_int_equal(replace(&f), -EISDIR);
+    assert_string_equal(f.reason, "Is a directory");
+    assert_content(f.path, ONE);
+    assert_int_equal(rmdir(f.file.temporary), 0);
+    assert_int_equal(replace(&f), 0);
+    assert_int_equal(files_in(*state), 2);
 }
 
 static void test_tells_why_it_cannot_write(void **state) {
@@ -147,13 +184,15 @@ static void test_tells_why_it_cannot_write(void **state) {
     struct mapping mapping = {0};
     char reason[512];
 
-    (void)snprintf(path, sizeof(path), "%s/missing/socketList.dat", (char *)*state);
+    snprintf(path, sizeof(path), "%s/missing/socketList.dat", (char *)*state);
     assert_int_equal(mapping_file_init(&file, path), 0);
     assert_int_equal(mapping_file_replace(&file, &mapping, reason, sizeof(reason)), -ENOENT);
     assert_string_equal(reason, "No such file or directory");
 }
 
-/* A write that fails half way, as on a full file system: what was there stays, and nothing is left beside it.
+/*
+ * A write that fails half way, as on a full file system:
+ * what was there stays, and nothing is left beside it.
  */
 static void test_keeps_the_old_when_the_write_fails(void **state) {
     struct rlimit before;
@@ -167,7 +206,7 @@ static void test_keeps_the_old_when_the_write_fails(void **state) {
     assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
     small = before;
     small.rlim_cur = 1;
-    (void)signal(SIGXFSZ, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
     error = replace(&f);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
@@ -196,8 +235,156 @@ static void test_removes_only_its_own(void **state) {
     assert_int_equal(files_in(*state), 0);
 }
 
-/* A list that is put there again and again, at any moment, is never lost: each is found by the one who put
- * it. */
+/*
+ * The calls by which the file is moved, with somebody else at work before each: renameat2() here takes the
+ * place of libc's.
+ */
+static struct {
+    struct fixture *f;
+    int call; /* the number of the next one */
+    int at;   /* before which one `what` happens */
+    void (*what)(struct fixture *f);
+    int refuse_flags; /* an errno, as of a file system that knows no flags */
+} moves;
+
+int renameat2(int old_directory, const char *old, int new_directory, const char *new, unsigned int flags) {
+    if (moves.what != NULL && moves.call++ == moves.at)
+        moves.what(moves.f);
+    if (flags != 0 && moves.refuse_flags != 0) {
+        errno = moves.refuse_flags;
+        return -1;
+    }
+    return (int)syscall(SYS_renameat2, old_directory, old, new_directory, new, flags);
+}
+
+int rename(const char *old, const char *new) {
+    return renameat2(AT_FDCWD, old, AT_FDCWD, new, 0);
+}
+
+static void interfere(struct fixture *f, int at, void (*what)(struct fixture *f)) {
+    moves = (__typeof__(moves)){.f = f, .at = at, .what = what};
+}
+
+static void put_list(struct fixture *f) {
+    put(f->other, LIST);
+    assert_int_equal((int)syscall(SYS_rename, f->other, f->path), 0);
+}
+
+static void put_newer(struct fixture *f) {
+    put(f->other, "newer");
+    assert_int_equal((int)syscall(SYS_rename, f->other, f->path), 0);
+}
+
+static void take_away(struct fixture *f) {
+    assert_int_equal(unlink(f->path), 0);
+}
+
+/* The calls of a replacement: 0 to an empty place, 1 exchange, 2 exchange back, 3 what is left to do. */
+static void test_list_comes_while_it_is_replaced(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    assert_int_equal(replace(&f), 0);
+    interfere(&f, 1, put_list);
+    assert_int_equal(replace(&f), -EEXIST);
+    assert_content(f.path, LIST);
+    assert_int_equal(files_in(*state), 1);
+    interfere(&f, -1, NULL);
+}
+
+/* Before call 1 a list, before call 2 something else again. */
+static void (*second_step)(struct fixture *f);
+
+static void list_then(struct fixture *f) {
+    put_list(f);
+    moves.at = 2;
+    moves.what = second_step;
+}
+
+static void test_ours_is_taken_away_while_the_list_goes_back(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    assert_int_equal(replace(&f), 0);
+    second_step = take_away;
+    interfere(&f, 1, list_then);
+    assert_int_equal(replace(&f), -EEXIST);
+    assert_content(f.path, LIST);
+    assert_int_equal(files_in(*state), 1);
+    interfere(&f, -1, NULL);
+}
+
+static void test_newer_comes_while_the_list_goes_back(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    assert_int_equal(replace(&f), 0);
+    second_step = put_newer;
+    interfere(&f, 1, list_then);
+    assert_int_equal(replace(&f), -EEXIST);
+    /* As it would have replaced the list without us. */
+    assert_content(f.path, "newer");
+    interfere(&f, -1, NULL);
+}
+
+static void test_without_flags(void **state) {
+    static const int refusals[] = {EINVAL, ENOSYS};
+
+    for (size_t i = 0; i < COUNT(refusals); i++) {
+        struct fixture f;
+
+        start(&f, *state);
+        interfere(&f, -1, NULL);
+        moves.refuse_flags = refusals[i];
+        assert_int_equal(replace(&f), 0);
+        assert_true(f.file.plain_rename);
+        f.mapping.count = 0;
+        assert_int_equal(replace(&f), 0);
+        assert_content(f.path, "[]\n");
+        assert_int_equal(files_in(*state), 1);
+        /* A list that comes when ours is taken aside is put back, by what the file system has. */
+        moves.call = 0;
+        moves.at = 0;
+        moves.what = put_list;
+        moves.f = &f;
+        mapping_file_remove(&f.file);
+        assert_content(f.path, LIST);
+        assert_int_equal(files_in(*state), 1);
+        interfere(&f, -1, NULL);
+        assert_int_equal(unlink(f.path), 0);
+    }
+}
+
+static void newer_at_the_second(struct fixture *f) {
+    put_list(f);
+    moves.at = 1;
+    moves.what = put_newer;
+}
+
+static void test_list_comes_while_ours_is_removed(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    assert_int_equal(replace(&f), 0);
+    interfere(&f, 0, put_list);
+    mapping_file_remove(&f.file);
+    assert_content(f.path, LIST);
+    assert_int_equal(files_in(*state), 1);
+    assert_int_equal(unlink(f.path), 0);
+    interfere(&f, -1, NULL);
+    assert_int_equal(replace(&f), 0);
+    /* A newer one is there when the list would go back: it stays, as it would have replaced the list. */
+    interfere(&f, 0, newer_at_the_second);
+    mapping_file_remove(&f.file);
+    assert_content(f.path, "newer");
+    assert_int_equal(files_in(*state), 1);
+    interfere(&f, -1, NULL);
+}
+
+/*
+ * A list that is put there again and again, at any moment,
+ * is never lost: each is found by the one who put it.
+ */
 struct rival {
     struct fixture *f;
     atomic_bool stop;
@@ -207,7 +394,7 @@ static void *write_without_end(void *context) {
     struct rival *rival = context;
 
     while (!atomic_load(&rival->stop))
-        (void)replace(rival->f);
+        replace(rival->f);
     return NULL;
 }
 
@@ -219,7 +406,7 @@ static bool holds_list(const char *path) {
     if (file == NULL)
         return false;
     text[fread(text, 1, sizeof(text) - 1, file)] = '\0';
-    (void)fclose(file);
+    fclose(file);
     found = strcmp(text, LIST) == 0;
     return found;
 }
@@ -241,7 +428,7 @@ static void test_never_loses_a_list(void **state) {
             ;
         if (looks > 100000) {
             atomic_store(&rival.stop, true);
-            (void)pthread_join(thread, NULL);
+            pthread_join(thread, NULL);
             fail_msg("the list of round %d is lost", round);
         }
         /* Taken away as the agent does it: renamed aside, looked at, and put aside for good. */
@@ -260,10 +447,20 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_keeps_a_list, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_keeps_a_list_without_exchange, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_keeps_what_is_no_file, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_hostile_temporary_file, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_tells_why_it_cannot_write, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_keeps_the_old_when_the_write_fails, make_directory,
                                         remove_directory),
         cmocka_unit_test_setup_teardown(test_removes_only_its_own, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_list_comes_while_it_is_replaced, make_directory,
+                                        remove_directory),
+        cmocka_unit_test_setup_teardown(test_ours_is_taken_away_while_the_list_goes_back, make_directory,
+                                        remove_directory),
+        cmocka_unit_test_setup_teardown(test_newer_comes_while_the_list_goes_back, make_directory,
+                                        remove_directory),
+        cmocka_unit_test_setup_teardown(test_without_flags, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_list_comes_while_ours_is_removed, make_directory,
+                                        remove_directory),
         cmocka_unit_test_setup_teardown(test_never_loses_a_list, make_directory, remove_directory),
     };
 

@@ -50,7 +50,7 @@ static void test_every_option(void **state) {
 
     (void)state;
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
-    (void)snprintf(fd, sizeof(fd), "%d", ends[0]);
+    snprintf(fd, sizeof(fd), "%d", ends[0]);
     assert_int_equal(
         PARSE("--control-fd", fd, "--socket-list=/l", "--socket-mode", "600", "--memory", "none"),
         OPTIONS_RUN);

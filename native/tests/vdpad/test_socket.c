@@ -2,18 +2,26 @@
 #include "check.h"
 #include "socket.h"
 
+#include <fcntl.h>
+#include <sched.h>
+#include <stdbool.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
-static int bound(const char *path) {
+static int bound_as(const char *path, int type) {
     struct sockaddr_un name = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
 
     assert_true(fd >= 0);
     strcpy(name.sun_path, path);
     assert_int_equal(bind(fd, (const struct sockaddr *)&name, sizeof(name)), 0);
     return fd;
+}
+
+static int bound(const char *path) {
+    return bound_as(path, SOCK_STREAM);
 }
 
 static bool exists(const char *path) {
@@ -40,22 +48,78 @@ static void test_paths(void **state) {
     assert_string_equal(socket_path_problem(path), "is longer than 107 bytes");
 }
 
-static void test_listening(void **state) {
+static void test_probe(void **state) {
+    static const int types[] = {SOCK_STREAM, SOCK_SEQPACKET, SOCK_DGRAM};
     char path[64];
-    char longer[72];
+    char other[72];
+
+    snprintf(path, sizeof(path), "%s/a\nb 00000000: 1 2 3 4 5 6 c", (char *)*state);
+    snprintf(other, sizeof(other), "%s/hard", (char *)*state);
+    assert_int_equal(socket_probe(path), SOCKET_ABSENT);
+    for (size_t i = 0; i < COUNT(types); i++) {
+        int fd = bound_as(path, types[i]);
+
+        /* A socket that does not listen yet is somebody's all the same. */
+        assert_int_equal(socket_probe(path), SOCKET_ALIVE);
+        assert_int_equal(link(path, other), 0);
+        assert_int_equal(socket_probe(other), SOCKET_ALIVE);
+        close(fd);
+        assert_int_equal(socket_probe(path), SOCKET_STALE);
+        assert_int_equal(unlink(path), 0);
+        assert_int_equal(unlink(other), 0);
+    }
+    snprintf(path, sizeof(path), "%s/loop", (char *)*state);
+    assert_int_equal(symlink(path, path), 0);
+    assert_int_equal(socket_probe(path), SOCKET_UNKNOWN);
+}
+
+/* The owner of a listening socket does not notice that it was asked. */
+static void test_probe_is_not_noticed(void **state) {
+    char path[64];
     int fd;
 
-    (void)snprintf(path, sizeof(path), "%s/a b", (char *)*state);
-    (void)snprintf(longer, sizeof(longer), "%sc", path);
-    assert_int_equal(socket_is_listening(path), 0);
+    snprintf(path, sizeof(path), "%s/s", (char *)*state);
     fd = bound(path);
-    assert_int_equal(socket_is_listening(path), 0);
     assert_int_equal(listen(fd, 1), 0);
-    assert_int_equal(socket_is_listening(path), 1);
-    assert_int_equal(socket_is_listening(longer), 0);
-    path[strlen(path) - 1] = '\0';
-    assert_int_equal(socket_is_listening(path), 0);
+    assert_int_equal(fcntl(fd, F_SETFL, O_NONBLOCK), 0);
+    for (int i = 0; i < 100; i++)
+        assert_int_equal(socket_probe(path), SOCKET_ALIVE);
+    assert_int_equal(accept(fd, NULL, NULL), -1);
     close(fd);
+}
+
+/* Bound by a process of another network namespace, which no table of this one shows. */
+static void test_probe_of_another_namespace(void **state) {
+    char path[64];
+    char byte;
+    int ends[2];
+    pid_t child;
+
+    snprintf(path, sizeof(path), "%s/s", (char *)*state);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        close(ends[0]);
+        if (unshare(CLONE_NEWNET) != 0 || listen(bound(path), 1) != 0)
+            _exit(77);
+        _exit(write(ends[1], "x", 1) == 1 && read(ends[1], &byte, 1) == 0 ? 0 : 1);
+    }
+    close(ends[1]);
+    if (read(ends[0], &byte, 1) == 1) {
+        char reason[256];
+
+        assert_int_equal(socket_probe(path), SOCKET_ALIVE);
+        assert_int_equal(socket_claim(path, reason, sizeof(reason)), -EADDRINUSE);
+        assert_true(exists(path));
+        close(ends[0]);
+        assert_int_equal(waitpid(child, NULL, 0), child);
+        assert_int_equal(socket_probe(path), SOCKET_STALE);
+    } else {
+        close(ends[0]);
+        assert_int_equal(waitpid(child, NULL, 0), child);
+        skip(); /* no right to make a namespace */
+    }
 }
 
 static void test_claim(void **state) {
@@ -63,29 +127,73 @@ static void test_claim(void **state) {
     char reason[256];
     int fd;
 
-    (void)snprintf(path, sizeof(path), "%s/s", (char *)*state);
+    snprintf(path, sizeof(path), "%s/s", (char *)*state);
     assert_int_equal(socket_claim(path, reason, sizeof(reason)), 0);
     assert_false(exists(path));
-    /* Stale: its owner is gone, or has not begun to listen and so is nobody's. */
+    /* Stale: its owner is gone. */
     close(bound(path));
     assert_true(exists(path));
     assert_int_equal(socket_claim(path, reason, sizeof(reason)), 0);
     assert_false(exists(path));
-    fd = bound(path);
-    assert_int_equal(listen(fd, 1), 0);
+    for (int listens = 0; listens < 2; listens++) {
+        fd = bound(path);
+        if (listens)
+            assert_int_equal(listen(fd, 1), 0);
+        assert_int_equal(socket_claim(path, reason, sizeof(reason)), -EADDRINUSE);
+        assert_non_null(strstr(reason, "in use"));
+        assert_true(exists(path));
+        close(fd);
+        assert_int_equal(unlink(path), 0);
+    }
+    fd = bound_as(path, SOCK_DGRAM);
     assert_int_equal(socket_claim(path, reason, sizeof(reason)), -EADDRINUSE);
-    assert_non_null(strstr(reason, "in use"));
     assert_true(exists(path));
-    assert_int_equal(socket_is_listening(path), 1);
     close(fd);
+}
+
+/* The mode is there from the first moment: a socket that could be connected to before would be open. */
+static void test_listen(void **state) {
+    const struct socket_access access = {.mode = 0620, .owner = (uid_t)-1, .group = getgid()};
+    const mode_t mask = umask(0);
+    struct socket_file file;
+    struct stat status;
+    char path[64];
+    char reason[256];
+    int fd;
+
+    snprintf(path, sizeof(path), "%s/s", (char *)*state);
+    fd = socket_listen(path, &access, &file, reason, sizeof(reason));
+    assert_true(fd >= 0);
+    assert_int_equal(umask(mask), 0);
+    assert_int_equal(lstat(path, &status), 0);
+    assert_int_equal(status.st_mode & 07777, 0620);
+    assert_int_equal(status.st_ino, file.inode);
+    assert_int_equal(socket_probe(path), SOCKET_ALIVE);
+    assert_int_equal(socket_listen(path, &access, &file, reason, sizeof(reason)), -EADDRINUSE);
+    assert_true(exists(path));
+    /* What somebody else has put there stays. */
+    assert_int_equal(unlink(path), 0);
+    close(bound(path));
+    socket_remove(path, &file);
+    assert_true(exists(path));
+    close(fd);
+    assert_int_equal(unlink(path), 0);
+    fd = socket_listen(path, &access, &file, reason, sizeof(reason));
+    assert_true(fd >= 0);
+    socket_remove(path, &file);
+    assert_false(exists(path));
+    close(fd);
+    snprintf(path, sizeof(path), "%s/missing/s", (char *)*state);
+    assert_int_equal(socket_listen(path, &access, &file, reason, sizeof(reason)), -ENOENT);
+    assert_string_equal(reason, "cannot be created: No such file or directory");
 }
 
 static void test_claim_refused(void **state) {
     char path[64];
     char reason[256];
 
-    (void)snprintf(path, sizeof(path), "%s/s", (char *)*state);
-    (void)fclose(fopen(path, "w"));
+    snprintf(path, sizeof(path), "%s/s", (char *)*state);
+    fclose(fopen(path, "w"));
     assert_int_equal(socket_claim(path, reason, sizeof(reason)), -EEXIST);
     assert_non_null(strstr(reason, "not a socket"));
     assert_true(exists(path));
@@ -94,16 +202,13 @@ static void test_claim_refused(void **state) {
     assert_int_equal(socket_claim(path, reason, sizeof(reason)), -EEXIST);
     assert_true(exists(path));
     assert_int_equal(unlink(path), 0);
-    (void)snprintf(path, sizeof(path), "%s/missing/s", (char *)*state);
-    assert_int_equal(socket_claim(path, reason, sizeof(reason)), -ENOENT);
-    assert_string_equal(reason, "cannot be created: No such file or directory");
 }
 
 static void test_client(void **state) {
     char path[64];
     char reason[256];
 
-    (void)snprintf(path, sizeof(path), "%s/s", (char *)*state);
+    snprintf(path, sizeof(path), "%s/s", (char *)*state);
     assert_int_equal(socket_check_client(path, reason, sizeof(reason)), 0);
     close(bound(path));
     assert_int_equal(socket_check_client(path, reason, sizeof(reason)), 0);
@@ -116,7 +221,10 @@ static void test_client(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_paths),
-        cmocka_unit_test_setup_teardown(test_listening, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_probe, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_probe_is_not_noticed, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_probe_of_another_namespace, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_listen, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_claim, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_claim_refused, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_client, make_directory, remove_directory),

@@ -1,0 +1,206 @@
+"""What a hostile or broken front end of one VF does to the others: nothing."""
+
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.front_ends import (
+    DEVICES,
+    GET_FEATURES,
+    GET_INFLIGHT_FD,
+    MEMORY_BYTES,
+    RESET_OWNER,
+    SET_FEATURES,
+    SET_INFLIGHT_FD,
+    SET_MEM_TABLE,
+    SET_OWNER,
+    SET_VRING_CALL,
+    SET_VRING_NUM,
+    USER_ADDRESS,
+    FrontEnd,
+    Vdpad,
+    flood,
+    settled,
+    timed,
+)
+from tests.e2e.fuzz_front_ends import converse
+
+HOSTILE, NEIGHBOUR = DEVICES
+
+
+@pytest.fixture(params=["native", "native-sanitized"])
+def vdpad(run_dir: Path, request: pytest.FixtureRequest) -> Iterator[Vdpad]:
+    with Vdpad(run_dir, request.param) as running:
+        yield running
+
+
+def configured(vdpad: Vdpad, address: str) -> Callable[[], bool]:
+    return lambda: bool(vdpad.device(address)["configured"])
+
+
+@pytest.mark.parametrize("part", range(1, 20))
+def test_part_of_a_message_keeps_nobody_waiting(run_dir: Path, part: int) -> None:
+    message = struct.pack("<IIIQ", SET_FEATURES, 1, 8, 0)
+    with Vdpad(run_dir, "native") as vdpad, FrontEnd(vdpad.socket(HOSTILE)) as front:
+        front.send(SET_OWNER)
+        front.send_bytes(message[:part])
+        with FrontEnd(vdpad.socket(NEIGHBOUR)) as other:
+            assert struct.unpack("<Q", other.ask(GET_FEATURES))[0] >> 32 & 1
+        # Neither does the device's own removal.
+        assert timed(lambda: vdpad.call("device.remove", device=HOSTILE)) < 1
+        assert front.ended()
+
+
+def test_unread_replies_keep_nobody_waiting(vdpad: Vdpad) -> None:
+    with FrontEnd(vdpad.socket(HOSTILE)) as front:
+        front.flood(struct.pack("<III", GET_FEATURES, 1, 0))
+        vdpad.send_packets(NEIGHBOUR)
+        assert timed(lambda: vdpad.call("device.remove", device=HOSTILE)) < 1
+
+
+def test_a_crowd_at_one_socket_is_alone(vdpad: Vdpad) -> None:
+    crowd = [FrontEnd(vdpad.socket(HOSTILE)) for _ in range(1200)]
+    vdpad.send_packets(NEIGHBOUR)
+    settled("the crowd is thinned", lambda: vdpad.descriptors() < 60)
+    for front in crowd:
+        front.close()
+    vdpad.send_packets(HOSTILE)
+    # Drawn together.
+    assert sum("too many connections" in line for line in vdpad.log) < 5
+
+
+@pytest.mark.parametrize("when", ["before the rings", "while served", "while served, with kicks"])
+def test_truncated_memory_costs_its_front_end_alone(vdpad: Vdpad, when: str) -> None:
+    with FrontEnd(vdpad.socket(NEIGHBOUR)) as other:
+        other.share()
+        other.start_rings()
+        settled("the neighbour is served", configured(vdpad, NEIGHBOUR))
+        for _ in range(5):
+            with FrontEnd(vdpad.socket(HOSTILE)) as front:
+                front.share()
+                # The answer comes after the table has been taken.
+                front.ask(SET_OWNER)
+                if when == "before the rings":
+                    os.ftruncate(front.memory, 0)
+                    front.start_rings()
+                else:
+                    front.start_rings()
+                    settled("it is served", configured(vdpad, HOSTILE))
+                    os.ftruncate(front.memory, 0)
+                    for _ in range(3 if when.endswith("kicks") else 1):
+                        front.kick()
+                assert front.ended()
+        assert vdpad.refusals(HOSTILE)["truncated"] == 5
+        assert configured(vdpad, NEIGHBOUR)()
+        assert other.ask(SET_OWNER) == bytes(8)
+    vdpad.send_packets(HOSTILE)
+
+
+def inflight(size: int, queues: int, length: int) -> bytes:
+    return struct.pack("<QQHHI", size, 0, queues, length, 0)
+
+
+def test_requests_that_no_device_offered(vdpad: Vdpad) -> None:
+    event = os.eventfd(0)
+    file = os.memfd_create("file")
+    os.ftruncate(file, 4096)
+    rss = vdpad.rss_kib()
+    for request, payload, fds in (
+        (GET_INFLIGHT_FD, inflight(0, 16384, 4096), []),
+        (GET_INFLIGHT_FD, inflight(0, 65535, 65535), []),
+        (SET_INFLIGHT_FD, inflight(4096, 8, 65535), [file]),
+        (RESET_OWNER, b"", []),
+    ):
+        for _ in range(20):
+            with FrontEnd(vdpad.socket(HOSTILE)) as front:
+                front.share()
+                front.send(SET_VRING_CALL, struct.pack("<Q", 0), [event])
+                front.send(SET_VRING_NUM, struct.pack("<II", 0, 256))
+                front.send(request, payload, fds)
+                assert front.ended()
+    os.close(event)
+    os.close(file)
+    assert vdpad.refusals(HOSTILE) == {"request": 80}
+    assert vdpad.rss_kib() - rss < 8 * 1024
+    vdpad.send_packets(NEIGHBOUR)
+
+
+def table(*regions: tuple[int, int, int, int]) -> bytes:
+    return struct.pack("<II", len(regions), 0) + b"".join(struct.pack("<QQQQ", *region) for region in regions)
+
+
+def test_bad_tables_of_memory_leave_no_descriptor(vdpad: Vdpad) -> None:
+    file = os.memfd_create("file")
+    os.ftruncate(file, MEMORY_BYTES)
+    event = os.eventfd(0)
+    before = vdpad.descriptors()
+    for payload, fds in (
+        (table((0, 4096, USER_ADDRESS, 2**64 - 4096)), [file]),
+        (table((0, MEMORY_BYTES, USER_ADDRESS, 0), (MEMORY_BYTES, 4096, 0, MEMORY_BYTES)), [file, file]),
+        (table((0, MEMORY_BYTES, USER_ADDRESS, 0), (4096, 4096, 0, 0)), [file, file]),
+        (table((0, 4096, USER_ADDRESS, 0)), [event]),
+        (table(*[(i * 4096, 4096, i * 4096, 0) for i in range(9)]), [file] * 9),
+    ):
+        for _ in range(20):
+            with FrontEnd(vdpad.socket(HOSTILE)) as front:
+                front.send(SET_MEM_TABLE, payload, fds)
+                assert front.ended()
+    os.close(file)
+    os.close(event)
+    settled("no descriptor is left", lambda: vdpad.descriptors() <= before)
+
+
+def test_reconnects_without_end_leave_nothing(vdpad: Vdpad) -> None:
+    def connect() -> None:
+        with FrontEnd(vdpad.socket(HOSTILE)) as front:
+            front.share()
+            front.start_rings()
+            settled("it is served", configured(vdpad, HOSTILE))
+        settled("it is gone", lambda: not vdpad.device(HOSTILE)["connected"])
+
+    connect()
+    before, rss = vdpad.descriptors(), vdpad.rss_kib()
+    for _ in range(60):
+        connect()
+    settled("no descriptor is left", lambda: vdpad.descriptors() <= before)
+    assert vdpad.rss_kib() - rss < 8 * 1024
+
+
+def lingering() -> tuple[socket.socket, socket.socket]:
+    """A TCP connection on the loopback whose last close waits, because nobody reads what was sent."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far = server.accept()[0]
+    flood(near, bytes(65536))
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+    return near, far
+
+
+def test_a_descriptor_whose_close_waits_keeps_nobody_waiting(vdpad: Vdpad) -> None:
+    ends = []
+    for _ in range(6):
+        near, far = lingering()
+        ends.append(far)
+        with FrontEnd(vdpad.socket(HOSTILE)) as front:
+            # The last byte comes when only vdpad has the descriptor.
+            head = struct.pack("<III", SET_OWNER, 1, 0)
+            front.send_bytes(head[:11], [near.fileno()])
+            near.close()
+            front.send_bytes(head[11:])
+        with FrontEnd(vdpad.socket(NEIGHBOUR)) as other:
+            other.ask(GET_FEATURES)
+    assert timed(lambda: vdpad.call("device.remove", device=HOSTILE)) < 1
+    vdpad.send_packets(NEIGHBOUR)
+    for far in ends:
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        far.close()
+
+
+def test_conversations_of_chance(run_dir: Path) -> None:
+    """From a fixed seed; `python -m tests.e2e.fuzz_front_ends` goes on with others."""
+    with Vdpad(run_dir, "native-sanitized") as vdpad:
+        assert converse(vdpad, seed=1, seconds=60, conversations=150) == 150
