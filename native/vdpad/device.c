@@ -21,13 +21,13 @@
 static struct devices *served;
 
 /*
- * The private sockets between the gate and DPDK: "<runtime directory>/<pid>@<address>". A file is there for
+ * The private sockets between the gate and DPDK: "<private directory>/<pid>@<address>". A file is there for
  * the moment in which DPDK connects.
  */
 #define PRIVATE_MARK '@'
 
 static int private_path(const char *address, char path[SOCKET_PATH_SIZE]) {
-    int length = snprintf(path, SOCKET_PATH_SIZE, "%s/%ld%c%s", rte_eal_get_runtime_dir(), (long)getpid(),
+    int length = snprintf(path, SOCKET_PATH_SIZE, "%s/%ld%c%s", served->directory.path, (long)getpid(),
                           PRIVATE_MARK, address);
 
     return length < 0 || length >= SOCKET_PATH_SIZE ? -ENAMETOOLONG : 0;
@@ -67,28 +67,6 @@ static const struct rte_vhost_device_ops callbacks = {
     .destroy_device = on_device_gone,
 };
 
-/*
- * EAL made the directory and the one above it, and vdpad removed the first as soon as EAL was up. Other
- * processes do the same just now, and the second may have been cleaned away since.
- */
-static int make_runtime_directory(void) {
-    char above[PATH_MAX];
-    char *slash;
-
-    if (mkdir(rte_eal_get_runtime_dir(), 0700) == 0 || errno == EEXIST)
-        return 0;
-    if (errno != ENOENT)
-        return -errno;
-    snprintf(above, sizeof(above), "%s", rte_eal_get_runtime_dir());
-    slash = strrchr(above, '/');
-    if (slash == NULL)
-        return -ENOENT;
-    *slash = '\0';
-    if (mkdir(above, 0700) != 0 && errno != EEXIST)
-        return -errno;
-    return mkdir(rte_eal_get_runtime_dir(), 0700) == 0 || errno == EEXIST ? 0 : -errno;
-}
-
 static int listen_privately(const char *path) {
     struct sockaddr_un name = {.sun_family = AF_UNIX};
     int error = -ENOENT;
@@ -98,7 +76,7 @@ static int listen_privately(const char *path) {
         return -errno;
     snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
     for (int i = 0; i < 100 && error == -ENOENT; i++) {
-        error = make_runtime_directory();
+        error = private_directory_make(&served->directory);
         unlink(path);
         if (error == 0 && bind(fd, (const struct sockaddr *)&name, sizeof(name)) != 0)
             error = -errno;
@@ -159,7 +137,7 @@ static int attach(void *context, const char *address) {
         rte_vhost_driver_unregister(path);
 close_listener:
     unlink(path);
-    rmdir(rte_eal_get_runtime_dir());
+    private_directory_remove(&devices->directory);
     close(listener);
     return error == 0 ? fd : error;
 }
@@ -176,6 +154,8 @@ static int leave(void *context, const char *address, struct failure *failure);
 
 int devices_init(struct devices *devices, const struct log *log, struct eal *eal,
                  const struct device_settings *settings) {
+    /* EAL has none where another user made the directory above it; the sockets' own is always there. */
+    const char *const places[] = {rte_eal_get_runtime_dir(), "/tmp", settings->socket_dir};
     const struct gate_back_end back_end = {
         .context = devices, .attach = attach, .detach = detach, .leave = leave};
     int error;
@@ -183,6 +163,13 @@ int devices_init(struct devices *devices, const struct log *log, struct eal *eal
     *devices =
         (struct devices){.log = log, .eal = eal, .settings = *settings, .hotplug = PTHREAD_MUTEX_INITIALIZER};
     served = devices;
+    error = private_directory_choose(&devices->directory, places, sizeof(places) / sizeof(places[0]));
+    if (error != 0) {
+        log_line(log, LEVEL_ERROR,
+                 "no directory for private sockets can be made below /tmp or --socket-dir: %s",
+                 strerror(-error));
+        return error;
+    }
     error = links_init(&devices->links);
     if (error != 0)
         return error;
