@@ -1,6 +1,6 @@
 """What 1,023 devices cost: listing and watching them, and the longest that a call waits when their daemon dies.
 
-make figures runs it: one agent with an external mapping, one with a daemon without DPDK that takes any number of devices.
+make figures runs it: an agent with an external mapping, then one with a daemon without DPDK, which takes any number.
 """
 
 import os

@@ -45,7 +45,14 @@ DAEMON_KILLS_UNTIL: Final = 0.8
 
 FRONT_ENDS_MAX: Final = 2
 RSS_NOISE_MIB: Final = 8.0
-LEFT_BEHIND: Final = {"pciList.dat", "socketNames.json", "vdpa.sock.lock", "vhost", "socketList.dat.refused"}
+LEFT_BEHIND: Final = {
+    ".pciList.last",
+    "pciList.dat",
+    "socketNames.json",
+    "vdpa.sock.lock",
+    "vhost",
+    "socketList.dat.refused",
+}
 """What may stay where an agent has ended."""
 
 

@@ -1,4 +1,6 @@
-/* The test frames: written with a sequence number and a payload that follows from it, and checked on return.
+/*
+ * The test frames: written with a sequence number and a
+ * payload that follows from it, and checked on return.
  */
 #include "frame.h"
 

@@ -1,4 +1,6 @@
-/* The test frames: written with a sequence number and a payload that follows from it, and checked on return.
+/*
+ * The test frames: written with a sequence number and a
+ * payload that follows from it, and checked on return.
  */
 #ifndef VDPA_FRONT_FRAME_H
 #define VDPA_FRONT_FRAME_H

@@ -101,8 +101,10 @@ void port_cleanup_eal(void) {
     rmdir(dir); /* EAL leaves it, one for each run; never mind if it does not exist */
 }
 
-/* Removes a socket that a killed front end has left. -EADDRINUSE if somebody listens on it, or it is no
- * socket. */
+/*
+ * Removes a socket that a killed front end has left.
+ * -EADDRINUSE if somebody has it, or it is no socket.
+ */
 static int remove_stale(const char *path) {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     struct stat st;
@@ -112,7 +114,8 @@ static int remove_stale(const char *path) {
         return errno == ENOENT ? 0 : -errno;
     if (!S_ISSOCK(st.st_mode))
         return -EADDRINUSE;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    /* Of another type, so that its owner notices nothing; alive even if it does not listen yet. */
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return -errno;
     snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", path);

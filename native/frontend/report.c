@@ -1,4 +1,4 @@
-/* What vdpa-front tells on stdout: one event a line, as JSON or in words. */
+/* What vdpa-front reports on stdout: one event a line, as JSON or in words. */
 #include "report.h"
 
 #include <inttypes.h>

@@ -1,4 +1,4 @@
-/* What vdpa-front tells on stdout: one event a line, as JSON or in words. */
+/* What vdpa-front reports on stdout: one event a line, as JSON or in words. */
 #ifndef VDPA_FRONT_REPORT_H
 #define VDPA_FRONT_REPORT_H
 

@@ -4,8 +4,10 @@
 
 #include <stdint.h>
 
-/* How far behind the newest a frame may come and still be told from a duplicate; far more than all rings
- * hold. */
+/*
+ * How far behind the newest a frame may come and still
+ * be told from a duplicate; far more than all rings hold.
+ */
 enum { TALLY_WINDOW = 65536 };
 
 struct tally {

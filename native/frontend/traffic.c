@@ -50,7 +50,9 @@ static uint64_t remaining(const struct run *run) {
     return run->options->packets == 0 ? UINT64_MAX : run->options->packets - run->sent;
 }
 
-/* Sends up to `count` frames on a queue. Returns how many the ring took; only those use up sequence numbers.
+/*
+ * Sends up to `count` frames on a queue.
+ * Returns how many the ring took; only those use up sequence numbers.
  */
 static uint16_t send_burst(struct run *run, uint16_t queue, uint16_t count) {
     struct tally *tally = &run->tallies[queue];

@@ -47,7 +47,9 @@ static void copy_packet(const struct ring_buffer *from, struct ring_buffer *to, 
 
 enum gathered { GATHERED, NOT_YET, NEVER };
 
-/* Takes RX buffers for the packet in `from`; *count tells how many. Takes none unless the answer is GATHERED.
+/*
+ * Takes RX buffers for the packet in `from`;
+ * *count tells how many. Takes none unless the answer is GATHERED.
  */
 static enum gathered gather(struct loopback *lb, struct ring *rx, bool mergeable, uint16_t *count) {
     int rc = 0;

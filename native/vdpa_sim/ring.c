@@ -167,8 +167,10 @@ void ring_push(struct ring *ring, uint16_t head, uint32_t written) {
 
 bool ring_publish(struct ring *ring) {
     __atomic_store_n(&ring->used->idx, ring->next_used, __ATOMIC_RELEASE);
-    /* The guest clears the flag, then looks at used->idx: without a full fence both sides could miss each
-     * other. */
+    /*
+     * The guest clears the flag, then looks at used->idx:
+     * without a full fence both sides could miss each other.
+     */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     return !(READ_ONCE(ring->avail->flags) & VRING_AVAIL_F_NO_INTERRUPT);
 }

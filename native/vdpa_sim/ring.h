@@ -1,5 +1,7 @@
-/* The device side of a virtio split ring whose other side is not trusted: every index, length and address is
- * checked. */
+/*
+ * The device side of a virtio split ring whose other side is not trusted:
+ * every index, length and address is checked.
+ */
 #ifndef VDPA_SIM_RING_H
 #define VDPA_SIM_RING_H
 
@@ -81,8 +83,10 @@ void ring_push(struct ring *ring, uint16_t head, uint32_t written);
 /* Shows all pushed entries to the guest. Returns whether the guest wants an interrupt for them. */
 bool ring_publish(struct ring *ring);
 
-/* Asks the guest for kicks, or asks it to spare them. When asking for them, check for work once more
- * afterwards. */
+/*
+ * Asks the guest for kicks, or asks it to spare them.
+ * When asking for them, check for work once more afterwards.
+ */
 void ring_want_kicks(struct ring *ring, bool wanted);
 
 #endif

@@ -1,5 +1,7 @@
-/* The DPDK driver `vdpa_sim`: a vDPA network device in software, named like a PCI address, that loops packets
- * back. */
+/*
+ * The DPDK driver `vdpa_sim`: a vDPA network device in software,
+ * named like a PCI address, that loops packets back.
+ */
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* Unsent bytes from which on nothing more is read or told. */
+/* Unsent bytes from which on nothing more is read or announced. */
 #define OUT_FULL ((size_t)256 * 1024)
 
 void control_init(struct control *control, int fd, const struct control_method *methods, void *context) {

@@ -70,7 +70,7 @@ void daemon_announce(struct daemon *daemon, const struct link_change *change) {
     if (change->state == LINK_CONFIGURED && params != NULL)
         json_object_set_new(params, "queue_pairs", json_integer((json_int_t)change->queue_pairs));
     if (control_notify(&daemon->control, method, params) != 0)
-        log_line(daemon->log, LEVEL_WARNING, "%s: out of memory: device.%s is not told", change->address,
+        log_line(daemon->log, LEVEL_WARNING, "%s: out of memory: device.%s is not reported", change->address,
                  word);
 }
 

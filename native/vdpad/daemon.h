@@ -19,7 +19,7 @@ struct daemon {
     struct devices devices;
     struct mapping_file mapping_file;
     bool mapping_stale;        /* the file is not what it should be: written again every MAPPING_RETRY_MS */
-    char mapping_problem[640]; /* why, as told last */
+    char mapping_problem[640]; /* why, as logged last */
     struct control control;
 };
 
@@ -29,7 +29,7 @@ int daemon_run(struct daemon *daemon);
 /* Writes the mapping of the devices that there are; false if it has to be tried again. */
 bool daemon_write_mapping(struct daemon *daemon);
 
-/* Logs one step of a device's link, and tells the control end. */
+/* Logs one step of a device's link, and reports it to the control end. */
 void daemon_announce(struct daemon *daemon, const struct link_change *change);
 
 /* The requests of the control end; their context is a struct daemon. */

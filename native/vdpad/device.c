@@ -2,7 +2,7 @@
 #include "device.h"
 
 #include <errno.h>
-#include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,13 +21,13 @@
 static struct devices *served;
 
 /*
- * The private sockets between the gate and DPDK: "<runtime directory>/<pid>@<address>". A file is there for
+ * The private sockets between the gate and DPDK: "<private directory>/<pid>@<address>". A file is there for
  * the moment in which DPDK connects.
  */
 #define PRIVATE_MARK '@'
 
 static int private_path(const char *address, char path[SOCKET_PATH_SIZE]) {
-    int length = snprintf(path, SOCKET_PATH_SIZE, "%s/%ld%c%s", rte_eal_get_runtime_dir(), (long)getpid(),
+    int length = snprintf(path, SOCKET_PATH_SIZE, "%s/%ld%c%s", served->directory.path, (long)getpid(),
                           PRIVATE_MARK, address);
 
     return length < 0 || length >= SOCKET_PATH_SIZE ? -ENAMETOOLONG : 0;
@@ -67,8 +67,6 @@ static const struct rte_vhost_device_ops callbacks = {
     .destroy_device = on_device_gone,
 };
 
-/* The directory was made by EAL, and removed as soon as EAL was up; other processes may do the same just now.
- */
 static int listen_privately(const char *path) {
     struct sockaddr_un name = {.sun_family = AF_UNIX};
     int error = -ENOENT;
@@ -78,9 +76,7 @@ static int listen_privately(const char *path) {
         return -errno;
     snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
     for (int i = 0; i < 100 && error == -ENOENT; i++) {
-        error = 0;
-        if (mkdir(rte_eal_get_runtime_dir(), 0700) != 0 && errno != EEXIST)
-            error = -errno;
+        error = private_directory_make(&served->directory);
         unlink(path);
         if (error == 0 && bind(fd, (const struct sockaddr *)&name, sizeof(name)) != 0)
             error = -errno;
@@ -141,7 +137,7 @@ static int attach(void *context, const char *address) {
         rte_vhost_driver_unregister(path);
 close_listener:
     unlink(path);
-    rmdir(rte_eal_get_runtime_dir());
+    private_directory_remove(&devices->directory);
     close(listener);
     return error == 0 ? fd : error;
 }
@@ -158,6 +154,8 @@ static int leave(void *context, const char *address, struct failure *failure);
 
 int devices_init(struct devices *devices, const struct log *log, struct eal *eal,
                  const struct device_settings *settings) {
+    /* EAL has none where another user made the directory above it; the sockets' own is always there. */
+    const char *const places[] = {rte_eal_get_runtime_dir(), "/tmp", settings->socket_dir};
     const struct gate_back_end back_end = {
         .context = devices, .attach = attach, .detach = detach, .leave = leave};
     int error;
@@ -165,6 +163,13 @@ int devices_init(struct devices *devices, const struct log *log, struct eal *eal
     *devices =
         (struct devices){.log = log, .eal = eal, .settings = *settings, .hotplug = PTHREAD_MUTEX_INITIALIZER};
     served = devices;
+    error = private_directory_choose(&devices->directory, places, sizeof(places) / sizeof(places[0]));
+    if (error != 0) {
+        log_line(log, LEVEL_ERROR,
+                 "no directory for private sockets can be made below /tmp or --socket-dir: %s",
+                 strerror(-error));
+        return error;
+    }
     error = links_init(&devices->links);
     if (error != 0)
         return error;
@@ -450,13 +455,18 @@ int devices_remove(struct devices *devices, const char *address, enum link_state
 int devices_destroy(struct devices *devices) {
     enum link_state announced;
     struct failure failure;
+    int error;
 
     while (devices->count > 0) {
         char address[PCI_ADDRESS_SIZE];
 
         snprintf(address, sizeof(address), "%s", devices->entries[devices->count - 1]->address);
-        if (devices_remove(devices, address, &announced, &failure) != 0)
+        error = devices_remove(devices, address, &announced, &failure);
+        if (error != 0)
             log_line(devices->log, LEVEL_WARNING, "%s: %s", address, failure.text);
+        /* The others would only wait for the same. */
+        if (error == -ETIMEDOUT)
+            return error;
     }
     if (gate_stop(&devices->gate, DEVICE_REMOVE_MS) != 0)
         return -ETIMEDOUT;

@@ -8,6 +8,7 @@
 #include "links.h"
 #include "log.h"
 #include "pci_address.h"
+#include "private_directory.h"
 #include "socket.h"
 
 #include <stdbool.h>
@@ -34,6 +35,7 @@ struct device_settings {
     bool simulate;     /* a software device in place of each */
     bool vhost_client; /* the front end owns the socket, and the gate connects to it again and again */
     struct socket_access access;
+    const char *socket_dir;
 };
 
 /* What was asked for; the address is normalised, `devargs` may be empty. */
@@ -47,6 +49,7 @@ struct devices {
     const struct log *log;
     struct eal *eal;
     struct device_settings settings;
+    struct private_directory directory;
     struct links links;
     struct gate gate;
     pthread_mutex_t hotplug; /* DPDK plugs and unplugs one device at a time */
@@ -57,7 +60,9 @@ struct devices {
 
 int devices_init(struct devices *devices, const struct log *log, struct eal *eal,
                  const struct device_settings *settings);
-/* Removes every device, the last first. -ETIMEDOUT if DPDK holds on to one: its threads still use `devices`.
+/*
+ * Removes every device, the last first.
+ * -ETIMEDOUT if DPDK holds on to one: its threads still use `devices`.
  */
 int devices_destroy(struct devices *devices);
 

@@ -24,8 +24,10 @@ struct eal {
     char error[256];
 };
 
-/* Signals must be blocked already: the threads that this starts inherit the mask. -errno with `failure`
- * filled. */
+/*
+ * Signals must be blocked already: the threads that this
+ * starts inherit the mask. -errno with `failure` filled.
+ */
 int eal_start(struct eal *eal, const struct log *log, const struct eal_settings *settings,
               struct failure *failure);
 void eal_stop(struct eal *eal);

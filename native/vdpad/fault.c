@@ -131,7 +131,9 @@ static bool repair(const siginfo_t *info) {
         return true;
     if (!area.shared || !mark(&area))
         return false;
-    /* All of it: a part of a hugepage cannot be replaced. The address is that of a mapping, not of an object.
+    /*
+     * All of it: a part of a hugepage cannot be replaced.
+     * The address is that of a mapping, not of an object.
      */
     memcpy(&start, &(uintptr_t){(uintptr_t)area.start}, sizeof(start));
     if (mmap(start, (size_t)(area.end - area.start), PROT_READ | PROT_WRITE,

@@ -746,8 +746,11 @@ static bool tick(struct gate *gate) {
         for (struct gate_connection *c = device->connections, *next; c != NULL; c = next) {
             next = c->next;
             check_connection(gate, c, now);
-            again = again || (c->device != NULL && ((c->phase == RECEIVING && (!c->spoke || c->done > 0)) ||
-                                                    (c->channel.inner >= 0 && c->channel.unanswered > 0)));
+            again =
+                again ||
+                (c->device != NULL &&
+                 ((c->phase == RECEIVING && ((!c->spoke && device->entry.listener >= 0) || c->done > 0)) ||
+                  (c->channel.inner >= 0 && c->channel.unanswered > 0)));
         }
         if (device->entry.listener < 0) {
             connect_once(gate, device, now);
@@ -763,13 +766,14 @@ static bool tick(struct gate *gate) {
 }
 
 static void free_device(struct gate *gate, struct gate_device *device) {
-    while (device->connections != NULL)
-        close_connection(gate, device->connections);
+    /* Nobody can come any more, however long the back end holds on to those who are here. */
     if (device->entry.listener >= 0) {
         socket_remove(device->entry.socket, &device->entry.file);
         epoll_ctl(gate->epoll_fd, EPOLL_CTL_DEL, device->entry.listener, NULL);
         descriptor_close(device->entry.listener, device->debt);
     }
+    while (device->connections != NULL)
+        close_connection(gate, device->connections);
     debt_release(device->debt);
     free(device);
 }

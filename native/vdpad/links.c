@@ -116,7 +116,9 @@ void links_refusals(struct links *links, const char *address, uint64_t refusals[
     unlock(links);
 }
 
-/* One step from what was announced towards what is: a drop is reported even if the front end is back already.
+/*
+ * One step from what was announced towards what is:
+ * a drop is reported even if the front end is back already.
  */
 static bool step(struct link *link) {
     enum link_state state = state_of(link);

@@ -9,8 +9,10 @@ struct log {
     int fd;
 };
 
-/* Writes one line if `level` is high enough. Control characters become '?', so one call is one line. Any
- * thread. */
+/*
+ * Writes one line if `level` is high enough.
+ * Control characters become '?', so one call is one line. Any thread.
+ */
 void log_line(const struct log *log, enum log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 

@@ -83,6 +83,7 @@ static int serve(const struct options *options, const struct log *log) {
         .access = {.mode = options->socket_mode,
                    .owner = options->socket_owner,
                    .group = options->socket_group},
+        .socket_dir = options->socket_dir,
     };
     struct daemon daemon = {.log = log, .options = options};
     struct eal_settings eal_settings = {.simulate = options->simulate, .cpu = options->cpu};

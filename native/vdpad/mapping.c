@@ -98,8 +98,10 @@ int mapping_decode(const char *data, size_t size, struct mapping *mapping, char 
     *mapping = (struct mapping){0};
     if (size > MAPPING_MAX_BYTES)
         return refuse(&reason, "is larger than %zu bytes", MAPPING_MAX_BYTES);
-    /* Numbers stand only under unknown keys: as reals, no integer is too big. Zeros are refused where they
-     * matter. */
+    /*
+     * Numbers stand only under unknown keys:
+     * as reals, no integer is too big. Zeros are refused where they matter.
+     */
     array = json_loadb(data, size, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL | JSON_DECODE_ANY, &problem);
     if (array == NULL)
         return refuse(&reason, "is not JSON: %s (line %d)", problem.text, problem.line);

@@ -26,8 +26,10 @@ struct mapping {
  */
 int mapping_decode(const char *data, size_t size, struct mapping *mapping, char *reason, size_t reason_size);
 
-/* Encodes to text of one line per entry, to be freed by free(); NULL if memory is short or a path is not
- * UTF-8. */
+/*
+ * Encodes to text of one line per entry, to be freed by free();
+ * NULL if memory is short or a path is not UTF-8.
+ */
 char *mapping_encode(const struct mapping *mapping);
 
 void mapping_free(struct mapping *mapping);

@@ -1,5 +1,7 @@
-/* The mapping file on disk: replaced atomically, and never put in the place of something that is not a
- * mapping. */
+/*
+ * The mapping file on disk: replaced atomically,
+ * and never put in the place of something that is not a mapping.
+ */
 #include "mapping_file.h"
 
 #include <errno.h>
@@ -148,8 +150,10 @@ static int exchange(const struct mapping_file *file, const struct stat *ours, ch
         /* Ours was taken away from there: what we hold goes back to an empty place. */
         error = move(file, RENAME_NOREPLACE);
     } else if (error == 0 && !is_inode(file->temporary, ours->st_dev, ours->st_ino)) {
-        /* Somebody put a still newer file there: it replaces the one that we hold, as it would have without
-         * us. */
+        /*
+         * Somebody put a still newer file there:
+         * it replaces the one that we hold, as it would have without us.
+         */
         error = move(file, RENAME_EXCHANGE);
     }
     return error == 0 ? -EEXIST : error;
@@ -203,8 +207,10 @@ void mapping_file_remove(struct mapping_file *file) {
 
     if (!file->written || !is_inode(file->path, file->device, file->inode))
         return;
-    /* Aside first, then look again: what was put there in the meantime goes back, unless something newer is
-     * there. */
+    /*
+     * Aside first, then look again: what was put there in the
+     * meantime goes back, unless something newer is there.
+     */
     if (rename(file->path, file->temporary) != 0)
         return;
     if (!is_inode(file->temporary, file->device, file->inode)) {

@@ -1,5 +1,7 @@
-/* The mapping file on disk: replaced atomically, and never put in the place of something that is not a
- * mapping. */
+/*
+ * The mapping file on disk: replaced atomically,
+ * and never put in the place of something that is not a mapping.
+ */
 #ifndef VDPAD_MAPPING_FILE_H
 #define VDPAD_MAPPING_FILE_H
 

@@ -17,7 +17,7 @@ static json_t *number_from(uint64_t value) {
     return json_integer(value > (uint64_t)INT64_MAX ? INT64_MAX : (json_int_t)value);
 }
 
-/* A string without embedded zeros and control characters. */
+/* A string; JSON that has a zero inside of one was refused as a whole. */
 static const char *text_param(const json_t *params, const char *key, struct failure *failure) {
     const char *text = json_string_value(json_object_get(params, key));
 
@@ -61,7 +61,7 @@ static json_t *device_object(struct daemon *daemon, const struct device *device)
                      "numa_node", device->numa_node, "refusals", refusals_object(daemon, device->address));
 }
 
-/* The change itself stands, whatever became of the file: the caller is told, and it is tried again. */
+/* The change itself stands, whatever became of the file: the reply says so, and it is tried again. */
 static json_t *with_mapping(struct daemon *daemon, json_t *result) {
     if (!daemon_write_mapping(daemon) && result != NULL)
         json_object_set_new(result, "mapping_written", json_false());

@@ -292,7 +292,7 @@ static bool is_device(const char *argument) {
     return pci_address_normalise(text, address) == 0;
 }
 
-/* What no option alone can tell. */
+/* What no option alone can show. */
 static enum options_verdict check(const struct options *options, const struct problem *problem) {
     const char *socket_problem = socket_path_problem(options->socket_dir);
 

@@ -20,7 +20,7 @@ struct options {
     bool vhost_client;
     enum memory_mode memory;
     bool simulate;
-    const char *file_prefix; /* NULL: one of this process alone */
+    const char *file_prefix; /* NULL: the one of all such processes */
     unsigned int cpu;
     enum log_level log_level;
     char **devices; /* each "ADDRESS[,DEVARGS]" */
@@ -29,8 +29,10 @@ struct options {
 
 enum options_verdict { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_VERSION, OPTIONS_WRONG };
 
-/* Parses `argv`, which must outlive the result. For OPTIONS_WRONG, `problem` says what and what to do about
- * it. */
+/*
+ * Parses `argv`, which must outlive the result.
+ * For OPTIONS_WRONG, `problem` says what and what to do about it.
+ */
 enum options_verdict options_parse(int argc, char **argv, struct options *options, char *problem,
                                    size_t size);
 

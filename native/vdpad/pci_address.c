@@ -4,8 +4,10 @@
 #include <errno.h>
 #include <stdio.h>
 
-/* Reads up to `limit` hexadecimal digits (not by ctype: no locale has a say here); returns how many there
- * were. */
+/*
+ * Reads up to `limit` hexadecimal digits (not by ctype:
+ * no locale has a say here); returns how many there were.
+ */
 static unsigned int read_hex(const char **text, unsigned int limit, unsigned long *value) {
     unsigned int digits = 0;
 

@@ -50,8 +50,10 @@ void socket_explain(char *reason, size_t size, const char *what, int error);
 /* Removes the file of a socket if it is still that one. */
 void socket_remove(const char *path, const struct socket_file *file);
 
-/* Checks that `path` may be connected to: a socket, or nothing yet. As socket_claim() otherwise; changes
- * nothing. */
+/*
+ * Checks that `path` may be connected to: a socket, or nothing yet.
+ * As socket_claim() otherwise; changes nothing.
+ */
 int socket_check_client(const char *path, char *reason, size_t size);
 
 #endif

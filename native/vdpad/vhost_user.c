@@ -144,8 +144,10 @@ static bool is_shared(const struct vhost_user_memory *memory, uint64_t address, 
     return false;
 }
 
-/* The sizes of the rings depend on what was negotiated: their starts are checked here, their ends by the
- * device. */
+/*
+ * The sizes of the rings depend on what was negotiated:
+ * their starts are checked here, their ends by the device.
+ */
 static enum refusal judge_addresses(const struct vhost_user_offer *offer,
                                     const struct vhost_user_memory *memory,
                                     const struct vhost_user_message *message) {

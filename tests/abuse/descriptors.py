@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from typing import Final
@@ -50,8 +51,14 @@ def pass_on(connection: socket.socket, data: bytes, descriptors: Iterable[int], 
 
 def _pass_stuck(held: ExitStack, connection: socket.socket, data: bytes = _PING, flags: int = 0) -> None:
     stuck, _ = lingering(held)
-    pass_on(connection, data, [stuck.fileno()], flags)
-    stuck.close()
+    try:
+        with suppress(OSError):  # it is turned away already
+            pass_on(connection, data, [stuck.fileno()], flags)
+    finally:
+        # The agent may have been quicker: then the last close is this one.
+        closing = threading.Thread(target=stuck.close, daemon=True)
+        closing.start()
+        closing.join(0.1)
 
 
 def amid_frames(held: ExitStack, listen: str) -> None:
@@ -74,7 +81,8 @@ def out_of_band(held: ExitStack, listen: str) -> None:
     connection = _connected(held, listen)
     connection.send(PREFACE + SettingsFrame(0).serialize())
     _pass_stuck(held, connection, b"!", socket.MSG_OOB)
-    connection.send(_PING)
+    with suppress(BrokenPipeError):  # it is turned away already
+        connection.send(_PING)
 
 
 def with_the_greeting(held: ExitStack, listen: str) -> None:
@@ -85,9 +93,7 @@ def with_the_greeting(held: ExitStack, listen: str) -> None:
 def turned_away(held: ExitStack, listen: str) -> None:
     """On connections beyond those that a user may have."""
     for _ in range(100):
-        connection = _connected(held, listen)
-        with suppress(OSError):  # turned away before
-            _pass_stuck(held, connection, PREFACE)
+        _pass_stuck(held, _connected(held, listen), PREFACE)
 
 
 def hundreds(held: ExitStack, listen: str) -> None:

@@ -200,6 +200,16 @@ class FrontEnd:
             return True
         return True
 
+    def finish(self) -> None:
+        """Waits until everything that was sent has been looked at, or the connection has ended."""
+        self.send(SET_OWNER, flags=1 | NEED_REPLY)
+        try:
+            while part := self._socket.recv(4096):
+                if part.endswith(struct.pack("<IIIQ", SET_OWNER, 5, 8, 0)):
+                    return
+        except ConnectionResetError:
+            return
+
     def share(self, size: int = MEMORY_BYTES) -> None:
         """Negotiates, and shares one region of memory."""
         self.send(SET_OWNER)

@@ -1,7 +1,6 @@
 """What a hostile or broken front end of one VF does to the others: nothing."""
 
 import os
-import random
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from tests.e2e.front_ends import (
     settled,
     timed,
 )
+from tests.e2e.fuzz_front_ends import converse
 
 HOSTILE, NEIGHBOUR = DEVICES
 
@@ -201,37 +201,6 @@ def test_a_descriptor_whose_close_waits_keeps_nobody_waiting(vdpad: Vdpad) -> No
 
 
 def test_conversations_of_chance(run_dir: Path) -> None:
-    """Some thousand messages that are nearly right, from a fixed seed, beside a front end that is."""
-    chance = random.Random(1)
-    event, pipe = os.eventfd(0), os.pipe()
-    file = os.memfd_create("file")
-    os.ftruncate(file, MEMORY_BYTES)
-    words = (0, 1, 2, 3, 7, 8, 255, 256, 4096, 0x10000, MEMORY_BYTES, USER_ADDRESS, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
-    with Vdpad(run_dir, "native-sanitized") as vdpad, FrontEnd(vdpad.socket(NEIGHBOUR)) as other:
-        other.share()
-        other.start_rings()
-        settled("the neighbour is served", configured(vdpad, NEIGHBOUR))
-        before = vdpad.descriptors()
-        for _ in range(150):
-            with FrontEnd(vdpad.socket(HOSTILE)) as front:
-                if chance.random() < 0.8:
-                    front.share()
-                if chance.random() < 0.6:
-                    front.start_rings(chance.choice((1, 2, 8)))
-                for _ in range(chance.randrange(30)):
-                    request = chance.choice((*range(1, 41), *range(8, 19), *range(8, 19), 5, 5))
-                    payload = b"".join(struct.pack("<Q", chance.choice(words)) for _ in range(chance.randrange(6)))
-                    if chance.random() < 0.7 and request in range(8, 19):
-                        payload = struct.pack("<II", chance.randrange(9), chance.choice((0, 1, 2, 256))) + payload[8:]
-                    count = chance.choice((0, 0, 1, 1, 2, 9))
-                    fds = [chance.choice((event, file, file, pipe[0])) for _ in range(count)]
-                    front.send(request, payload, fds, flags=chance.choice((1, 1, 1, 9, 0)))
-                    if chance.random() < 0.02 and front.memory >= 0:
-                        os.ftruncate(front.memory, chance.choice((0, 4096)))
-                front.kick()
-            assert other.ask(SET_OWNER) == bytes(8)
-        settled("the hostile ones are gone", lambda: not vdpad.device(HOSTILE)["connected"])
-        settled("no descriptor is left", lambda: vdpad.descriptors() <= before)
-        assert configured(vdpad, NEIGHBOUR)()
-    for fd in (event, file, *pipe):
-        os.close(fd)
+    """From a fixed seed; `python -m tests.e2e.fuzz_front_ends` goes on with others."""
+    with Vdpad(run_dir, "native-sanitized") as vdpad:
+        assert converse(vdpad, seed=1, seconds=60, conversations=150) == 150

@@ -3,16 +3,18 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from grpclib.const import Status
 from grpclib.reflection.service import ServerReflection
 from h2.errors import ErrorCodes
-from hyperframe.frame import HeadersFrame, PingFrame, SettingsFrame
+from hyperframe.frame import HeadersFrame, PingFrame, SettingsFrame, WindowUpdateFrame
 
+from tests.abuse.descriptors import lingering, pass_on
 from tests.abuse.wire import KNOWN, KNOWN_SOCKET, Answer, Wire, message, request, with_headers
 from tests.served import LIMITS, example_services
 from vdpa_agent.config import LimitsConfig
@@ -29,6 +31,12 @@ WATCH: Final = "/vdpa_agent.v1.DeviceService/WatchDevices"
 HEALTH_WATCH: Final = "/grpc.health.v1.Health/Watch"
 REFLECTION: Final = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 NEIGHBOUR: Final = 2_000
+_WIDE: Final = (
+    SettingsFrame(0, settings={4: 2**31 - 1}).serialize()
+    + WindowUpdateFrame(0, window_increment=2**31 - 1 - 65_535).serialize()
+)
+"""Windows that nothing fills."""
+
 ME: Final = Peer(pid=0, uid=1_000, gid=0, allowed=True)
 
 
@@ -125,7 +133,7 @@ async def test_who_was_turned_away_pays_more_than_who_was_not(run_dir: Path) -> 
 
 async def _stop_reading(wire: Wire) -> None:
     """Has more answers made than the kernel keeps, and reads none."""
-    wire.send(SettingsFrame(0, settings={4: 2**31 - 1}).serialize(), reading=False)
+    wire.send(_WIDE, reading=False)
     lists = (wire.call(n, message(b""), headers=with_headers(_path=LIST)) for n in range(1, 1_200, 2))
     for call in lists:
         wire.send(call, reading=False, patience_s=0.2)
@@ -151,6 +159,54 @@ async def test_who_does_not_read_has_little_in_memory(run_dir: Path) -> None:
             wire.send(PingFrame(0, b"12345678").serialize(), reading=False, patience_s=0.2)
             await asyncio.sleep(0)
         await eventually(lambda: place.peers.turned_away[Reason.UNREAD] == 1)
+
+
+async def test_who_does_not_read_does_not_outlive_the_agent(run_dir: Path) -> None:
+    async with _place(run_dir, replace(LIMITS, streams=1_000)) as place:
+        wire = await place.connect()
+        wire.send(_WIDE, reading=False)
+        (connection,) = place.connections._open
+        for stream in range(1, 1_200, 2):
+            wire.send(wire.call(stream, message(b""), headers=with_headers(_path=LIST)), reading=False)
+            await eventually(lambda count=stream // 2 + 1: place.connections.handled.codes[LIST, Status.OK] >= count)  # type: ignore[misc]
+            if connection._unread_bytes():  # a bit, for which nothing waits yet
+                break
+        assert connection._blocked_s is None
+        await place.connections.end()
+        assert place.peers.connections == 0
+
+
+async def test_a_slot_comes_back_when_nothing_is_left_of_its_connection(run_dir: Path) -> None:
+    limits = replace(LIMITS, connections_per_uid=1)
+    with ExitStack() as held:
+        async with _place(run_dir, limits) as place:
+            wire = await place.connect()
+            stuck, peer = lingering(held)
+            pass_on(wire.socket, b"!", [stuck.fileno()])
+            stuck.close()
+            await eventually(lambda: place.peers.turned_away[Reason.DESCRIPTORS] == 1)
+            await asyncio.to_thread(wire.wait_closed)
+            refused = await place.connect()
+            assert place.peers.turned_away[Reason.CONNECTIONS] == 1
+            await asyncio.to_thread(refused.wait_closed)
+            assert await _answered(await place.connect(NEIGHBOUR))
+            peer.close()  # a reset ends the wait
+            await eventually(lambda: place.peers.account_of(ME).connections == 0)
+
+
+async def test_who_waits_to_be_let_in_holds_up_no_end(run_dir: Path) -> None:
+    with ExitStack() as held:
+        async with _place(run_dir) as place:
+            waiting = held.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.connect(str(place.path))
+            stuck, peer = lingering(held, linger_s=30)
+            pass_on(waiting, b"!", [stuck.fileno()])
+            stuck.close()
+            await place.connections.end()  # before it had a turn
+            assert place.connections._closers.held == 1
+            assert place.peers.turned_away.total() == 0
+            peer.close()
+            await eventually(lambda: place.connections._closers.held == 0)
 
 
 async def test_what_is_said_at_the_last_moment_is_sent(run_dir: Path) -> None:
@@ -251,6 +307,8 @@ async def test_long_answers_are_refused_before_short_ones_and_those_that_are_owe
         place.peers.account_of(ME).answer_bytes.pay(2**40)
         assert (await _call(wire, 9, "/grpc.health.v1.Health/Check")).headers["grpc-status"] == "8"
         assert await _answered(wire, 11)
+        nothing = await asyncio.to_thread(wire.ask, 13, "0000:ff:00.0")
+        assert (nothing.data, nothing.headers["grpc-status"]) == (message(b""), "0")
         other = await place.connect(NEIGHBOUR)
         assert (await _call(other, 1, LIST)).headers["grpc-status"] == "0"
 

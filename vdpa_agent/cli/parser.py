@@ -367,7 +367,8 @@ def _add_run(parser: _Parser) -> None:
         kind=seconds,
         default=30.0,
         metavar="SECONDS",
-        help_text="how long a VF that left the list is kept for the front end that uses it",
+        help_text="how long a VF that left the list is kept for the front end that uses it, and how long a list that"
+        " was emptied or lost more than half of its VFs must stay so before it counts",
     )
     option(
         "--stop-grace", kind=seconds, default=5.0, metavar="SECONDS", help_text="how long the daemon may take to end"

@@ -13,8 +13,10 @@ from vdpa_agent.model.loaded import ABSENT, Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.pci import PciAddress
 
-_SETTLE_S: Final = 0.5
-"""How long the file may differ: the daemon writes it before it answers, and it is read a moment later."""
+_SETTLE_S: Final = 1.5
+"""How long the file may differ: the daemon writes it before it answers, and it is read a moment later, without inotify
+within a second.
+"""
 
 _RETRY: Final = Backoff(first_s=1.0, cap_s=30.0)
 """When it is written again that was not, or that another process changes again and again."""

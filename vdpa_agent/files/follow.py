@@ -1,7 +1,9 @@
 """Yields whenever one of some files may have changed, whatever way it was written."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+import time
+from collections.abc import AsyncGenerator, Collection, Iterable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -15,10 +17,10 @@ from vdpa_agent.files.watch import Watch
 _AT_ONCE: Final = 32
 """So many events are passed on at once; what comes then, before a pause, is gathered."""
 
-_GATHER_S: Final = 0.05
+_GATHER_MS: Final = 50
 """A file that is written without a pause is passed on at least this often; a pause of so long ends the gathering."""
 
-_STEP_S: Final = 0.002
+_STEP_MS: Final = 2
 """How long nothing more must happen for what was gathered to be passed on."""
 
 _RECHECK_S: Final = 4.0
@@ -42,7 +44,7 @@ async def follow(files: Iterable[Path]) -> AsyncGenerator[None]:
     place = ", ".join(sorted(map(str, directories)))
     off_loop = OffLoop("watch")
     failures = Once()
-    pace = _Pace()
+    pace = _Pace(directories)
     yield
     while True:
         try:
@@ -53,7 +55,7 @@ async def follow(files: Iterable[Path]) -> AsyncGenerator[None]:
                 while await off_loop.do(watch.is_current, place):
                     await pace.wait(watch)
                     yield
-            await asyncio.sleep(_GATHER_S)  # a directory is another one now; that may go on without a pause
+            await asyncio.sleep(_GATHER_MS / 1000)  # a directory is another one now; that may go on without a pause
         except FileRefused as error:
             if failures.is_new(str(error)):
                 remedy = "meanwhile the files are looked at every second"
@@ -65,7 +67,9 @@ async def follow(files: Iterable[Path]) -> AsyncGenerator[None]:
 class _Pace:
     """Waits for events; passes a few on at once, and gathers those of a writer who leaves no pause."""
 
-    def __init__(self) -> None:
+    def __init__(self, directories: Collection[Path]) -> None:
+        self._directories = sorted(map(str, directories))
+        self._off_loop = OffLoop("gather")
         self._at_once = _AT_ONCE
 
     async def wait(self, watch: Watch) -> None:
@@ -73,20 +77,36 @@ class _Pace:
         loop = asyncio.get_running_loop()
         since_s = loop.time()
         rung = await _readable(watch.queue)
-        if loop.time() - since_s > _GATHER_S:
+        if loop.time() - since_s > _GATHER_MS / 1000:
             self._at_once = _AT_ONCE
+        if rung and not self._at_once:
+            await self._off_loop.do(partial(_gather, self._directories), ", ".join(self._directories))
+        elif rung:
+            self._at_once -= 1
         # Before the files are read: what comes later rings again.
         watch.drain()
-        if not rung:
-            return
-        if self._at_once:
-            self._at_once -= 1
-            return
-        end_s = loop.time() + _GATHER_S
-        while loop.time() < end_s:
-            await asyncio.sleep(_STEP_S)
-            if not watch.drain():
-                return
+
+
+def _gather(directories: Collection[str]) -> None:
+    """Has watchfiles see to the end of what happens; where it cannot, a pause does."""
+    try:
+        # Imported by the few nodes that need it: it brings more along than all the rest of this.
+        from watchfiles import watch  # noqa: PLC0415
+
+        events = watch(
+            *directories,
+            watch_filter=None,
+            debounce=_GATHER_MS,
+            step=_STEP_MS,
+            rust_timeout=_STEP_MS,
+            yield_on_timeout=True,
+            recursive=False,
+        )
+        with closing(events):
+            next(events, None)
+    except (ImportError, OSError, RuntimeError, UnicodeError):
+        # It is out of descriptors, or meets a name that is not UTF-8.
+        time.sleep(_GATHER_MS / 1000)
 
 
 async def _readable(queue: int) -> bool:

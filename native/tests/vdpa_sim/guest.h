@@ -6,8 +6,10 @@
 
 #include "ring.h"
 
-/* Guest addresses. RINGS holds the rings; LEFT and RIGHT adjoin for the guest but not in this process; a hole
- * follows. */
+/*
+ * Guest addresses. RINGS holds the rings;
+ * LEFT and RIGHT adjoin for the guest but not in this process; a hole follows.
+ */
 enum {
     RINGS = 0x100000,
     RINGS_SIZE = 1024 * 1024,

@@ -15,10 +15,11 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "guest.h"
 
-enum { SIZE = 8, ROUNDS = 200000, SPINS = 2000 };
+enum { SIZE = 8, ROUNDS = 1500000, SPINS = 2000, SECONDS = 5 };
 
 struct fixture {
     struct guest guest;
@@ -27,12 +28,14 @@ struct fixture {
     bool (*device)(struct fixture *f); /* whether the device has noticed the guest */
     _Alignas(64) atomic_uint round;
     _Alignas(64) atomic_uint answered;
+    atomic_bool stop;
     bool noticed;
 };
 
 /* The other side may wait for this processor. */
-static void wait_for(const atomic_uint *counter, uint32_t value) {
-    for (uint32_t spins = 0; atomic_load_explicit(counter, memory_order_acquire) != value; spins++)
+static void wait_for(const struct fixture *f, const atomic_uint *counter, uint32_t value) {
+    for (uint32_t spins = 0;
+         atomic_load_explicit(counter, memory_order_acquire) != value && !atomic_load(&f->stop); spins++)
         if (spins % SPINS == SPINS - 1)
             sched_yield();
 }
@@ -40,8 +43,10 @@ static void wait_for(const atomic_uint *counter, uint32_t value) {
 static void *run_device(void *context) {
     struct fixture *f = context;
 
-    for (uint32_t round = 1; round <= ROUNDS; round++) {
-        wait_for(&f->round, round);
+    for (uint32_t round = 1; !atomic_load(&f->stop); round++) {
+        wait_for(f, &f->round, round);
+        if (atomic_load(&f->stop))
+            break;
         f->noticed = f->device(f);
         atomic_store_explicit(&f->answered, round, memory_order_release);
     }
@@ -64,11 +69,14 @@ static bool ask_for_kicks(struct fixture *f) {
     return ring_pop(&f->ring.ring, RING_READ, &f->buffer, &head) == 1;
 }
 
-/* `prepare` comes before each round, `guest` at the same time as the device; it says whether it saw the
- * device. */
+/*
+ * `prepare` comes before each round, `guest` at the same
+ * time as the device; it says whether it saw the device.
+ */
 static void play(bool (*device)(struct fixture *f), void (*prepare)(struct fixture *f),
                  bool (*guest)(struct fixture *f)) {
     struct fixture *f = aligned_alloc(64, (sizeof(*f) + 63) / 64 * 64);
+    const time_t end = time(NULL) + SECONDS;
     uint32_t missed = 0;
     pthread_t thread;
 
@@ -78,16 +86,17 @@ static void play(bool (*device)(struct fixture *f), void (*prepare)(struct fixtu
     guest_ring_init(&f->guest, &f->ring, SIZE, 0);
     guest_set(&f->ring, 0, LEFT, 64, 0, 0);
     assert_int_equal(pthread_create(&thread, NULL, run_device, f), 0);
-    for (uint32_t round = 1; round <= ROUNDS; round++) {
+    for (uint32_t round = 1; round <= ROUNDS && missed == 0 && time(NULL) <= end; round++) {
         prepare(f);
         atomic_store_explicit(&f->round, round, memory_order_release);
         /* The device is on its way: both at once, sooner or later. */
-        for (uint32_t i = 0; i < round % 128; i++)
+        for (uint32_t i = 0; i < round % 512; i++)
             atomic_signal_fence(memory_order_seq_cst);
         bool seen = guest(f);
-        wait_for(&f->answered, round);
+        wait_for(f, &f->answered, round);
         missed += !seen && !f->noticed;
     }
+    atomic_store(&f->stop, true);
     assert_int_equal(pthread_join(thread, NULL), 0);
     assert_int_equal(missed, 0);
     guest_free(&f->guest);

@@ -85,7 +85,9 @@ static int teardown(void **state) {
     return 0;
 }
 
-/* As a driver does it: only if the device asks for kicks. So a kick that it forgot to ask for hangs the test.
+/*
+ * As a driver does it: only if the device asks for kicks.
+ * So a kick that it forgot to ask for hangs the test.
  */
 static void kick(struct fixture *f, uint32_t q) {
     const uint64_t one = 1;
@@ -374,6 +376,43 @@ static void changes_queues_under_traffic(void **state) {
     }
 }
 
+struct traffic {
+    struct fixture *f;
+    atomic_bool stop;
+    atomic_uint rounds;
+};
+
+static void *send_without_end(void *context) {
+    struct traffic *traffic = context;
+
+    while (!atomic_load(&traffic->stop)) {
+        offer_buffers(traffic->f, 1, 8);
+        send_packets(traffic->f, 1, 8);
+        kick(traffic->f, 3);
+        for (uint16_t n = 0; n < 8 && !atomic_load(&traffic->stop);)
+            n = (uint16_t)(n + reap_all(traffic->f, 2));
+        reap_all(traffic->f, 3);
+        atomic_fetch_add(&traffic->rounds, 1);
+    }
+    return NULL;
+}
+
+/* The worker has the lock nearly all the time: whoever changes a queue has to get it all the same. */
+static void changes_queues_while_it_never_rests(void **state) {
+    struct traffic traffic = {.f = *state};
+    pthread_t thread;
+
+    assert_int_equal(pthread_create(&thread, NULL, send_without_end, &traffic), 0);
+    for (int i = 0; i < 1000; i++) {
+        worker_queue_stop(&traffic.f->worker, 0);
+        assert_int_equal(start_queue(traffic.f, 0), 0);
+    }
+    while (atomic_load(&traffic.rounds) == 0)
+        nap();
+    atomic_store(&traffic.stop, true);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
 static void refuses_what_it_cannot_serve(void **state) {
     struct fixture *f = *state;
     struct worker_config config = {.pairs = PAIRS, .memory = f->guest.memory};
@@ -412,6 +451,7 @@ int main(void) {
         TEST(spares_kicks_during_a_burst),
         TEST(does_not_sleep_over_a_burst),
         TEST(changes_queues_under_traffic),
+        TEST(changes_queues_while_it_never_rests),
         TEST(refuses_what_it_cannot_serve),
     };
 

@@ -1,5 +1,7 @@
-/* mapping-check: reads or writes mapping files by the daemon's own code, so that tests can compare other
- * readers. */
+/*
+ * mapping-check: reads or writes mapping files by the
+ * daemon's own code, so that tests can compare other readers.
+ */
 #include "mapping_file.h"
 
 #include <stdio.h>

@@ -513,7 +513,9 @@ static void test_unread_replies(void **state) {
     struct fixture *f = *state;
     int fd = front(f, FIRST);
 
-    /* Until the socket is full in both directions: each round of the others shows that nothing stands still.
+    /*
+     * Until the socket is full in both directions:
+     * each round of the others shows that nothing stands still.
      */
     for (int idle = 0; idle < 20;) {
         if (send(fd, message, sizeof(message), MSG_DONTWAIT) == (ssize_t)sizeof(message)) {

@@ -1,5 +1,7 @@
-/* The mapping as bytes: reasons that help, limits, and a round trip. The forms themselves are in the contract
- * files. */
+/*
+ * The mapping as bytes: reasons that help, limits, and a round trip.
+ * The forms themselves are in the contract files.
+ */
 #include "check.h"
 #include "mapping.h"
 

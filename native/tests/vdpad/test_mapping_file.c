@@ -80,8 +80,10 @@ static void test_creates_and_replaces(void **state) {
     assert_int_equal(replace(&f), 0);
     assert_content(f.path, "[]\n");
     assert_int_equal(files_in(*state), 1);
-    /* A mapping of somebody else's is replaced too, and a temporary file that a dead process left is no
-     * obstacle. */
+    /*
+     * A mapping of somebody else's is replaced too,
+     * and a temporary file that a dead process left is no obstacle.
+     */
     put(f.path, "[{\"pciAddress\": \"82:00.7\", \"socketpath\": \"/other\"}]");
     put(f.file.temporary, "torn");
     f.mapping.count = 1;
@@ -188,7 +190,9 @@ static void test_tells_why_it_cannot_write(void **state) {
     assert_string_equal(reason, "No such file or directory");
 }
 
-/* A write that fails half way, as on a full file system: what was there stays, and nothing is left beside it.
+/*
+ * A write that fails half way, as on a full file system:
+ * what was there stays, and nothing is left beside it.
  */
 static void test_keeps_the_old_when_the_write_fails(void **state) {
     struct rlimit before;
@@ -377,8 +381,10 @@ static void test_list_comes_while_ours_is_removed(void **state) {
     interfere(&f, -1, NULL);
 }
 
-/* A list that is put there again and again, at any moment, is never lost: each is found by the one who put
- * it. */
+/*
+ * A list that is put there again and again, at any moment,
+ * is never lost: each is found by the one who put it.
+ */
 struct rival {
     struct fixture *f;
     atomic_bool stop;
