@@ -42,3 +42,12 @@ async def test_a_set_between_the_look_and_the_wait_is_not_missed() -> None:
             if value % 7 == 0:
                 await asyncio.sleep(0)
         assert await waiting == 100
+
+
+async def test_a_whole_is_told_in_the_same_step() -> None:
+    told: list[int] = []
+    latest = Latest(1, lambda: told.append(latest.value))
+    latest.set(2)
+    latest.set(2)
+    latest.set(3)
+    assert told == [2, 3]

@@ -100,3 +100,16 @@ async def test_a_program_that_is_not_there_or_not_one_can_never_start(tmp_path: 
     garbage.chmod(0o755)
     with pytest.raises(DaemonUnusable, match="is not a program of this machine"):
         _spawn(str(garbage))
+
+
+async def test_a_child_runs_on_its_cpus_from_the_start_and_its_parent_where_it_did() -> None:
+    allowed = os.sched_getaffinity(0)
+    with open(os.devnull, "wb") as null:  # noqa: PTH123
+        for cpu in allowed:
+            child = spawn(["sleep", "60"], output=null.fileno(), control=null.fileno(), cpus=frozenset({cpu}))
+            assert os.sched_getaffinity(child.pid) == {cpu}
+            assert os.sched_getaffinity(0) == allowed
+            child.kill_group()
+            await child.exited
+        beyond = spawn(["true"], output=null.fileno(), control=null.fileno(), cpus=frozenset({max(allowed) + 1000}))
+        assert await beyond.exited == 0

@@ -277,3 +277,19 @@ def test_no_daemon_outlives_the_agent(run_dir: Path, options: tuple[str, ...], n
     eventually("the end of all daemons", lambda: not processes_of(run_dir))
     with running(run_dir, *options, DEVICE) as again:
         again.wait_answer(FOUR[3], _socket(again, 3))
+
+
+def test_status_top_and_doctor_speak_of_each_daemon(alone: AgentProcess) -> None:
+    def shown(*words: str) -> str:
+        command = [sys.executable, "-m", "vdpa_agent", *words, f"--address={alone.listen}"]
+        return subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+
+    assert "daemon    running, 4 of 4 run, one for each device" in shown("status")
+    status = json.loads(shown("status", "--output=json"))
+    assert {address: daemon["pid"] for address, daemon in status["daemons"].items()} == {
+        address: _pid(alone, address) for address in FOUR
+    }
+    assert "daemon running, 4 of 4 run, one for each device, 0 restarts" in shown("top", "--once")
+    assert "runs, one of 4, one for each device; " in shown("doctor")
+    assert alone.metric("vdpa_agent_daemons", state="running") == 4
+    assert alone.metric("vdpa_agent_daemon_up") == alone.metric("vdpa_agent_daemon_ready") == 1

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vdpa_agent.errors import AddressError
-from vdpa_agent.model.pci import parse_pci_address, printable, shown
+from vdpa_agent.model.pci import PciAddress, function_number, parse_pci_address, printable, shown
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,8 @@ def test_any_text_is_printed_on_one_short_line(text: str, most: int) -> None:
     printed.encode()
     assert printed.isprintable()
     assert len(printed) <= most
+
+
+def test_functions_of_a_bus_are_numbered_one_after_the_other() -> None:
+    addresses = [PciAddress(f"0000:82:{device:02x}.{function}") for device in range(32) for function in range(8)]
+    assert [function_number(address) for address in addresses] == list(range(256))

@@ -139,3 +139,39 @@ def test_before_any_list_every_address_is_waited_for() -> None:
 def test_what_left_a_moment_ago_is_waited_for() -> None:
     served = serve(_managed(DeviceState.READY, wanted=(A,))._replace(left=frozenset((B,))))
     assert served.awaited == frozenset((B,))
+
+
+def _alone(**states: DaemonState) -> Facts:
+    """Two devices that were ready, each with a daemon of its own."""
+    daemons = {
+        A: DaemonStatus(states["a"], last_exit="killed by SIGKILL"),
+        B: DaemonStatus(states["b"], last_exit="exit code 1"),
+    }
+    facts = _managed(DeviceState.READY, DeviceState.CONNECTED, state=DaemonState.IDLE, restarts=3)
+    return facts._replace(daemons=MappingProxyType(daemons))
+
+
+@pytest.mark.parametrize("state", [state for state in DaemonState if state is not DaemonState.RUNNING])
+def test_of_two_daemons_the_one_that_is_down_degrades_its_device_alone(state: DaemonState) -> None:
+    served = serve(_alone(a=state, b=DaemonState.RUNNING))
+    assert dict(served.sockets) == {B: f"/v/{B}"}
+    assert served.health.ready
+    assert [check.name for check in served.health.degraded] == [f"device {A}"]
+    assert served.devices[A].reason
+    if state is not DaemonState.IDLE:
+        assert "killed by SIGKILL" in served.devices[A].reason
+    assert served.is_awaited(A)
+    assert served.facts.daemon.state is DaemonState.RUNNING
+    assert served.facts.daemon.restarts == 3
+
+
+def test_without_a_daemon_that_runs_the_agent_is_not_ready() -> None:
+    served = serve(_alone(a=DaemonState.BACKOFF, b=DaemonState.STOPPING))
+    assert not served.sockets
+    assert served.health.reasons == (f"none of 2 daemons serves: the daemon is in state backoff: {B}: exit code 1",)
+    assert not serve(_alone(a=DaemonState.RUNNING, b=DaemonState.RUNNING)._replace(stopping=True)).sockets
+
+
+def test_a_daemon_of_a_device_that_left_does_not_make_the_others_ready() -> None:
+    facts = _alone(a=DaemonState.BACKOFF, b=DaemonState.RUNNING)
+    assert not serve(facts._replace(wanted=Loaded((A,)))).health.ready

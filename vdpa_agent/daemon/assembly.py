@@ -16,9 +16,10 @@ from vdpa_agent.daemon.directory import SocketDirectory
 from vdpa_agent.daemon.fleet import Fleet, Supervision
 from vdpa_agent.daemon.names import Names, NameStore
 from vdpa_agent.daemon.output import MappingOutput, WriteMapping
+from vdpa_agent.daemon.program import Program
 from vdpa_agent.daemon.reaper import Reaper
 from vdpa_agent.daemon.repair import MappingRepair
-from vdpa_agent.daemon.supervisor import Program, Supervisor
+from vdpa_agent.daemon.supervisor import Supervisor
 from vdpa_agent.daemon.vdpad import Vdpad
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import Cause, DaemonStatus

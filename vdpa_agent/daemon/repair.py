@@ -43,6 +43,7 @@ class MappingRepair:
         self._steps = steps
         self._tries = 0
         self._problem = ""
+        self._reported = ""
 
     def forget(self) -> None:
         """The daemon is gone: there is nothing to compare with."""
@@ -81,13 +82,15 @@ class MappingRepair:
         self.due_s = now_s + _RETRY.delay_s(self._tries, 0.0)
         self._problem = await write()
         if self._problem:
-            report = log.error if self._tries == 1 else log.debug
+            report = log.debug if self._problem == self._reported else log.error
+            self._reported = self._problem
             report(
                 "mapping_not_written",
                 reason="; ".join(filter(None, (difference, self._problem))),
                 remedy="move away what stands at --socket-list, and give the agent space and permission to write",
             )
         else:
+            self._reported = ""
             self._steps[Destructive.MAPPING_REPAIRED] += 1
             log.warning("mapping_repaired", reason=difference or "it could not be written before")
 

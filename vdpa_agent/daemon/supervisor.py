@@ -8,13 +8,14 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from signal import SIGTERM
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import structlog
 
 from vdpa_agent.config import DaemonConfig
 from vdpa_agent.daemon.child import Child, describe_exit, spawn
 from vdpa_agent.daemon.control import Control, open_control
+from vdpa_agent.daemon.program import Program
 from vdpa_agent.daemon.pump import Dropped, LogPump
 from vdpa_agent.daemon.reaper import Reaper
 from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable, leaf
@@ -56,55 +57,6 @@ _TURN_S: Final = 5.0
 _STARTS_NEED: Final = "give the agent what the reason names: memory, processes (pids, nproc), open files (nofile)"
 
 log = structlog.get_logger(__name__)
-
-
-class Program(Protocol):
-    """How a kind of daemon is started, accompanied and asked to end; Vdpad and Command are the two.
-
-    Attributes:
-        name: what it is called, for the log.
-        can_be_asked: whether there is a gentler way than SIGTERM to have it end.
-        cpus: those that it is to run on; None: those of the agent.
-    """
-
-    name: str
-    can_be_asked: bool
-
-    @property
-    def cpus(self) -> frozenset[int] | None:
-        """The CPUs of the next start."""
-
-    @property
-    def devices(self) -> Latest[Mapping[PciAddress, Device]]:
-        """The devices of the daemon, as it acknowledged them; the program is their only writer."""
-
-    async def prepare(self) -> None:
-        """Makes room for the next start.
-
-        Raises:
-            OSError: the directory of the sockets cannot be made.
-            Stuck: its file system does not answer.
-        """
-
-    def argv(self, control_fd: int) -> list[str]:
-        """The command line of the next start."""
-
-    async def accompany(
-        self, control: Control, *, running: Callable[[], None], unhealthy: Callable[[str], None]
-    ) -> None:
-        """Goes along with a spawned daemon; returns if it must be started again, raises DaemonError if it is lost."""
-
-    async def ask_to_end(self, control: Control, timeout_s: float) -> None:
-        """Asks it to end, in any way that is gentler than SIGTERM."""
-
-    def notified(self, method: str, params: dict[str, Any]) -> None:
-        """Takes a notification of the daemon."""
-
-    def forget(self, reason: str) -> None:
-        """Nothing of it may be promised any more."""
-
-    async def statistics(self, address: PciAddress) -> Statistics:
-        """The counters of a device's virtqueues; nothing where there are none."""
 
 
 class _End(NamedTuple):
