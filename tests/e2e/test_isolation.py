@@ -191,15 +191,21 @@ def test_numbers_stay_with_their_devices(run_dir: Path, options: tuple[str, ...]
             agent.wait_answer(NEW, _socket(agent, 4))
 
 
+def _packets(agent: AgentProcess, address: str) -> float | None:
+    return agent.metric("vdpa_agent_device_statistic_total", pciAddr=address, queue="0", statistic="packets")
+
+
 def test_a_hung_daemon_is_unhealthy_alone(alone: AgentProcess) -> None:
     hung = _pid(alone, FOUR[0])
     os.kill(hung, signal.SIGSTOP)
+    # The agent does not know it yet: the others' counters are there all the same.
+    assert _packets(alone, FOUR[0]) is None
+    assert _packets(alone, FOUR[3]) == 0
     alone.wait_logged("daemon_unhealthy", device=FOUR[0])
     assert alone.ask(FOUR[0]) == ""
     for number, address in enumerate(FOUR[1:], start=1):
         assert alone.ask(address) == _socket(alone, number)
     assert alone.get("/readyz")[0] == 200
-    assert alone.metric("vdpa_agent_device_statistic_total", pciAddr=FOUR[3], queue="0", statistic="packets") == 0
     os.kill(hung, signal.SIGCONT)
     alone.wait_answer(FOUR[0], _socket(alone, 0))
     assert len(alone.log.named("daemon_unhealthy")) == 1

@@ -135,7 +135,7 @@ class Fleet:
     async def statistics(self, address: PciAddress) -> Statistics:
         """Asks a device's daemon for its counters; one that hangs costs the others little."""
         one = self._ones.get(address)
-        if one is not None and not one.supervision.status.value.unhealthy:
+        if one is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_STATISTICS_S):
                     return await one.supervision.statistics(address)
