@@ -29,7 +29,7 @@ def main() -> None:
     if "aloof" in faults:
         control.close()
         signal.pause()
-    daemon = Daemon(faults, options["socket-list"])
+    daemon = Daemon(faults, options.get("socket-list"))
     lines: dict[str, str] = json.loads(os.environ.get("FAKE_ANSWERS", "{}"))  # noqa: TID251 - as above
     for line in control.makefile():
         request: dict[str, Any] = json.loads(line)
@@ -62,7 +62,7 @@ def _misbehave(faults: set[str]) -> None:
 
 
 class Daemon:
-    def __init__(self, faults: set[str], socket_list: str) -> None:
+    def __init__(self, faults: set[str], socket_list: str | None) -> None:
         self._faults = faults
         self._socket_list = socket_list
         self._refusals = 2 if "picky" in faults else 0
@@ -86,6 +86,8 @@ class Daemon:
 
     def _write(self) -> None:
         entries = [{"pciAddress": address, "socketpath": path} for address, path in self._mapping.items()]
+        if self._socket_list is None:
+            return
         with open(f"{self._socket_list}.tmp", "w") as file:  # noqa: PTH123 - no pathlib: it starts faster without
             json.dump(entries, file)
         os.rename(f"{self._socket_list}.tmp", self._socket_list)  # noqa: PTH104

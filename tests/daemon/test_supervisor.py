@@ -4,9 +4,17 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.processes import AgentProcess, running, write_atomically
 
 FAKE = Path(__file__).parent / "fake_vdpad.py"
+
+
+@pytest.fixture(params=["shared", "device"])
+def isolation(request: pytest.FixtureRequest) -> str:
+    """The option that has one daemon serve both devices, or each have its own."""
+    return f"--isolation={request.param}"
 
 
 def _agent(run_dir: Path, fault: str, *options: str) -> AgentProcess:
@@ -14,19 +22,21 @@ def _agent(run_dir: Path, fault: str, *options: str) -> AgentProcess:
     return AgentProcess(run_dir, ["--simulate", f"--vdpad={FAKE}", *options], {"FAKE_VDPAD": fault})
 
 
-def test_a_refused_device_says_why_hurts_nobody_and_is_tried_again(run_dir: Path) -> None:
+def test_a_refused_device_says_why_hurts_nobody_and_is_tried_again(run_dir: Path, isolation: str) -> None:
     write_atomically(run_dir / "pciList.dat", "0000:82:00.2\n0000:82:00.3\n")
-    with running(run_dir, "--simulate", f"--vdpad={FAKE}", environment={"FAKE_VDPAD": "picky"}) as agent:
+    with running(run_dir, "--simulate", f"--vdpad={FAKE}", isolation, environment={"FAKE_VDPAD": "picky"}) as agent:
         refusal = agent.wait_logged("device_failed", device="0000:82:00.2")
         assert refusal["reason"] == "0000:82:00.2: no such VF: bind it to vfio-pci"
         assert 0.8 <= refusal["retry_in_s"] <= 1.2
         agent.wait_answer("0000:82:00.2", str(run_dir / "vhost" / "vdpa-0"))
         agent.wait_answer("0000:82:00.3", str(run_dir / "vhost" / "vdpa-1"))
-        assert len(agent.log.named("daemon_started")) == 1
+        assert len(agent.log.named("daemon_started")) == (1 if isolation.endswith("shared") else 2)
 
 
-def test_a_daemon_that_neither_shutdown_nor_sigterm_ends_is_killed_after_the_grace(run_dir: Path) -> None:
-    agent = _agent(run_dir, "deaf", "--stop-grace=1")
+def test_a_daemon_that_neither_shutdown_nor_sigterm_ends_is_killed_after_the_grace(
+    run_dir: Path, isolation: str
+) -> None:
+    agent = _agent(run_dir, "deaf", isolation, "--stop-grace=1")
     try:
         agent.wait_logged("device_ready", count=2)
         pid = agent.daemon_pid()
@@ -39,8 +49,8 @@ def test_a_daemon_that_neither_shutdown_nor_sigterm_ends_is_killed_after_the_gra
         agent.kill()
 
 
-def test_stopping_while_the_daemon_has_not_answered_yet(run_dir: Path) -> None:
-    agent = _agent(run_dir, "mute", "--stop-grace=1")
+def test_stopping_while_the_daemon_has_not_answered_yet(run_dir: Path, isolation: str) -> None:
+    agent = _agent(run_dir, "mute", isolation, "--stop-grace=1")
     try:
         agent.wait_logged("daemon_started")
         pid = agent.daemon_pid()
@@ -51,8 +61,8 @@ def test_stopping_while_the_daemon_has_not_answered_yet(run_dir: Path) -> None:
         agent.kill()
 
 
-def test_a_second_sigterm_waits_for_nothing_and_leaves_no_orphan(run_dir: Path) -> None:
-    agent = _agent(run_dir, "deaf", "--stop-grace=60")
+def test_a_second_sigterm_waits_for_nothing_and_leaves_no_orphan(run_dir: Path, isolation: str) -> None:
+    agent = _agent(run_dir, "deaf", isolation, "--stop-grace=60")
     try:
         agent.wait_logged("device_ready", count=2)
         pid = agent.daemon_pid()
@@ -67,8 +77,8 @@ def test_a_second_sigterm_waits_for_nothing_and_leaves_no_orphan(run_dir: Path) 
         agent.kill()
 
 
-def test_a_daemon_with_grandchildren_is_gone_a_second_after_the_grace(run_dir: Path) -> None:
-    agent = _agent(run_dir, "deaf,parent", "--stop-grace=1")
+def test_a_daemon_with_grandchildren_is_gone_a_second_after_the_grace(run_dir: Path, isolation: str) -> None:
+    agent = _agent(run_dir, "deaf,parent", isolation, "--stop-grace=1")
     try:
         agent.wait_logged("device_ready", count=2)
         pid = agent.daemon_pid()

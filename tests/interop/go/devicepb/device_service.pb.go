@@ -476,9 +476,9 @@ func (*WatchDevicesRequest) Descriptor() ([]byte, []int) {
 
 type WatchDevicesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whether this is the whole state; it is so in the first response only.
+	// Whether this is the whole state: in the first response, and again for a reader that was too slow for the changes.
 	Initial bool `protobuf:"varint,1,opt,name=initial,proto3" json:"initial,omitempty"`
-	// All devices in the first response, those that are new or changed in each later one; without statistics.
+	// All devices of the whole state, else those that are new or changed since the response before; without statistics.
 	Devices []*Device `protobuf:"bytes,2,rep,name=devices,proto3" json:"devices,omitempty"`
 	// The addresses of the devices that are gone since the response before.
 	RemovedPciAddresses []string `protobuf:"bytes,3,rep,name=removed_pci_addresses,json=removedPciAddresses,proto3" json:"removed_pci_addresses,omitempty"`
@@ -580,10 +580,13 @@ type GetStatusResponse struct {
 	// Since the agent started.
 	Uptime *durationpb.Duration `protobuf:"bytes,2,opt,name=uptime,proto3" json:"uptime,omitempty"`
 	Role   Role                 `protobuf:"varint,3,opt,name=role,proto3,enum=vdpa_agent.v1.Role" json:"role,omitempty"`
-	Daemon *DaemonStatus        `protobuf:"bytes,4,opt,name=daemon,proto3" json:"daemon,omitempty"`
+	// The daemon; with --isolation device what is true of all daemons together, without a process: running as long as one
+	// of them runs and answers.
+	Daemon *DaemonStatus `protobuf:"bytes,4,opt,name=daemon,proto3" json:"daemon,omitempty"`
 	// Whether the agent can recover by itself; true in a crash loop of the daemon.
 	Live bool `protobuf:"varint,5,opt,name=live,proto3" json:"live,omitempty"`
-	// Whether every wanted device is served, or a valid mapping of somebody else's is loaded.
+	// Whether the agent answers, and what it manages runs; with --ready-when all-devices also whether every wanted device
+	// is served.
 	Ready bool `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
 	// Why it is not ready, one cause each.
 	NotReadyReasons []string `protobuf:"bytes,7,rep,name=not_ready_reasons,json=notReadyReasons,proto3" json:"not_ready_reasons,omitempty"`
@@ -592,7 +595,13 @@ type GetStatusResponse struct {
 	// What is wrong with the present content of the mapping; empty if it counts.
 	MappingProblem string `protobuf:"bytes,9,opt,name=mapping_problem,json=mappingProblem,proto3" json:"mapping_problem,omitempty"`
 	// The settings in force, by the name of their option without its dashes.
-	Settings      map[string]string `protobuf:"bytes,10,rep,name=settings,proto3" json:"settings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Settings map[string]string `protobuf:"bytes,10,rep,name=settings,proto3" json:"settings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Why single devices are not served although the agent is ready, one device each.
+	DegradedReasons []string `protobuf:"bytes,11,rep,name=degraded_reasons,json=degradedReasons,proto3" json:"degraded_reasons,omitempty"`
+	// What an agent that serves nothing waits for; empty if it waits for nothing.
+	WaitingFor string `protobuf:"bytes,12,opt,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
+	// With --isolation device the daemon of each device, by its PCI address; empty otherwise.
+	Daemons       map[string]*DaemonStatus `protobuf:"bytes,13,rep,name=daemons,proto3" json:"daemons,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -693,6 +702,27 @@ func (x *GetStatusResponse) GetMappingProblem() string {
 func (x *GetStatusResponse) GetSettings() map[string]string {
 	if x != nil {
 		return x.Settings
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetDegradedReasons() []string {
+	if x != nil {
+		return x.DegradedReasons
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetWaitingFor() string {
+	if x != nil {
+		return x.WaitingFor
+	}
+	return ""
+}
+
+func (x *GetStatusResponse) GetDaemons() map[string]*DaemonStatus {
+	if x != nil {
+		return x.Daemons
 	}
 	return nil
 }
@@ -1011,7 +1041,7 @@ const file_device_service_proto_rawDesc = "" +
 	"\ainitial\x18\x01 \x01(\bR\ainitial\x12/\n" +
 	"\adevices\x18\x02 \x03(\v2\x15.vdpa_agent.v1.DeviceR\adevices\x122\n" +
 	"\x15removed_pci_addresses\x18\x03 \x03(\tR\x13removedPciAddresses\"\x12\n" +
-	"\x10GetStatusRequest\"\xf6\x03\n" +
+	"\x10GetStatusRequest\"\xe4\x05\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x121\n" +
 	"\x06uptime\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06uptime\x12'\n" +
@@ -1023,10 +1053,17 @@ const file_device_service_proto_rawDesc = "" +
 	"\x13device_list_problem\x18\b \x01(\tR\x11deviceListProblem\x12'\n" +
 	"\x0fmapping_problem\x18\t \x01(\tR\x0emappingProblem\x12J\n" +
 	"\bsettings\x18\n" +
-	" \x03(\v2..vdpa_agent.v1.GetStatusResponse.SettingsEntryR\bsettings\x1a;\n" +
+	" \x03(\v2..vdpa_agent.v1.GetStatusResponse.SettingsEntryR\bsettings\x12)\n" +
+	"\x10degraded_reasons\x18\v \x03(\tR\x0fdegradedReasons\x12\x1f\n" +
+	"\vwaiting_for\x18\f \x01(\tR\n" +
+	"waitingFor\x12G\n" +
+	"\adaemons\x18\r \x03(\v2-.vdpa_agent.v1.GetStatusResponse.DaemonsEntryR\adaemons\x1a;\n" +
 	"\rSettingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc8\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aW\n" +
+	"\fDaemonsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x121\n" +
+	"\x05value\x18\x02 \x01(\v2\x1b.vdpa_agent.v1.DaemonStatusR\x05value:\x028\x01\"\xc8\x01\n" +
 	"\fDaemonStatus\x120\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1a.vdpa_agent.v1.DaemonStateR\x05state\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x1a\n" +
@@ -1108,7 +1145,7 @@ func file_device_service_proto_rawDescGZIP() []byte {
 }
 
 var file_device_service_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_device_service_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_device_service_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_device_service_proto_goTypes = []any{
 	(Role)(0),                    // 0: vdpa_agent.v1.Role
 	(DaemonState)(0),             // 1: vdpa_agent.v1.DaemonState
@@ -1126,35 +1163,38 @@ var file_device_service_proto_goTypes = []any{
 	(*Device)(nil),               // 13: vdpa_agent.v1.Device
 	(*QueueStatistics)(nil),      // 14: vdpa_agent.v1.QueueStatistics
 	nil,                          // 15: vdpa_agent.v1.GetStatusResponse.SettingsEntry
-	nil,                          // 16: vdpa_agent.v1.QueueStatistics.CountersEntry
-	(*durationpb.Duration)(nil),  // 17: google.protobuf.Duration
+	nil,                          // 16: vdpa_agent.v1.GetStatusResponse.DaemonsEntry
+	nil,                          // 17: vdpa_agent.v1.QueueStatistics.CountersEntry
+	(*durationpb.Duration)(nil),  // 18: google.protobuf.Duration
 }
 var file_device_service_proto_depIdxs = []int32{
 	13, // 0: vdpa_agent.v1.ListDevicesResponse.devices:type_name -> vdpa_agent.v1.Device
 	13, // 1: vdpa_agent.v1.GetDeviceResponse.device:type_name -> vdpa_agent.v1.Device
 	13, // 2: vdpa_agent.v1.WatchDevicesResponse.devices:type_name -> vdpa_agent.v1.Device
-	17, // 3: vdpa_agent.v1.GetStatusResponse.uptime:type_name -> google.protobuf.Duration
+	18, // 3: vdpa_agent.v1.GetStatusResponse.uptime:type_name -> google.protobuf.Duration
 	0,  // 4: vdpa_agent.v1.GetStatusResponse.role:type_name -> vdpa_agent.v1.Role
 	12, // 5: vdpa_agent.v1.GetStatusResponse.daemon:type_name -> vdpa_agent.v1.DaemonStatus
 	15, // 6: vdpa_agent.v1.GetStatusResponse.settings:type_name -> vdpa_agent.v1.GetStatusResponse.SettingsEntry
-	1,  // 7: vdpa_agent.v1.DaemonStatus.state:type_name -> vdpa_agent.v1.DaemonState
-	2,  // 8: vdpa_agent.v1.Device.state:type_name -> vdpa_agent.v1.DeviceState
-	3,  // 9: vdpa_agent.v1.Device.vhost_mode:type_name -> vdpa_agent.v1.VhostMode
-	14, // 10: vdpa_agent.v1.Device.statistics:type_name -> vdpa_agent.v1.QueueStatistics
-	16, // 11: vdpa_agent.v1.QueueStatistics.counters:type_name -> vdpa_agent.v1.QueueStatistics.CountersEntry
-	4,  // 12: vdpa_agent.v1.DeviceService.ListDevices:input_type -> vdpa_agent.v1.ListDevicesRequest
-	6,  // 13: vdpa_agent.v1.DeviceService.GetDevice:input_type -> vdpa_agent.v1.GetDeviceRequest
-	8,  // 14: vdpa_agent.v1.DeviceService.WatchDevices:input_type -> vdpa_agent.v1.WatchDevicesRequest
-	10, // 15: vdpa_agent.v1.DeviceService.GetStatus:input_type -> vdpa_agent.v1.GetStatusRequest
-	5,  // 16: vdpa_agent.v1.DeviceService.ListDevices:output_type -> vdpa_agent.v1.ListDevicesResponse
-	7,  // 17: vdpa_agent.v1.DeviceService.GetDevice:output_type -> vdpa_agent.v1.GetDeviceResponse
-	9,  // 18: vdpa_agent.v1.DeviceService.WatchDevices:output_type -> vdpa_agent.v1.WatchDevicesResponse
-	11, // 19: vdpa_agent.v1.DeviceService.GetStatus:output_type -> vdpa_agent.v1.GetStatusResponse
-	16, // [16:20] is the sub-list for method output_type
-	12, // [12:16] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	16, // 7: vdpa_agent.v1.GetStatusResponse.daemons:type_name -> vdpa_agent.v1.GetStatusResponse.DaemonsEntry
+	1,  // 8: vdpa_agent.v1.DaemonStatus.state:type_name -> vdpa_agent.v1.DaemonState
+	2,  // 9: vdpa_agent.v1.Device.state:type_name -> vdpa_agent.v1.DeviceState
+	3,  // 10: vdpa_agent.v1.Device.vhost_mode:type_name -> vdpa_agent.v1.VhostMode
+	14, // 11: vdpa_agent.v1.Device.statistics:type_name -> vdpa_agent.v1.QueueStatistics
+	17, // 12: vdpa_agent.v1.QueueStatistics.counters:type_name -> vdpa_agent.v1.QueueStatistics.CountersEntry
+	12, // 13: vdpa_agent.v1.GetStatusResponse.DaemonsEntry.value:type_name -> vdpa_agent.v1.DaemonStatus
+	4,  // 14: vdpa_agent.v1.DeviceService.ListDevices:input_type -> vdpa_agent.v1.ListDevicesRequest
+	6,  // 15: vdpa_agent.v1.DeviceService.GetDevice:input_type -> vdpa_agent.v1.GetDeviceRequest
+	8,  // 16: vdpa_agent.v1.DeviceService.WatchDevices:input_type -> vdpa_agent.v1.WatchDevicesRequest
+	10, // 17: vdpa_agent.v1.DeviceService.GetStatus:input_type -> vdpa_agent.v1.GetStatusRequest
+	5,  // 18: vdpa_agent.v1.DeviceService.ListDevices:output_type -> vdpa_agent.v1.ListDevicesResponse
+	7,  // 19: vdpa_agent.v1.DeviceService.GetDevice:output_type -> vdpa_agent.v1.GetDeviceResponse
+	9,  // 20: vdpa_agent.v1.DeviceService.WatchDevices:output_type -> vdpa_agent.v1.WatchDevicesResponse
+	11, // 21: vdpa_agent.v1.DeviceService.GetStatus:output_type -> vdpa_agent.v1.GetStatusResponse
+	18, // [18:22] is the sub-list for method output_type
+	14, // [14:18] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_device_service_proto_init() }
@@ -1169,7 +1209,7 @@ func file_device_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_device_service_proto_rawDesc), len(file_device_service_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
