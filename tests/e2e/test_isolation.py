@@ -299,3 +299,10 @@ def test_status_top_and_doctor_speak_of_each_daemon(alone: AgentProcess) -> None
     assert "runs, one of 4, one for each device; " in shown("doctor")
     assert alone.metric("vdpa_agent_daemons", state="running") == 4
     assert alone.metric("vdpa_agent_daemon_up") == alone.metric("vdpa_agent_daemon_ready") == 1
+
+
+def test_any_other_program_serves_all_devices_and_says_so(run_dir: Path) -> None:
+    command = [sys.executable, "-m", "vdpa_agent", "run", DEVICE, "--daemon-command=sleep 1", f"--listen={run_dir}/s"]
+    refused = subprocess.run(command, stderr=subprocess.PIPE, check=False, text=True)
+    assert refused.returncode == 2
+    assert "--isolation device is a way to run vdpad, drop it or --daemon-command" in refused.stderr
