@@ -92,7 +92,7 @@ static int start(void **state) {
     snprintf(f->list_directory, sizeof(f->list_directory), "%s/lists", f->directory);
     snprintf(f->list, sizeof(f->list), "%s/socketList.dat", f->list_directory);
     f->log = (struct log){.level = LEVEL_ERROR, .fd = open("/dev/null", O_WRONLY | O_CLOEXEC)};
-    f->options = (struct options){.control_fd = ends[0], .socket_dir = "/vhost"};
+    f->options = (struct options){.control_fd = ends[0], .socket_dir = "/vhost", .socket_list = f->list};
     f->daemon = (struct daemon){.log = &f->log, .options = &f->options, .signal_fd = signals[0]};
     f->peer = ends[1];
     f->signals = signals[1];
@@ -196,6 +196,18 @@ static void test_device_comes_and_goes(void **state) {
     assert_lines(f, "device.remove", NAME,
                  "[" HEAD "\"error\":{\"code\":-32001,\"message\":\"no device 0000:82:00.2\","
                  "\"data\":{\"device\":\"82:00.2\"}}}]");
+}
+
+/* --no-socket-list: the control end writes the mapping. */
+static void test_no_mapping(void **state) {
+    struct fixture *f = *state;
+    struct stat status;
+
+    f->options.socket_list = NULL;
+    assert_lines(f, "device.add", ADD, "[" HEAD "\"result\":{" DEVICE ",\"refusals\":{}}}]");
+    assert_lines(f, "mapping.write", "{}", "[" HEAD "\"result\":{}}]");
+    assert_lines(f, "device.remove", NAME, "[" HEAD "\"result\":{\"device\":\"0000:82:00.2\"}}]");
+    assert_int_equal(lstat(f->list, &status), -1);
 }
 
 /* The control end heard of the front end: it hears of its end too, and before the device's. */
@@ -359,6 +371,7 @@ static void test_by_hand(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(test_device_comes_and_goes),
+        TEST(test_no_mapping),
         TEST(test_removal_under_a_front_end),
         TEST(test_removal_that_fails),
         TEST(test_refusals),
