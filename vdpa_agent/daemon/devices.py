@@ -223,7 +223,6 @@ class Devices:
             reason = f"the daemon serves {shown(str(given))} instead of {record.device.socket}"
             self._refused(address, reason, "device_failed")
             return
-        self._repair.note_answer(answer)
         self._records[address] = self._records[address].served(parse_facts(answer))
         self._publish_soon()
         log.info("device_ready", device=address, socket=record.device.socket)
@@ -246,13 +245,11 @@ class Devices:
     async def _give_up(self, control: Control, address: PciAddress) -> bool:
         """Has the daemon give up a device; whether it did."""
         try:
-            answer = await control.call("device.remove", {"device": address}, timeout_s=None)
+            await control.call("device.remove", {"device": address}, timeout_s=None)
         except RequestRefused as error:
             if error.code != ErrorCode.NO_SUCH_DEVICE:
                 self._refused(address, str(error), "device_not_removed")
                 return False
-        else:
-            self._repair.note_answer(answer)
         self._records[address] = self._records[address].given_up()
         return True
 

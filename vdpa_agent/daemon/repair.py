@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -46,18 +46,11 @@ class MappingRepair:
         self._mapping = mapping
         self._steps = steps
         self._tries = 0
-        self._unwritten = False
 
     def forget(self) -> None:
         """The daemon is gone: there is nothing to compare with."""
         self.due_s = None
         self._tries = 0
-        self._unwritten = False
-
-    def note_answer(self, answer: Any) -> None:
-        """Takes from an answer of the daemon whether it could write the file."""
-        if isinstance(answer, dict) and answer.get("mapping_written") is False:
-            self._unwritten = True
 
     async def wake_on_change(self, wake: asyncio.Event) -> None:
         """Sets an event after each change of the file, until cancelled."""
@@ -76,7 +69,7 @@ class MappingRepair:
         """
         loaded = self._mapping.value
         difference = _difference(loaded, expected)
-        if not difference and not self._unwritten:
+        if not difference:
             self.due_s = None
             self._tries = 0
             return
@@ -88,17 +81,16 @@ class MappingRepair:
         self._tries += 1
         self.due_s = now_s + _RETRY.delay_s(self._tries, 0.0)
         answer = await control.call("mapping.write", timeout_s=_WRITE_S)
-        self._unwritten = isinstance(answer, dict) and answer.get("mapping_written") is False
-        if self._unwritten:
+        if isinstance(answer, dict) and answer.get("mapping_written") is False:
             report = log.error if self._tries == 1 else log.debug
             report(
                 "mapping_not_written",
-                reason=difference or "the daemon could not write it, see daemon_output",
+                reason=difference,
                 remedy="move away what stands at --socket-list, and give the daemon space and permission to write",
             )
         else:
             self._steps[Destructive.MAPPING_REPAIRED] += 1
-            log.warning("mapping_repaired", reason=difference or "the daemon could not write it before")
+            log.warning("mapping_repaired", reason=difference)
 
 
 def _difference(loaded: Loaded[SocketMapping], expected: Mapping[PciAddress, str]) -> str:
