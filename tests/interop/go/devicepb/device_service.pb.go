@@ -476,9 +476,9 @@ func (*WatchDevicesRequest) Descriptor() ([]byte, []int) {
 
 type WatchDevicesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whether this is the whole state; it is so in the first response only.
+	// Whether this is the whole state: in the first response, and again for a reader that was too slow for the changes.
 	Initial bool `protobuf:"varint,1,opt,name=initial,proto3" json:"initial,omitempty"`
-	// All devices in the first response, those that are new or changed in each later one; without statistics.
+	// All devices of the whole state, else those that are new or changed since the response before; without statistics.
 	Devices []*Device `protobuf:"bytes,2,rep,name=devices,proto3" json:"devices,omitempty"`
 	// The addresses of the devices that are gone since the response before.
 	RemovedPciAddresses []string `protobuf:"bytes,3,rep,name=removed_pci_addresses,json=removedPciAddresses,proto3" json:"removed_pci_addresses,omitempty"`
@@ -583,7 +583,8 @@ type GetStatusResponse struct {
 	Daemon *DaemonStatus        `protobuf:"bytes,4,opt,name=daemon,proto3" json:"daemon,omitempty"`
 	// Whether the agent can recover by itself; true in a crash loop of the daemon.
 	Live bool `protobuf:"varint,5,opt,name=live,proto3" json:"live,omitempty"`
-	// Whether every wanted device is served, or a valid mapping of somebody else's is loaded.
+	// Whether the agent answers, and what it manages runs; with --ready-when all-devices also whether every wanted device
+	// is served.
 	Ready bool `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
 	// Why it is not ready, one cause each.
 	NotReadyReasons []string `protobuf:"bytes,7,rep,name=not_ready_reasons,json=notReadyReasons,proto3" json:"not_ready_reasons,omitempty"`
@@ -592,7 +593,11 @@ type GetStatusResponse struct {
 	// What is wrong with the present content of the mapping; empty if it counts.
 	MappingProblem string `protobuf:"bytes,9,opt,name=mapping_problem,json=mappingProblem,proto3" json:"mapping_problem,omitempty"`
 	// The settings in force, by the name of their option without its dashes.
-	Settings      map[string]string `protobuf:"bytes,10,rep,name=settings,proto3" json:"settings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Settings map[string]string `protobuf:"bytes,10,rep,name=settings,proto3" json:"settings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Why single devices are not served although the agent is ready, one device each.
+	DegradedReasons []string `protobuf:"bytes,11,rep,name=degraded_reasons,json=degradedReasons,proto3" json:"degraded_reasons,omitempty"`
+	// What an agent that serves nothing waits for; empty if it waits for nothing.
+	WaitingFor    string `protobuf:"bytes,12,opt,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -695,6 +700,20 @@ func (x *GetStatusResponse) GetSettings() map[string]string {
 		return x.Settings
 	}
 	return nil
+}
+
+func (x *GetStatusResponse) GetDegradedReasons() []string {
+	if x != nil {
+		return x.DegradedReasons
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetWaitingFor() string {
+	if x != nil {
+		return x.WaitingFor
+	}
+	return ""
 }
 
 // The daemon that owns the vhost-user sockets.
@@ -1011,7 +1030,7 @@ const file_device_service_proto_rawDesc = "" +
 	"\ainitial\x18\x01 \x01(\bR\ainitial\x12/\n" +
 	"\adevices\x18\x02 \x03(\v2\x15.vdpa_agent.v1.DeviceR\adevices\x122\n" +
 	"\x15removed_pci_addresses\x18\x03 \x03(\tR\x13removedPciAddresses\"\x12\n" +
-	"\x10GetStatusRequest\"\xf6\x03\n" +
+	"\x10GetStatusRequest\"\xc2\x04\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x121\n" +
 	"\x06uptime\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06uptime\x12'\n" +
@@ -1023,7 +1042,10 @@ const file_device_service_proto_rawDesc = "" +
 	"\x13device_list_problem\x18\b \x01(\tR\x11deviceListProblem\x12'\n" +
 	"\x0fmapping_problem\x18\t \x01(\tR\x0emappingProblem\x12J\n" +
 	"\bsettings\x18\n" +
-	" \x03(\v2..vdpa_agent.v1.GetStatusResponse.SettingsEntryR\bsettings\x1a;\n" +
+	" \x03(\v2..vdpa_agent.v1.GetStatusResponse.SettingsEntryR\bsettings\x12)\n" +
+	"\x10degraded_reasons\x18\v \x03(\tR\x0fdegradedReasons\x12\x1f\n" +
+	"\vwaiting_for\x18\f \x01(\tR\n" +
+	"waitingFor\x1a;\n" +
 	"\rSettingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc8\x01\n" +

@@ -34,7 +34,7 @@ const (
 // Tells of the vDPA devices of this node.
 //
 // Errors carry a google.rpc.ErrorInfo in the domain "vdpa-agent": INVALID_ARGUMENT with reason BAD_PCI_ADDRESS, NOT_FOUND
-// with NO_SUCH_DEVICE, UNAVAILABLE with NO_LIST_YET or STOPPING.
+// with NO_SUCH_DEVICE, UNAVAILABLE with NO_LIST_YET or STOPPING, RESOURCE_EXHAUSTED with the limit that was reached.
 type DeviceServiceClient interface {
 	// Returns all devices, in the order of their list.
 	ListDevices(ctx context.Context, in *ListDevicesRequest, opts ...grpc.CallOption) (*ListDevicesResponse, error)
@@ -110,7 +110,7 @@ func (c *deviceServiceClient) GetStatus(ctx context.Context, in *GetStatusReques
 // Tells of the vDPA devices of this node.
 //
 // Errors carry a google.rpc.ErrorInfo in the domain "vdpa-agent": INVALID_ARGUMENT with reason BAD_PCI_ADDRESS, NOT_FOUND
-// with NO_SUCH_DEVICE, UNAVAILABLE with NO_LIST_YET or STOPPING.
+// with NO_SUCH_DEVICE, UNAVAILABLE with NO_LIST_YET or STOPPING, RESOURCE_EXHAUSTED with the limit that was reached.
 type DeviceServiceServer interface {
 	// Returns all devices, in the order of their list.
 	ListDevices(context.Context, *ListDevicesRequest) (*ListDevicesResponse, error)
