@@ -10,12 +10,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from tests.processes import PATIENCE_S, AgentProcess, running, write_list
 from vdpa_agent.agent import stop_signals
 from vdpa_agent.daemon.reaper import reaping
+
+HANGUP_TAKEN: Final = ("env", "--default-signal=HUP")
+"""The tests themselves may run under nohup, which has what it starts ignore SIGHUP."""
 
 
 @contextmanager
@@ -58,7 +62,7 @@ def test_a_sigterm_in_the_middle_of_the_start_ends_the_agent_in_order(run_dir: P
 
 
 def test_a_hang_up_without_a_terminal_is_a_line_in_the_log(run_dir: Path) -> None:
-    with running(run_dir, "--example-data", under=("setsid",)) as agent:
+    with running(run_dir, "--example-data", under=("setsid", *HANGUP_TAKEN)) as agent:
         for count in (1, 2):
             agent.process.send_signal(signal.SIGHUP)
             agent.wait_logged("hangup_ignored", count=count)
@@ -66,7 +70,7 @@ def test_a_hang_up_without_a_terminal_is_a_line_in_the_log(run_dir: Path) -> Non
 
 
 def test_a_hang_up_while_the_agent_starts_does_not_end_it(run_dir: Path) -> None:
-    python = ("setsid", sys.executable, "-X", "importtime", "-m")
+    python = ("setsid", *HANGUP_TAKEN, sys.executable, "-X", "importtime", "-m")
     argv = [*python, "vdpa_agent", "run", "--example-data", f"--listen={run_dir / 's'}", "--log-format=json"]
     for imported in ("asyncio", "structlog", "grpclib", "vdpa_agent.agent"):
         with _started(argv) as process:
@@ -82,7 +86,7 @@ def test_a_hang_up_while_the_agent_starts_does_not_end_it(run_dir: Path) -> None
 @pytest.mark.parametrize("nohup", [False, True])
 def test_the_end_of_its_terminal_ends_the_agent_in_order(run_dir: Path, *, nohup: bool) -> None:
     main, terminal = os.openpty()
-    under = ("setsid", "--ctty", *(("env", "--ignore-signal=HUP") if nohup else ()))
+    under = ("setsid", "--ctty", *(("env", "--ignore-signal=HUP") if nohup else HANGUP_TAKEN))
     argv = [*under, sys.executable, "-m", "vdpa_agent", "run", "--example-data", "--log-format=json"]
     with _started([*argv, f"--listen={run_dir / 's'}"], stdin=terminal) as process:
         os.close(terminal)

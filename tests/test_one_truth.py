@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from grpclib.health.v1.health_pb2 import HealthCheckResponse
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.memory import Names as Store
 from vdpa_agent.config import DaemonConfig, VhostMode
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
@@ -46,28 +47,6 @@ SETTLING_STEPS: Final = 30
 
 LATE_STEPS: Final = 8
 """The agent stops for good, so it does late."""
-
-
-class KeptNames(NamedTuple):
-    names: Mapping[PciAddress, str]
-    this_boot: bool = True
-
-
-class Store:
-    """Names that are kept in memory."""
-
-    def __init__(self) -> None:
-        self.kept: dict[PciAddress, str] = {}
-
-    async def read(self) -> KeptNames:
-        return KeptNames(dict(self.kept))
-
-    async def write(self, names: Mapping[PciAddress, str]) -> bool:
-        self.kept = dict(names)
-        return True
-
-    async def is_current(self, names: Mapping[PciAddress, str]) -> bool:
-        return self.kept == names
 
 
 class Daemon(Control):

@@ -73,6 +73,7 @@ def test_it_needs_no_other_directory_to_write_to(agent: Container, shared: Path)
     # All of them: as long as one is missing, the daemon may be writing its mapping.
     assert [ask(shared, address) for address in FOUR] == [socket(number) for number in range(4)]
     assert sorted(path.name for path in shared.iterdir()) == [
+        ".pciList.last",
         "pciList.dat",
         "socketList.dat",
         "socketNames.json",

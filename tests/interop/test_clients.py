@@ -305,8 +305,10 @@ class TestHealthProbe:
         assert (probed.returncode, said in probed.stderr + probed.stdout) == (code, True)
 
     def test_not_ready(self, run_dir: Path) -> None:
-        with running(run_dir) as waiting:
-            assert run(tool("grpc-health-probe"), f"-addr=unix:{waiting.listen}").returncode == 4
+        (run_dir / "socketList.dat").write_text("[{")
+        with running(run_dir) as refusing:
+            refusing.wait_logged("file_refused")
+            assert run(tool("grpc-health-probe"), f"-addr=unix:{refusing.listen}").returncode == 4
 
 
 def test_the_committed_go_stubs_are_what_the_protos_generate(tmp_path: Path) -> None:

@@ -196,7 +196,6 @@ class Devices:
             reason = f"the daemon serves {shown(str(given))} instead of {record.device.socket}"
             self._refused(address, reason, "device_failed")
             return
-        self._note_mapping(answer)
         self._records[address] = self._records[address].served(parse_facts(answer))
         self._publish_soon()
         log.info("device_ready", device=address, socket=record.device.socket)
@@ -219,13 +218,11 @@ class Devices:
     async def _give_up(self, control: Control, address: PciAddress) -> bool:
         """Has the daemon give up a device; whether it did."""
         try:
-            answer = await control.call("device.remove", {"device": address}, timeout_s=None)
+            await control.call("device.remove", {"device": address}, timeout_s=None)
         except RequestRefused as error:
             if error.code != ErrorCode.NO_SUCH_DEVICE:
                 self._refused(address, str(error), "device_not_removed")
                 return False
-        else:
-            self._note_mapping(answer)
         self._records[address] = self._records[address].given_up()
         return True
 
@@ -283,10 +280,6 @@ class Devices:
         """The devices that the daemon has, each with its socket."""
         return {address: record.device.socket for address, record in self._records.items() if record.added}
 
-    def _note_mapping(self, answer: object) -> None:
-        if self._repair is not None:
-            self._repair.note(_mapping_problem(answer))
-
     def _publish_soon(self) -> None:
         """Publishes what became better; others that become ready meanwhile go out with it."""
         if self._publishing is None:
@@ -319,10 +312,7 @@ class Devices:
 
 
 async def _write_mapping(control: Control) -> str:
-    return _mapping_problem(await control.call("mapping.write", timeout_s=_WRITE_S))
-
-
-def _mapping_problem(answer: object) -> str:
-    """Why the daemon could not write the mapping file; empty if it did, as its answer says."""
+    """Has the daemon write the mapping file; returns why it could not, empty if it did."""
+    answer = await control.call("mapping.write", timeout_s=_WRITE_S)
     failed = isinstance(answer, dict) and answer.get("mapping_written") is False
     return "the daemon could not write it, see daemon_output" if failed else ""

@@ -42,9 +42,8 @@ class MappingOutput:
                     wake.clear()
                     expected = _mapped(devices.value)
                     if expected != written:
-                        problem = await self._write(expected)
-                        self._repair.note(problem)
-                        written = None if problem else expected
+                        # What cannot be written now is reported by the repair, and tried again at each change too.
+                        written = None if await self._write(expected) else expected
                     await self._repair.step(partial(self._write, expected), expected)
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._pause_s()):

@@ -42,18 +42,12 @@ class MappingRepair:
         self._mapping = mapping
         self._steps = steps
         self._tries = 0
-        self._problem = ""
         self._reported = ""
 
     def forget(self) -> None:
         """The daemon is gone: there is nothing to compare with."""
         self.due_s = None
         self._tries = 0
-        self._problem = ""
-
-    def note(self, problem: str) -> None:
-        """Takes why the file could not be written with the newest change; empty: it was."""
-        self._problem = problem
 
     async def wake_on_change(self, wake: asyncio.Event) -> None:
         """Sets an event after each change of the file, until cancelled."""
@@ -69,7 +63,7 @@ class MappingRepair:
         """
         loaded = self._mapping.value
         difference = _difference(loaded, expected)
-        if not difference and not self._problem:
+        if not difference:
             self.due_s = None
             self._tries = 0
             return
@@ -80,19 +74,18 @@ class MappingRepair:
             return
         self._tries += 1
         self.due_s = now_s + _RETRY.delay_s(self._tries, 0.0)
-        self._problem = await write()
-        if self._problem:
-            report = log.debug if self._problem == self._reported else log.error
-            self._reported = self._problem
+        if problem := await write():
+            report = log.debug if problem == self._reported else log.error
+            self._reported = problem
             report(
                 "mapping_not_written",
-                reason="; ".join(filter(None, (difference, self._problem))),
+                reason=f"{difference}; {problem}",
                 remedy="move away what stands at --socket-list, and give the agent space and permission to write",
             )
         else:
             self._reported = ""
             self._steps[Destructive.MAPPING_REPAIRED] += 1
-            log.warning("mapping_repaired", reason=difference or "it could not be written before")
+            log.warning("mapping_repaired", reason=difference)
 
 
 def _difference(loaded: Loaded[SocketMapping], expected: Mapping[PciAddress, str]) -> str:

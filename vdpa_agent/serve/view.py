@@ -20,12 +20,21 @@ _LOOK_S: Final = 4.0
 _REQUIRED_LOOK_S: Final = 1.0
 """The same where they decide whether a device is ready."""
 
+_NOT_LOOKED_AT: Final = "its socket was not looked at yet"
+
 DeadSockets = Callable[[Collection[str]], Awaitable[dict[str, str]]]
 """Of some socket paths, those that nobody listens on, each with the reason; OSError: it cannot be said now."""
 
 
 async def _none_dead(_paths: Collection[str]) -> dict[str, str]:
     return {}
+
+
+class _Looked(NamedTuple):
+    """What the last look at the sockets of an external mapping found."""
+
+    paths: frozenset[str] = frozenset()
+    dead: Mapping[str, str] = MappingProxyType({})
 
 
 class Snapshots(NamedTuple):
@@ -86,7 +95,7 @@ class View:
         self._left_s = left_s
         self._dead_sockets = dead_sockets
         self._look_s = _REQUIRED_LOOK_S if require_sockets else _LOOK_S
-        self._dead: Mapping[str, str] = MappingProxyType({})
+        self._looked = _Looked()
         self._leavings: dict[PciAddress, float] = {}
         self._timers: set[asyncio.TimerHandle] = set()
         self._made_of: tuple[object, ...] = ()
@@ -102,7 +111,7 @@ class View:
         role, wanted, mapping, daemon, daemons, devices, standing = self._snapshots
         made_of = (
             *(role.value, wanted.value, mapping.value, daemon.value, daemons.value, devices.value, standing.value),
-            *(self._dead, self.ended, self._leavings),
+            *(self._looked, self.ended, self._leavings),
         )
         if len(made_of) == len(self._made_of) and all(a is b for a, b in zip(self._made_of, made_of, strict=True)):
             return self._served
@@ -116,7 +125,7 @@ class View:
                 daemon=daemon.value,
                 daemons=daemons.value,
                 devices=devices.value,
-                dead=self._dead,
+                dead=self._dead(mapping.value),
                 left=frozenset(self._leavings),
                 standing=standing.value,
                 stopping=self.ended,
@@ -147,6 +156,13 @@ class View:
         async for _ in latest.changes():
             self._revise()
 
+    def _dead(self, mapping: Loaded[SocketMapping]) -> Mapping[str, str]:
+        """The dead sockets of an external mapping; where they must be alive, also those that were not looked at yet."""
+        if not self._base.require_sockets:
+            return self._looked.dead
+        new = {path: _NOT_LOOKED_AT for _, path in mapping.value or () if path not in self._looked.paths}
+        return {**self._looked.dead, **new}
+
     def _note_leavings(self, wanted: DeviceList) -> None:
         """Remembers for a while what left the list, since its list may be in the making."""
         before, now = set(self._served.facts.wanted.value or ()), set(wanted)
@@ -171,9 +187,10 @@ class View:
             await role.wait_for(lambda now: now is Role.SERVING)
             loaded = mapping.value
             with suppress(OSError):
-                dead = await self._dead_sockets([path for _, path in loaded.value or ()])
-                if dead != self._dead:
-                    self._dead = MappingProxyType(dead)
+                paths = frozenset(path for _, path in loaded.value or ())
+                looked = _Looked(paths, await self._dead_sockets(paths))
+                if looked != self._looked:
+                    self._looked = looked
                     self._revise()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._look_s):

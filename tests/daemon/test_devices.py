@@ -1,0 +1,239 @@
+"""What Devices does with the answers and the notes of a daemon, which is the test's."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.memory import Names
+from vdpa_agent.config import DaemonConfig, VhostMode
+from vdpa_agent.daemon.control import Control
+from vdpa_agent.daemon.devices import Devices
+from vdpa_agent.daemon.directory import SocketDirectory
+from vdpa_agent.daemon.names import Names as Given
+from vdpa_agent.daemon.repair import MappingRepair
+from vdpa_agent.errors import RequestRefused
+from vdpa_agent.latest import Latest
+from vdpa_agent.model.daemon import DeviceState
+from vdpa_agent.model.destructive import Destructive, DestructiveSteps
+from vdpa_agent.model.loaded import Loaded
+from vdpa_agent.model.mapping import Mapping as SocketMapping
+from vdpa_agent.model.pci import DeviceList, PciAddress
+
+pytestmark = pytest.mark.anyio
+
+A, B = PciAddress("0000:82:00.2"), PciAddress("0000:82:00.3")
+NO_SUCH_DEVICE, BUSY = -32001, -32000
+
+
+class Daemon(Control):
+    """Answers what the test has it answer."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Any] = {}
+        self.calls: list[tuple[str, str]] = []
+
+    async def call(self, method: str, params: Mapping[str, str] | None = None, *, timeout_s: float | None) -> Any:  # noqa: ARG002
+        await asyncio.sleep(0)
+        self.calls.append((method, (params or {}).get("device", "")))
+        answer = self.answers.get(method, {})
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class World:
+    """Devices with all that they are made of."""
+
+    def __init__(self, directory: Path, names: Names | None = None, drain_timeout_s: float = 30.0) -> None:
+        # Front ends open the sockets, so that none need be there for a device to be served.
+        config = DaemonConfig(
+            simulate=True,
+            vhost_mode=VhostMode.CLIENT,
+            socket_dir=directory / "vhost",
+            drain_timeout_s=drain_timeout_s,
+        )
+        self.wanted: Latest[Loaded[DeviceList]] = Latest(Loaded((A,)))
+        self.mapping: Latest[Loaded[SocketMapping]] = Latest(Loaded())
+        self.names = names or Names()
+        self.steps: DestructiveSteps = Counter()
+        self.daemon = Daemon()
+        self.devices = Devices(
+            config,
+            wanted=self.wanted,
+            names=Given(config.socket_naming, wanted=self.wanted, store=self.names, steps=self.steps),
+            directory=SocketDirectory(config.socket_dir, self.steps),
+            repair=MappingRepair(self.mapping, self.steps),
+            spread=lambda: 0.0,
+        )
+
+    @asynccontextmanager
+    async def followed(self) -> AsyncIterator[None]:
+        following = asyncio.ensure_future(self.devices.follow(self.daemon))
+        try:
+            yield
+        finally:
+            following.cancel()
+            await asyncio.wait({following})
+
+    async def until(self, address: PciAddress, wanted: Callable[[DeviceState | None], bool]) -> None:
+        async with asyncio.timeout(20):
+            await self.devices.published.wait_for(
+                lambda devices: wanted(devices[address].state if address in devices else None)
+            )
+
+
+async def test_a_front_end_is_noted_once_however_often_the_daemon_says_so(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        with capture_logs() as logs:
+            for connected in (True, True, True, False, False):
+                world.devices.front_end(A, connected=connected)
+                world.devices.front_end(B, connected=connected)  # of no device
+        await world.until(A, lambda state: state is DeviceState.READY)
+    assert [log["event"] for log in logs] == ["front_end_connected", "front_end_left"]
+
+
+async def test_very_many_comings_and_goings_are_counted_and_not_logged_one_by_one(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        with capture_logs() as logs:
+            for _ in range(1_000):
+                world.devices.front_end(A, connected=True)
+                world.devices.front_end(A, connected=False)
+            world.devices.look()
+            async with asyncio.timeout(20):
+                while not any(log["event"] == "front_end_changes" for log in logs):
+                    await asyncio.sleep(0.001)
+    assert len(logs) < 20
+    (drawn,) = [log for log in logs if log["event"] == "front_end_changes"]
+    assert (drawn["device"], drawn["changes"], drawn["connected"]) == (A, 2_000, False)
+
+
+async def test_a_device_that_the_daemon_no_longer_has_is_removed_all_the_same(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        world.daemon.answers["device.remove"] = RequestRefused(NO_SUCH_DEVICE, "no such device")
+        world.wanted.set(Loaded(()))
+        await world.until(A, lambda state: state is None)
+
+
+async def test_a_device_that_the_daemon_does_not_let_go_stays_and_is_not_promised(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        world.daemon.answers["device.remove"] = RequestRefused(BUSY, "it is busy")
+        with capture_logs() as logs:
+            world.wanted.set(Loaded(()))
+            async with asyncio.timeout(20):
+                await world.devices.published.wait_for(lambda devices: devices[A].reason == "it is busy")
+        assert world.devices.published.value[A].state is DeviceState.REMOVING
+        assert [log["event"] for log in logs] == ["device_not_removed"]
+        world.daemon.answers.clear()
+        await world.until(A, lambda state: state is None)
+
+
+async def test_the_same_refusal_is_a_warning_once(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.daemon.answers["device.add"] = RequestRefused(BUSY, "it is busy")
+    with capture_logs() as logs:
+        async with world.followed(), asyncio.timeout(20):
+            while world.daemon.calls.count(("device.add", A)) < 2:
+                await asyncio.sleep(0.01)
+            world.daemon.answers["device.add"] = RequestRefused(BUSY, "it is another's")
+            while world.daemon.calls.count(("device.add", A)) < 3:
+                await asyncio.sleep(0.01)
+    levels = [(log["log_level"], log["reason"]) for log in logs if log["event"] == "device_failed"]
+    assert levels[:2] == [("warning", "it is busy"), ("debug", "it is busy")]
+    assert ("warning", "it is another's") in levels
+
+
+async def test_a_daemon_that_serves_another_path_than_asked_is_not_believed(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.daemon.answers["device.add"] = {"socket": "/elsewhere/vdpa-0"}
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.FAILED)
+    reason = world.devices.published.value[A].reason
+    assert reason == f"the daemon serves '/elsewhere/vdpa-0' instead of {tmp_path}/vhost/vdpa-0"
+
+
+async def test_a_device_in_use_drains_and_goes_when_its_front_end_leaves(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        world.devices.front_end(A, connected=True)
+        world.wanted.set(Loaded(()))
+        await world.until(A, lambda state: state is DeviceState.REMOVING)
+        assert ("device.remove", A) not in world.daemon.calls
+        world.devices.front_end(A, connected=False)
+        await world.until(A, lambda state: state is None)
+
+
+async def test_a_device_in_use_goes_when_the_drain_timeout_is_over(tmp_path: Path) -> None:
+    world = World(tmp_path, drain_timeout_s=0.1)
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        world.devices.front_end(A, connected=True)
+        world.wanted.set(Loaded(()))
+        await world.until(A, lambda state: state is None)
+
+
+async def test_names_of_another_boot_hold_for_the_devices_of_the_list_alone(tmp_path: Path) -> None:
+    for this_boot, expected in ((True, "vdpa-1"), (False, "vdpa-0")):
+        names = Names(this_boot=this_boot)
+        names.kept = {B: "vdpa-0"}
+        world = World(tmp_path, names)
+        async with world.followed():
+            await world.until(A, lambda state: state is DeviceState.READY)
+        assert world.devices.published.value[A].socket.endswith(expected)
+        assert (B in names.kept) == this_boot
+
+
+async def test_names_that_are_lost_are_kept_again(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        world.names.kept = {}
+        world.devices.look()
+        async with asyncio.timeout(20):
+            while world.names.kept != {A: "vdpa-0"}:
+                await asyncio.sleep(0.001)
+
+
+async def test_a_mapping_that_another_process_changed_is_written_again_and_counted(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        with capture_logs() as logs:
+            world.mapping.set(Loaded(SocketMapping({A: "/v/foreign"})))  # type: ignore[arg-type]
+            async with asyncio.timeout(20):
+                while not world.steps:
+                    await asyncio.sleep(0.01)
+    assert world.steps == {Destructive.MAPPING_REPAIRED: 1}
+    assert ("mapping.write", "") in world.daemon.calls
+    (repaired,) = [log for log in logs if log["event"] == "mapping_repaired"]
+    assert repaired["reason"].endswith("0 devices are missing, 0 are not of this agent, 1 have another device's socket")
+
+
+async def test_a_mapping_that_cannot_be_written_is_an_error_and_tried_again(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.daemon.answers["mapping.write"] = {"mapping_written": False}
+    with capture_logs() as logs:
+        async with world.followed():
+            await world.until(A, lambda state: state is DeviceState.READY)
+            async with asyncio.timeout(20):
+                while world.daemon.calls.count(("mapping.write", "")) < 2:
+                    await asyncio.sleep(0.01)
+                world.daemon.answers["mapping.write"] = {}
+                while not world.steps:
+                    await asyncio.sleep(0.01)
+    levels = [log["log_level"] for log in logs if log["event"] == "mapping_not_written"]
+    assert (levels[0], set(levels[1:])) == ("error", {"debug"})
