@@ -113,6 +113,7 @@ test: .venv/.installed native native-sanitized interop chart-tools prometheus bu
 	@scripts/install-packages test
 	meson test -C $(NATIVE) --print-errorlogs
 	meson test -C $(SANITIZED) --print-errorlogs
+	$(BIN)/python -m tests.e2e.fuzz_front_ends --seconds 60
 	$(BIN)/pytest -n 2 --dist loadfile --ignore=tests/image
 
 .PHONY: image
@@ -144,7 +145,8 @@ chart-check: .venv/.installed native chart-tools ## Lint, render, validate and r
 	$(BIN)/pytest tests/chart
 
 .PHONY: fuzz
-fuzz: .venv/.installed ## Ten minutes of frames and files that nobody should send or write
+fuzz: .venv/.installed native native-sanitized ## Ten minutes of frames, files and vhost-user messages that nobody should send or write
+	$(BIN)/python -m tests.e2e.fuzz_front_ends --seconds 120
 	$(BIN)/pytest --hypothesis-profile=fuzz --hypothesis-show-statistics --timeout=1800 tests/abuse/test_fuzz.py tests/files/test_formats.py
 
 .PHONY: soak

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -193,3 +196,24 @@ def test_sockets_decide_readiness_only_where_that_is_asked_for(run_dir: Any) -> 
         assert (status.ready, list(status.not_ready_reasons)) == (False, reasons)
         assert _device(agent, FOUR[0]).socket_path == ""
         assert _check(agent, "") == "NOT_SERVING"
+
+
+def test_a_required_socket_is_alive_behind_a_link_and_in_another_network_namespace(run_dir: Path) -> None:
+    real = run_dir / "real"
+    real.mkdir()
+    (run_dir / "link").symlink_to("real")
+    code = f"import socket; s = socket.socket(1); s.bind({str(real / 's')!r}); s.listen(); input()"
+    with (
+        subprocess.Popen(["unshare", "-rn", sys.executable, "-c", code], stdin=subprocess.PIPE) as other,
+        running(run_dir, "--require-sockets", "--hold-timeout=0") as agent,
+    ):
+        try:
+            eventually("the other's socket", (real / "s").exists)
+            path = f"{run_dir}/link/s"
+            write_atomically(agent.socket_list, mapping_text({FOUR[0]: path}))
+            agent.wait_answer(FOUR[0], path)
+            assert _status(agent).ready
+        finally:
+            other.communicate(b"\n")
+        eventually("the end of its socket", lambda: agent.ask(FOUR[0]) == "")
+        assert list(_status(agent).not_ready_reasons) == [f"{FOUR[0]} is failed: nobody listens on {path}"]

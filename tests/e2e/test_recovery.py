@@ -6,7 +6,15 @@ import subprocess
 from pathlib import Path
 
 from tests.e2e.conftest import FOUR
-from tests.processes import AgentProcess, eventually, front_end, mapping_text, running, write_atomically
+from tests.processes import (
+    WITH_HTTP,
+    AgentProcess,
+    eventually,
+    front_end,
+    mapping_text,
+    running,
+    write_atomically,
+)
 
 
 def test_after_a_kill_nothing_dead_is_served_and_all_is_served_again(four: AgentProcess) -> None:
@@ -146,3 +154,21 @@ def test_settings_come_from_the_environment_too(run_dir: Path, options: tuple[st
 def _alive(pid: int) -> bool:
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return bool(state.strip()) and not state.startswith("Z")
+
+
+def test_a_mapping_that_a_killed_agent_left_is_not_taken_for_anothers(run_dir: Path, options: tuple[str, ...]) -> None:
+    write_atomically(run_dir / "pciList.dat", "0000:82:00.2\n")
+    agent = AgentProcess(run_dir, options, {})
+    try:
+        agent.wait_answer("0000:82:00.2", str(run_dir / "vhost" / "vdpa-0"))
+        pid = agent.daemon_pid()
+    finally:
+        agent.kill()
+    eventually("the daemon's end", lambda: not _alive(pid))
+    (run_dir / "pciList.dat").unlink()
+    assert "vdpa-0" in (run_dir / "socketList.dat").read_text()
+    with running(run_dir, *options, "--hold-timeout=0", WITH_HTTP) as second:
+        second.wait_metric("vdpa_agent_role", 1, role="waiting")
+        assert second.ask("0000:82:00.2") == ""
+        write_atomically(second.pci_list, "0000:82:00.2\n")
+        second.wait_answer("0000:82:00.2", str(run_dir / "vhost" / "vdpa-0"))

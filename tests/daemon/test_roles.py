@@ -1,0 +1,94 @@
+"""The role beside real sockets: an agent's own leftover mapping, and one of another process."""
+
+import asyncio
+import socket
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from tests.memory import Names
+from vdpa_agent.config import DaemonConfig, DaemonMode, VhostMode
+from vdpa_agent.daemon.roles import Roles
+from vdpa_agent.latest import Latest
+from vdpa_agent.model.health import Role
+from vdpa_agent.model.loaded import Loaded
+from vdpa_agent.model.mapping import Mapping
+from vdpa_agent.model.pci import DeviceList, PciAddress
+
+pytestmark = pytest.mark.anyio
+
+A = PciAddress("0000:82:00.2")
+
+
+class World:
+    """Roles with all that they are made of; an earlier agent called A vdpa-0."""
+
+    def __init__(
+        self, directory: Path, mode: DaemonMode = DaemonMode.AUTO, vhost_mode: VhostMode = VhostMode.SERVER
+    ) -> None:
+        self.wanted: Latest[Loaded[DeviceList]] = Latest(Loaded())
+        self.mapping: Latest[Loaded[Mapping]] = Latest(Loaded())
+        self.names = Names()
+        self.names.kept = {A: "vdpa-0"}
+        self.path = directory / "vdpa-0"
+        config = DaemonConfig(mode=mode, vhost_mode=vhost_mode, socket_dir=directory)
+        self.roles = Roles(config, wanted=self.wanted, mapping=self.mapping, names=self.names)
+
+    def map(self, path: Path) -> None:
+        self.mapping.set(Loaded(Mapping(MappingProxyType({A: str(path)}))))
+
+    async def decided(self) -> Role:
+        await self.roles.decide()
+        return self.roles.role.value
+
+
+async def test_a_dead_mapping_of_this_agents_names_is_a_leftover(run_dir: Path) -> None:
+    world = World(run_dir)
+    world.map(world.path)
+    assert await world.decided() is Role.WAITING
+    world.wanted.set(Loaded((A,)))
+    assert await world.decided() is Role.MANAGING
+
+
+async def test_other_names_are_of_another_process(run_dir: Path) -> None:
+    world = World(run_dir)
+    world.map(run_dir / "vdpa-1")
+    assert await world.decided() is Role.SERVING
+
+
+async def test_living_sockets_are_of_another_process_until_they_die(run_dir: Path) -> None:
+    world = World(run_dir)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(world.path))
+        listening.listen()
+        world.map(world.path)
+        assert await world.decided() is Role.SERVING
+        running = asyncio.ensure_future(world.roles.run())
+    async with asyncio.timeout(20):
+        await world.roles.role.wait_for(lambda role: role is Role.WAITING)  # without any event
+    running.cancel()
+
+
+async def test_where_front_ends_open_the_sockets_living_ones_prove_nothing(run_dir: Path) -> None:
+    world = World(run_dir, vhost_mode=VhostMode.CLIENT)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(world.path))
+        listening.listen()
+        world.map(world.path)
+        assert await world.decided() is Role.WAITING
+
+
+async def test_who_never_manages_serves_what_is_there(run_dir: Path) -> None:
+    world = World(run_dir, DaemonMode.NONE)
+    world.map(world.path)
+    assert await world.decided() is Role.SERVING
+    world.wanted.set(Loaded((A,)))
+    assert await world.decided() is Role.SERVING
+
+
+async def test_who_always_manages_does_so_from_the_start(run_dir: Path) -> None:
+    world = World(run_dir, DaemonMode.VDPAD)
+    world.map(run_dir / "vdpa-1")
+    assert world.roles.role.value is Role.MANAGING
+    assert await world.decided() is Role.MANAGING
