@@ -98,7 +98,7 @@ class Histories(RuleBasedStateMachine):
             config,
             wanted=self.wanted,
             names=Names(config.socket_naming, wanted=self.wanted, store=names, steps=steps),
-            directory=SocketDirectory(config.socket_dir, steps),
+            directory=SocketDirectory(config.socket_dir, steps, Latest(0)),
             repair=MappingRepair(self.mapping, steps),
             spread=lambda: 0.0,
         )
@@ -327,7 +327,7 @@ class IsolatedHistories(Histories):
                 config,
                 wanted=its,
                 names=names,
-                directory=SocketDirectory(config.socket_dir, steps),
+                directory=SocketDirectory(config.socket_dir, steps, Latest(0)),
                 repair=None,
                 spread=lambda: 0.0,
                 changed=changed,

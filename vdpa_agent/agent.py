@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from vdpa_agent.daemon.assembly import supervision_of
 from vdpa_agent.daemon.reaper import Reaper, reaping
 from vdpa_agent.daemon.roles import Roles
 from vdpa_agent.errors import unwrapped
+from vdpa_agent.files.follow import follow
 from vdpa_agent.files.lists import Lists
 from vdpa_agent.files.mapping_file import MappingFile
 from vdpa_agent.files.names import NamesFile
@@ -126,6 +128,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
     )
     names = NamesFile(config.files.socket_list)
     roles = Roles(config.daemon, wanted=lists.devices, mapping=lists.mapping, names=names)
+    touched = Latest(0)
     mapping_file = MappingFile(config.files, takes_requests=takes_requests)
     supervisor, daemons = supervision_of(
         config.daemon,
@@ -133,6 +136,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         role=roles.role,
         wanted=lists.devices,
         mapping=lists.mapping,
+        touched=touched,
         names=names,
         retire_mapping=mapping_file.retire,
         write_mapping=mapping_file.write,
@@ -181,6 +185,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             tasks.create_task(_eternal(roles.run()), name="roles"),
             tasks.create_task(_eternal(view.run()), name="view"),
             tasks.create_task(_eternal(answers.run()), name="answers"),
+            tasks.create_task(_eternal(_touch(touched, config.daemon.socket_dir)), name="sockets"),
         ]
         supervising = tasks.create_task(supervisor.run(stop), name="supervisor")
         try:
@@ -192,6 +197,12 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             answers.end()
             for task in eternal:
                 task.cancel()
+
+
+async def _touch(touched: Latest[int], directory: Path) -> None:
+    """Has the sockets looked at as soon as anything changes in their directory."""
+    async for _ in follow((directory / "vdpa-0",)):
+        touched.set(touched.value + 1)
 
 
 def _dead_sockets(worker: Worker) -> DeadSockets:

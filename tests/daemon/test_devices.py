@@ -1,6 +1,7 @@
 """What Devices does with the answers and the notes of a daemon, which is the test's."""
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -50,11 +51,17 @@ class Daemon(Control):
 class World:
     """Devices with all that they are made of."""
 
-    def __init__(self, directory: Path, names: Names | None = None, drain_timeout_s: float = 30.0) -> None:
-        # Front ends open the sockets, so that none need be there for a device to be served.
+    def __init__(
+        self,
+        directory: Path,
+        names: Names | None = None,
+        drain_timeout_s: float = 30.0,
+        vhost_mode: VhostMode = VhostMode.CLIENT,
+    ) -> None:
+        # In client mode front ends open the sockets, so that none need be there for a device to be served.
         config = DaemonConfig(
             simulate=True,
-            vhost_mode=VhostMode.CLIENT,
+            vhost_mode=vhost_mode,
             socket_dir=directory / "vhost",
             drain_timeout_s=drain_timeout_s,
         )
@@ -62,12 +69,13 @@ class World:
         self.mapping: Latest[Loaded[SocketMapping]] = Latest(Loaded())
         self.names = names or Names()
         self.steps: DestructiveSteps = Counter()
+        self.touched = Latest(0)
         self.daemon = Daemon()
         self.devices = Devices(
             config,
             wanted=self.wanted,
             names=Given(config.socket_naming, wanted=self.wanted, store=self.names, steps=self.steps),
-            directory=SocketDirectory(config.socket_dir, self.steps),
+            directory=SocketDirectory(config.socket_dir, self.steps, self.touched),
             repair=MappingRepair(self.mapping, self.steps),
             spread=lambda: 0.0,
         )
@@ -202,10 +210,10 @@ async def test_names_that_are_lost_are_kept_again(tmp_path: Path) -> None:
     async with world.followed():
         await world.until(A, lambda state: state is DeviceState.READY)
         world.names.kept = {}
-        world.devices.look()
         async with asyncio.timeout(20):
             while world.names.kept != {A: "vdpa-0"}:
-                await asyncio.sleep(0.001)
+                world.devices.look()
+                await asyncio.sleep(0.01)
 
 
 async def test_a_mapping_that_another_process_changed_is_written_again_and_counted(tmp_path: Path) -> None:
@@ -237,3 +245,18 @@ async def test_a_mapping_that_cannot_be_written_is_an_error_and_tried_again(tmp_
                     await asyncio.sleep(0.01)
     levels = [log["log_level"] for log in logs if log["event"] == "mapping_not_written"]
     assert (levels[0], set(levels[1:])) == ("error", {"debug"})
+
+
+async def test_a_change_in_the_directory_of_the_sockets_has_them_looked_at(tmp_path: Path) -> None:
+    world = World(tmp_path, vhost_mode=VhostMode.SERVER)
+    path = tmp_path / "vhost" / "vdpa-0"
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        async with world.followed():
+            await world.until(A, lambda state: state is DeviceState.READY)
+            path.unlink()
+            world.touched.set(1)  # nothing else has it looked at
+            await world.until(A, lambda state: state is DeviceState.FAILED)
+    assert world.devices.published.value[A].reason == f"the socket file {path} is gone"

@@ -25,7 +25,7 @@ def _vdpad(config: DaemonConfig, socket_list: Path | None, alone: PciAddress | N
     steps = DestructiveSteps()
     wanted: Latest[Loaded[DeviceList]] = Latest(Loaded())
     names = Names(config.socket_naming, wanted=wanted, store=NamesFile(Path("/nowhere/list")), steps=steps)
-    directory = SocketDirectory(config.socket_dir, steps)
+    directory = SocketDirectory(config.socket_dir, steps, Latest(0))
     devices = Devices(config, wanted=wanted, names=names, directory=directory, repair=None, spread=lambda: 0.0)
     return Vdpad(config, devices=devices, directory=directory, names=names, socket_list=socket_list, alone=alone)
 
@@ -110,7 +110,7 @@ async def test_a_start_leaves_the_socket_of_a_neighbour_that_does_not_listen_yet
     steps = DestructiveSteps()
     wanted: Latest[Loaded[DeviceList]] = Latest(Loaded((VF,)))
     names = Names(SocketNaming.PCI, wanted=wanted, store=NamesFile(tmp_path / "list"), steps=steps)
-    directory = SocketDirectory(tmp_path, steps)
+    directory = SocketDirectory(tmp_path, steps, Latest(0))
     devices = Devices(config, wanted=wanted, names=names, directory=directory, repair=None, spread=lambda: 0.0)
     await Vdpad(config, devices=devices, directory=directory, names=names, socket_list=None, alone=VF).prepare()
     assert [path.name for path in tmp_path.iterdir()] == ["vdpa-0000:82:00.3"]

@@ -172,3 +172,15 @@ def test_a_mapping_that_a_killed_agent_left_is_not_taken_for_anothers(run_dir: P
         assert second.ask("0000:82:00.2") == ""
         write_atomically(second.pci_list, "0000:82:00.2\n")
         second.wait_answer("0000:82:00.2", str(run_dir / "vhost" / "vdpa-0"))
+
+
+def test_a_removed_socket_is_noticed_at_once_and_made_again(run_dir: Path, options: tuple[str, ...]) -> None:
+    write_atomically(run_dir / "pciList.dat", "0000:82:00.2\n")
+    path = run_dir / "vhost" / "vdpa-0"
+    with running(run_dir, *options, "--hold-timeout=0") as agent:
+        agent.wait_answer("0000:82:00.2", str(path))
+        for count in (1, 2, 3):
+            path.unlink()
+            agent.wait_logged("device_failed", count=count, reason=f"the socket file {path} is gone")
+            agent.wait_answer("0000:82:00.2", str(path))
+            assert path.is_socket()

@@ -43,6 +43,7 @@ def supervision_of(
     role: Latest[Role],
     wanted: Latest[Loaded[DeviceList]],
     mapping: Latest[Loaded[SocketMapping]],
+    touched: Latest[int],
     names: NameStore,
     retire_mapping: Callable[[], Awaitable[None]],
     write_mapping: WriteMapping,
@@ -58,6 +59,7 @@ def supervision_of(
         role: whether the agent manages a daemon at all.
         wanted: the devices to run, as the list says.
         mapping: what the mapping file says.
+        touched: changes after each change in the directory of the sockets.
         names: keeps the socket names over restarts of the agent.
         retire_mapping: takes the mapping file away.
         write_mapping: replaces it, where no daemon does.
@@ -66,7 +68,7 @@ def supervision_of(
         spread: where in its jitter a backoff is, -1 to 1.
     """
     restarts: Counter[Cause] = Counter()
-    directory = SocketDirectory(config.socket_dir, steps)
+    directory = SocketDirectory(config.socket_dir, steps, touched)
     given = Names(config.socket_naming, wanted=wanted, store=names, steps=steps)
     repair = MappingRepair(mapping, steps)
 
@@ -102,7 +104,7 @@ def supervision_of(
         return fleet, fleet.daemons
     program: Program
     if config.mode is DaemonMode.COMMAND:
-        program = Command(config, socket_list, wanted, mapping)
+        program = Command(config, socket_list, wanted, mapping, touched)
     else:
         devices = Devices(config, wanted=wanted, names=given, directory=directory, repair=repair, spread=spread)
         program = Vdpad(config, devices=devices, directory=directory, names=given, socket_list=socket_list)

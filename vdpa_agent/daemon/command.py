@@ -45,6 +45,7 @@ class Command:
         socket_list: Path,
         wanted: Latest[Loaded[DeviceList]],
         mapping: Latest[Loaded[Mapping]],
+        touched: Latest[int],
     ) -> None:
         self.devices: Latest[ReadOnly[PciAddress, Device]] = Latest(MappingProxyType({}))
         self.name = Path(shlex.split(config.command)[0]).name
@@ -52,6 +53,7 @@ class Command:
         self._socket_list = socket_list
         self._wanted = wanted
         self._mapping = mapping
+        self._touched = touched
         self._worker = Worker("sockets")
         self._started_with: DeviceList = ()
 
@@ -81,7 +83,10 @@ class Command:
         running()
         async with asyncio.TaskGroup() as tasks:
             wake = asyncio.Event()
-            watches = [tasks.create_task(_wake_on_change(latest, wake)) for latest in (self._wanted, self._mapping)]
+            watches = [
+                tasks.create_task(_wake_on_change(latest, wake))
+                for latest in (self._wanted, self._mapping, self._touched)
+            ]
             while (self._wanted.value.value or ()) == self._started_with:
                 wake.clear()
                 await self._look()

@@ -91,6 +91,7 @@ class Devices:
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._wake_on_change(), name="list")
+            tasks.create_task(self._look_on_change(), name="sockets")
             if self._repair is not None:
                 tasks.create_task(self._repair.wake_on_change(self._wake), name="mapping")
             while True:
@@ -128,6 +129,10 @@ class Devices:
         self._log_front_end(record.device.address, connected=connected)
         self._publish_soon()
         self._wake.set()
+
+    async def _look_on_change(self) -> None:
+        async for _ in self._directory.touched.changes():
+            self.look()
 
     async def _wake_on_change(self) -> None:
         async for _ in self._wanted.changes():

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 import structlog
 
+from vdpa_agent.latest import Latest
 from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.node.sockets import dead_sockets, make_directory, remove_stale_sockets
 from vdpa_agent.node.worker import Worker
@@ -24,15 +25,20 @@ class SocketDirectory:
     """The directory of the sockets; one job at a time, and each waits for its turn.
 
     Every method raises Stuck where the file system does not answer.
+
+    Attributes:
+        touched: changes after each change in it.
     """
 
-    def __init__(self, path: Path, steps: DestructiveSteps) -> None:
+    def __init__(self, path: Path, steps: DestructiveSteps, touched: Latest[int]) -> None:
         """Touches nothing yet.
 
         Args:
             path: the directory.
             steps: where removed sockets are counted.
+            touched: changes after each change in it.
         """
+        self.touched = touched
         self._path = path
         self._steps = steps
         self._worker = Worker("sockets")
