@@ -201,7 +201,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
 
 async def _touch(touched: Latest[int], directory: Path) -> None:
     """Has the sockets looked at as soon as anything changes in their directory."""
-    async for _ in follow((directory / "vdpa-0",)):
+    async for _ in follow((directory / "vdpa-0",), quiet=True):
         touched.set(touched.value + 1)
 
 

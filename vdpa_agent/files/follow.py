@@ -34,11 +34,15 @@ _BROKEN_S: Final = 1.0
 log = structlog.get_logger(__name__)
 
 
-async def follow(files: Iterable[Path]) -> AsyncGenerator[None]:
+async def follow(files: Iterable[Path], *, quiet: bool = False) -> AsyncGenerator[None]:
     """Yields at once, then after everything that may have changed one of `files`, and at least every 4 s.
 
     Where there is no watch, from the start or later, it yields every second, until there is one. The reader compares
     contents; a yield promises nothing.
+
+    Args:
+        files: what to follow; their directories are watched.
+        quiet: whether a watch that fails is logged at debug level alone: for what is looked at now and then anyway.
     """
     directories = frozenset(file.parent for file in files)
     place = ", ".join(sorted(map(str, directories)))
@@ -49,7 +53,7 @@ async def follow(files: Iterable[Path]) -> AsyncGenerator[None]:
     while True:
         try:
             with await off_loop.do(partial(Watch, directories), place) as watch:
-                if failures.forget():
+                if failures.forget() and not quiet:
                     log.info("watch_restored")
                 yield  # for what came before the watch
                 while await off_loop.do(watch.is_current, place):
@@ -59,7 +63,8 @@ async def follow(files: Iterable[Path]) -> AsyncGenerator[None]:
         except FileRefused as error:
             if failures.is_new(str(error)):
                 remedy = "meanwhile the files are looked at every second"
-                log.warning("watch_interrupted", reason=str(error), remedy=remedy)
+                report = log.debug if quiet else log.warning
+                report("watch_interrupted", reason=str(error), remedy=remedy)
             await asyncio.sleep(_BROKEN_S)
             yield
 
