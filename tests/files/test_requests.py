@@ -103,3 +103,14 @@ async def test_the_followed_place_is_free_again_after_a_malformed_request(config
             following.cancel()
     assert [log["reason"] for log in logs if log["event"] == "device_list_refused"] == [REASON]
     assert lists.devices.value.value == ("0000:82:00.7",)
+
+
+def test_a_request_without_any_device_takes_no_vf_away(config: FilesConfig) -> None:
+    requests = Requests(config)
+    config.pci_list.write_text("0000:82:00.7\n")
+    config.socket_list.write_text("# nothing here\n")
+    with capture_logs() as logs:
+        _take(requests, config, 10.0)
+        assert _take(requests, config, 11.0) is None
+    assert [log["event"] for log in logs] == ["device_list_refused"]
+    assert config.pci_list.read_text() == "0000:82:00.7\n"

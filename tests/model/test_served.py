@@ -175,3 +175,8 @@ def test_without_a_daemon_that_runs_the_agent_is_not_ready() -> None:
 def test_a_daemon_of_a_device_that_left_does_not_make_the_others_ready() -> None:
     facts = _alone(a=DaemonState.BACKOFF, b=DaemonState.RUNNING)
     assert not serve(facts._replace(wanted=Loaded((A,)))).health.ready
+
+
+def test_a_device_that_was_never_asked_for_has_the_daemons_reason() -> None:
+    served = serve(_managed(wanted=(A,), state=DaemonState.BACKOFF, last_exit="no space"))
+    assert served.devices[A].reason == "the daemon is in state backoff: no space"

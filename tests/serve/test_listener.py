@@ -8,7 +8,7 @@ import socket
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -361,3 +361,17 @@ async def test_clients_that_stay_connected_do_not_delay_the_end(run_dir: Path) -
             while await reader.read(4096):
                 pass
             writer.close()
+
+
+async def test_a_disk_without_room_for_a_number_in_the_lock_is_no_obstacle(run_dir: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "vdpa-agent-test", run_dir], check=True)
+    try:
+        with (run_dir / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while True:
+                filler.write(bytes(512))
+        path = run_dir / "s.sock"
+        async with _watched(ServeConfig(listen=path)):
+            assert path.is_socket()
+            assert (run_dir / "s.sock.lock").read_text() == ""
+    finally:
+        subprocess.run(["umount", "--lazy", run_dir], check=True)

@@ -109,7 +109,8 @@ def _accept(config: FilesConfig, source: Path, found: Found) -> None:
 def _refusal(content: bytes) -> str:
     """Why a device list is refused; empty if it is not."""
     try:
-        decode_device_list(content)
+        devices, _ = decode_device_list(content)
     except FileRefused as error:
         return str(error)
-    return ""
+    # A stray comment must not take all VFs away.
+    return "" if devices else "it names no device; to serve none, empty the device list itself"

@@ -118,7 +118,7 @@ def _managed(facts: Facts) -> Iterator[tuple[PciAddress, Device]]:
         unserved = _STOPS if facts.ending else _problem_for(facts, address)
         if unserved and device.state in SERVED:
             device = device._replace(state=DeviceState.FAILED, reason=unserved)
-        elif unserved and address in facts.daemons and device.state is DeviceState.WANTED:
+        elif unserved and (not device.reason or (device.state is DeviceState.WANTED and address in facts.daemons)):
             device = device._replace(reason=unserved)
         elif device.state is DeviceState.REMOVING:
             device = device._replace(reason="it left the list and came back; the daemon is asked for it next")

@@ -105,6 +105,8 @@ class Place:
                 # Whoever can open it can lock it.
                 os.fchmod(descriptor, 0o600)
             except OSError as error:
+                if error.errno in {errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT}:
+                    raise _listen_error(path, error) from error
                 reason = "it is a symbolic link" if error.errno == errno.ELOOP else _reason(error)
                 message = f"--listen: {path}: {reason}; move it away, or choose another --listen"
                 raise ListenError(message) from error
@@ -114,8 +116,10 @@ class Place:
                 holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
                 message = f"another agent, process {holder}, holds {self._path}; stop it or choose another --listen"
                 raise AlreadyRunning(message) from error
-            os.truncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            # The number is for people; a full disk has no room for it, and the lock is held all the same.
+            with suppress(OSError):
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             undo.pop_all()
         if self._lock is not None:
             os.close(self._lock)
