@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -11,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.hung import hung
+from tests.processes import ROOT
 from vdpa_agent.files.follow import follow
 
 pytestmark = pytest.mark.anyio
@@ -227,3 +229,12 @@ async def test_a_directory_that_is_made_again_without_end_is_followed_at_a_pace(
         done = True
     # Between two watches are 50 ms; a watch of a directory that is another one soon yields a few times.
     assert asyncio.get_running_loop().time() - begun_s >= 0.25
+
+
+def test_without_a_thread_a_pause_gathers() -> None:
+    """As another user, since root may always start threads; watchfiles alone would end the process."""
+    code = "import watchfiles; from vdpa_agent.files.follow import _gather; _gather(['/tmp']); print('goes on')"
+    limited = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "prlimit", "--nproc=1:1")
+    argv = [*limited, sys.executable, "-c", code]
+    gone_on = subprocess.run(argv, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert (gone_on.returncode, gone_on.stdout) == (0, "goes on\n"), gone_on.stderr

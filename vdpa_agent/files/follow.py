@@ -1,6 +1,7 @@
 """Yields whenever one of some files may have changed, whatever way it was written."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncGenerator, Collection, Iterable
 from contextlib import closing
@@ -95,6 +96,10 @@ class _Pace:
 def _gather(directories: Collection[str]) -> None:
     """Has watchfiles see to the end of what happens; where it cannot, a pause does."""
     try:
+        # watchfiles starts a thread, and ends the whole process where there is none left; Python's raises.
+        probe = threading.Thread(target=_nothing)
+        probe.start()
+        probe.join()
         # Imported by the few nodes that need it: it brings more along than all the rest of this.
         from watchfiles import watch  # noqa: PLC0415
 
@@ -109,8 +114,7 @@ def _gather(directories: Collection[str]) -> None:
         )
         with closing(events):
             next(events, None)
-    except (ImportError, OSError, RuntimeError, UnicodeError):
-        # It is out of descriptors, or meets a name that is not UTF-8.
+    except BaseException:  # noqa: BLE001 - out of threads or descriptors, a name that is not UTF-8, a panic of Rust's
         time.sleep(_GATHER_MS / 1000)
 
 
@@ -127,3 +131,7 @@ async def _readable(queue: int) -> bool:
     finally:
         loop.remove_reader(queue)
     return True
+
+
+def _nothing() -> None:
+    """What a thread does that is only to be there."""
