@@ -86,7 +86,11 @@ class _Pace:
         if loop.time() - since_s > _GATHER_MS / 1000:
             self._at_once = _AT_ONCE
         if rung and not self._at_once:
+            began_s = loop.time()
+            watch.drain()
             await self._off_loop.do(partial(_gather, self._directories), ", ".join(self._directories))
+            if watch.drain():  # it goes on, where watchfiles may see nothing: a directory that is made again
+                await asyncio.sleep(max(0.0, began_s + _GATHER_MS / 1000 - loop.time()))
         elif rung:
             self._at_once -= 1
         # Before the files are read: what comes later rings again.
