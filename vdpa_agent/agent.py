@@ -273,7 +273,7 @@ async def _eternal(task: Coroutine[Any, Any, None]) -> None:
 
 @contextmanager
 def stop_signals(asked: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Has SIGTERM, SIGINT and SIGHUP told in the event loop while the context lasts, but no SIGHUP under nohup."""
+    """Reports SIGTERM, SIGINT and SIGHUP in the event loop while the context lasts, but no SIGHUP under nohup."""
     loop = asyncio.get_running_loop()
     ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
     numbers = [number for number in _STOP_SIGNALS if number not in ignored]

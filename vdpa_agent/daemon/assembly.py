@@ -63,7 +63,7 @@ def supervision_of(
         names: keeps the socket names over restarts of the agent.
         retire_mapping: takes the mapping file away.
         write_mapping: replaces it, where no daemon does.
-        reaper: is told of each daemon, so that it leaves its end alone, and ends what it leaves.
+        reaper: learns of each daemon, so that it leaves its end alone, and ends what it leaves.
         steps: where destructive steps are counted.
         spread: where in its jitter a backoff is, -1 to 1.
     """

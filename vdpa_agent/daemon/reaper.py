@@ -60,7 +60,7 @@ class Reaper:
     def end_leftovers(self) -> bool:
         """Kills what daemons that have ended left, even in sessions of its own; whether there was any.
 
-        Their children become ours when they end, of which SIGCHLD tells.
+        Their children become ours when they end, which SIGCHLD reports.
         """
         alive = self._alive()
         living_marks = {child.mark for child in alive.values()}

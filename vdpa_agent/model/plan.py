@@ -7,7 +7,7 @@ from vdpa_agent.model.backoff import Backoff
 from vdpa_agent.model.daemon import NOTHING_KNOWN, SERVED, Device, DeviceFacts, DeviceState
 
 RETRY: Final = Backoff(first_s=1.0, cap_s=4.0)
-"""When a device that the daemon refused to add or remove is asked for again: within 5 s of whatever mends it."""
+"""When a device that the daemon refused to add or remove is asked for again: within 5 s of whatever fixes it."""
 
 
 class Step(Enum):

@@ -1,4 +1,4 @@
-"""What a process of this node may do, as the kernel tells."""
+"""What a process of this node may do, as the kernel reports it."""
 
 import errno
 import os
