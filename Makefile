@@ -188,6 +188,10 @@ deploy: .venv/.installed chart-tools ## Make the chart's options and schema from
 metrics: .venv/.installed ## Write the table of docs/metrics.md
 	$(BIN)/python -m scripts.metrics_docs
 
+.PHONY: parts
+parts: .venv/.installed ## Write the table of parts of docs/architecture.md
+	$(BIN)/python -m scripts.parts_docs
+
 .PHONY: protos-released
 protos-released: ## With each release: keep protos/ as what later ones may not break
 	cd protos && npx --yes @bufbuild/buf@$(BUF) build --exclude-source-info -o released.binpb

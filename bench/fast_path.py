@@ -15,11 +15,9 @@ from hpack.exceptions import HPACKError, OversizedHeaderListError
 
 from vdpa_agent.cli import main
 from vdpa_agent.config import LimitsConfig
-from vdpa_agent.serve import connections
-from vdpa_agent.serve.calls import BEGIN, OK, Headers, Services
-from vdpa_agent.serve.limits import Reason, TokenBucket
-from vdpa_agent.serve.peers import Account, Peer, Peers
-from vdpa_agent.serve.protocol import (
+from vdpa_agent.rpc import connections
+from vdpa_agent.rpc.calls import BEGIN, OK, Headers, Services
+from vdpa_agent.rpc.connection import (
     _FRAMES_BURST,
     _FRAMES_OF_A_CALL,
     _FRAMES_PER_S,
@@ -31,6 +29,8 @@ from vdpa_agent.serve.protocol import (
     _Http,
     _Outlet,
 )
+from vdpa_agent.rpc.limits import Reason, TokenBucket
+from vdpa_agent.rpc.peers import Account, Peer, Peers
 
 _PATH: Final = b"/vdpadpdk.VdpaDpdk/GetSocketpath"
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -15,12 +15,12 @@ from vdpa_agent.model.health import Role, Standing
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping, example_mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.rpc.calls import Services
+from vdpa_agent.rpc.connection import READ_BYTES, HttpConnection
+from vdpa_agent.rpc.peers import Peer, Peers
 from vdpa_agent.serve.answers import Answers
-from vdpa_agent.serve.calls import Services
 from vdpa_agent.serve.devices import DeviceService
 from vdpa_agent.serve.health import HealthService
-from vdpa_agent.serve.peers import Peer, Peers
-from vdpa_agent.serve.protocol import READ_BYTES, HttpConnection
 from vdpa_agent.serve.vdpadpdk import VdpaDpdk
 from vdpa_agent.serve.view import Snapshots, View
 

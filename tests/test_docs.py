@@ -1,12 +1,11 @@
 """The docs say what the source says."""
 
 import argparse
-import ast
 import re
 from pathlib import Path
 from typing import Final
 
-from scripts import api_docs, metrics_docs
+from scripts import api_docs, metrics_docs, parts_docs
 from vdpa_agent import errors
 from vdpa_agent.cli.parser import build_parser
 
@@ -16,14 +15,10 @@ SOURCES: Final = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent.
 
 
 def test_the_architecture_page_is_the_modules_own_sentences() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    for path in SOURCES:
-        docstring = ast.get_docstring(ast.parse(path.read_text()))
-        assert docstring, path
-        sentence = docstring.split("\n\n")[0].replace("\n", " ")
-        place = path.relative_to(ROOT)
-        name = f"{place.parent}/" if path.stem == "__init__" else str(place)
-        assert f"| `{name}` | {sentence} |" in page
+    table = (ROOT / "docs" / "architecture.md").read_text().partition(parts_docs.HEAD)[2]
+    rows = [line for line in table.splitlines(keepends=True) if line.startswith("| `vdpa_agent/")]
+    assert rows == list(parts_docs.rows())
+    assert not any(row.endswith("|  |\n") for row in rows)
 
 
 def test_every_log_event_is_documented_and_no_other() -> None:

@@ -34,12 +34,12 @@ from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.node.process import has_terminal
 from vdpa_agent.node.sockets import dead_sockets
 from vdpa_agent.node.worker import Stuck, Worker
+from vdpa_agent.rpc.handled import Handled
+from vdpa_agent.rpc.listener import listening
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import Ask, DeviceService
-from vdpa_agent.serve.handled import Handled
 from vdpa_agent.serve.health import HealthService
-from vdpa_agent.serve.listener import listening
-from vdpa_agent.serve.sources import Sources
+from vdpa_agent.serve.http.sources import Sources
 from vdpa_agent.serve.vdpadpdk import VdpaDpdk
 from vdpa_agent.serve.view import DeadSockets, Snapshots, View
 
@@ -241,9 +241,9 @@ async def _http(listen: HostPort | None, sources: Sources) -> AsyncIterator[None
     if listen is None:
         yield
         return
-    from vdpa_agent.serve.http import serving  # noqa: PLC0415
-    from vdpa_agent.serve.metrics import Metrics  # noqa: PLC0415
-    from vdpa_agent.serve.probes import livez, readyz  # noqa: PLC0415
+    from vdpa_agent.serve.http.metrics import Metrics  # noqa: PLC0415
+    from vdpa_agent.serve.http.probes import livez, readyz  # noqa: PLC0415
+    from vdpa_agent.serve.http.server import serving  # noqa: PLC0415
 
     pages = {"/livez": livez(sources.view), "/readyz": readyz(sources.view), "/metrics": Metrics(sources).page}
     async with serving(listen, pages):

@@ -28,7 +28,7 @@ from tests.processes import (
     running,
     write_list,
 )
-from vdpa_agent.serve.metrics import FAMILIES
+from vdpa_agent.serve.http.metrics import FAMILIES
 
 FILES: Final = ROOT / "charts" / "vdpa-agent" / "files"
 DASHBOARD: Final[dict[str, Any]] = json.loads((FILES / "dashboard.json").read_text())

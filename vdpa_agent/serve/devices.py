@@ -18,7 +18,7 @@ from vdpa_agent.model.daemon import DaemonState, DaemonStatus, Device, DeviceSta
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.pci import PciAddress, parse_pci_address
 from vdpa_agent.model.served import Served
-from vdpa_agent.serve.calls import Framed
+from vdpa_agent.rpc.calls import Framed
 from vdpa_agent.serve.pb import device_service_pb2 as pb
 from vdpa_agent.serve.pb.device_service_grpc import DeviceServiceBase
 from vdpa_agent.serve.view import View

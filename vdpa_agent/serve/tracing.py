@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from vdpa_agent import __version__
-from vdpa_agent.serve.handled import Call, Handled
+from vdpa_agent.rpc.handled import Call, Handled
 
 _LAST_SPANS_S: Final = 1.0
 """How long the end of the agent waits for the last spans to be taken."""

@@ -7,10 +7,10 @@ import grpclib.server
 import structlog
 from google.protobuf.message import DecodeError
 
+from vdpa_agent.rpc.repeats import Repeats
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.pb.vdpadpdk_grpc import VdpaDpdkBase
 from vdpa_agent.serve.pb.vdpadpdk_pb2 import GetSocketpathRequest, GetSocketpathResponse
-from vdpa_agent.serve.repeats import Repeats
 
 _LOGGED_CHARACTERS: Final = 64
 """How much of what a peer calls an address is logged."""

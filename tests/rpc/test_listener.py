@@ -21,7 +21,7 @@ from vdpa_agent.config import ServeConfig
 from vdpa_agent.errors import AlreadyRunning, ListenError
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.health import Standing
-from vdpa_agent.serve.listener import listening
+from vdpa_agent.rpc.listener import listening
 
 pytestmark = pytest.mark.anyio
 

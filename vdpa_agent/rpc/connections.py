@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any, Final
 
 from vdpa_agent.node.guarded import Closers, GuardedSocket
-from vdpa_agent.serve.acceptor import Acceptor
-from vdpa_agent.serve.calls import Services
-from vdpa_agent.serve.handled import Handled
-from vdpa_agent.serve.peers import Peers
-from vdpa_agent.serve.protocol import READ_BYTES, HttpConnection
+from vdpa_agent.rpc.acceptor import Acceptor
+from vdpa_agent.rpc.calls import Services
+from vdpa_agent.rpc.connection import READ_BYTES, HttpConnection
+from vdpa_agent.rpc.handled import Handled
+from vdpa_agent.rpc.peers import Peers
 
 _AT_ONCE: Final = 64
 _LET_IN_AT_ONCE: Final = 8

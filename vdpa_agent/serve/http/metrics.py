@@ -18,9 +18,9 @@ from vdpa_agent import __version__
 from vdpa_agent.model.daemon import Cause, DaemonState, DeviceState
 from vdpa_agent.model.destructive import Destructive
 from vdpa_agent.model.health import Role
-from vdpa_agent.serve.handled import BOUNDS_S, Handled
-from vdpa_agent.serve.http import Answer, Query
-from vdpa_agent.serve.sources import Sources
+from vdpa_agent.rpc.handled import BOUNDS_S, Handled
+from vdpa_agent.serve.http.server import Answer, Query
+from vdpa_agent.serve.http.sources import Sources
 
 _STATISTICS_S: Final = 1.0
 """How long the daemon may take to tell the statistics of all devices together."""

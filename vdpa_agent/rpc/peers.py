@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 import structlog
 
 from vdpa_agent.config import LimitsConfig
-from vdpa_agent.serve.limits import Reason, TokenBucket
-from vdpa_agent.serve.repeats import Repeats
+from vdpa_agent.rpc.limits import Reason, TokenBucket
+from vdpa_agent.rpc.repeats import Repeats
 
 _TOLD_EVERY_S: Final = 10.0
 """The least time between two log lines of a kind about one user."""

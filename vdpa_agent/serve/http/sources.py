@@ -7,10 +7,10 @@ from typing import NamedTuple
 from vdpa_agent.model.daemon import Cause
 from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.loaded import Readings
+from vdpa_agent.rpc.handled import Handled
+from vdpa_agent.rpc.peers import Peers
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import Ask
-from vdpa_agent.serve.handled import Handled
-from vdpa_agent.serve.peers import Peers
 from vdpa_agent.serve.view import View
 
 

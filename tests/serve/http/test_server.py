@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from vdpa_agent.config import HostPort
 from vdpa_agent.errors import ListenError
-from vdpa_agent.serve.http import Answer, HttpLimits, Page, Query, serving
+from vdpa_agent.serve.http.server import Answer, HttpLimits, Page, Query, serving
 
 pytestmark = pytest.mark.anyio
 

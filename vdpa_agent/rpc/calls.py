@@ -22,9 +22,9 @@ from grpclib.metadata import Deadline, encode_bin_value, encode_grpc_message
 from h2.connection import H2Connection
 from h2.exceptions import ProtocolError
 
-from vdpa_agent.serve.handled import Handled
-from vdpa_agent.serve.limits import Reason
-from vdpa_agent.serve.peers import Account, Peer, Peers
+from vdpa_agent.rpc.handled import Handled
+from vdpa_agent.rpc.limits import Reason
+from vdpa_agent.rpc.peers import Account, Peer, Peers
 
 Headers = list[tuple[bytes, bytes]]
 

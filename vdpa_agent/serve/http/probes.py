@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 
 from vdpa_agent.model.health import Check
-from vdpa_agent.serve.http import Answer, Page, Query
+from vdpa_agent.serve.http.server import Answer, Page, Query
 from vdpa_agent.serve.view import View
 
 

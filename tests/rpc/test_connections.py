@@ -18,11 +18,11 @@ from tests.abuse.descriptors import lingering, pass_on
 from tests.abuse.wire import KNOWN, KNOWN_SOCKET, Answer, Wire, message, request, with_headers
 from tests.served import LIMITS, example_services
 from vdpa_agent.config import LimitsConfig
-from vdpa_agent.serve.connections import Connections
-from vdpa_agent.serve.limits import Reason
+from vdpa_agent.rpc.connections import Connections
+from vdpa_agent.rpc.limits import Reason
+from vdpa_agent.rpc.peers import Peer, Peers
 from vdpa_agent.serve.pb.vdpadpdk_grpc import VdpaDpdkBase
 from vdpa_agent.serve.pb.vdpadpdk_pb2 import GetSocketpathResponse
-from vdpa_agent.serve.peers import Peer, Peers
 
 pytestmark = pytest.mark.anyio
 

@@ -23,13 +23,13 @@ from vdpa_agent.model.daemon import (
 from vdpa_agent.model.destructive import Destructive
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.rpc.handled import BOUNDS_S, Handled
+from vdpa_agent.rpc.peers import Peers
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import Ask
-from vdpa_agent.serve.handled import BOUNDS_S, Handled
-from vdpa_agent.serve.http import Answer, Query
-from vdpa_agent.serve.metrics import FAMILIES, Metrics
-from vdpa_agent.serve.peers import Peers
-from vdpa_agent.serve.sources import Sources
+from vdpa_agent.serve.http.metrics import FAMILIES, Metrics
+from vdpa_agent.serve.http.server import Answer, Query
+from vdpa_agent.serve.http.sources import Sources
 from vdpa_agent.serve.view import View
 
 pytestmark = pytest.mark.anyio

@@ -14,11 +14,11 @@ from vdpa_agent.errors import ListenError
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.health import Standing
 from vdpa_agent.node.worker import Stuck, Worker
-from vdpa_agent.serve.connections import Connections
-from vdpa_agent.serve.handled import Handled
-from vdpa_agent.serve.peers import Peers
-from vdpa_agent.serve.place import Place
-from vdpa_agent.serve.repeats import Repeats
+from vdpa_agent.rpc.connections import Connections
+from vdpa_agent.rpc.handled import Handled
+from vdpa_agent.rpc.peers import Peers
+from vdpa_agent.rpc.place import Place
+from vdpa_agent.rpc.repeats import Repeats
 
 _OTHER_FILES: Final = 256
 """Descriptors that the agent needs beside those of its connections."""

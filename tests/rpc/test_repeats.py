@@ -1,6 +1,6 @@
 """Which of many lines are logged."""
 
-from vdpa_agent.serve.repeats import Repeats
+from vdpa_agent.rpc.repeats import Repeats
 
 
 class _Clock:

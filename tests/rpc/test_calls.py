@@ -21,7 +21,7 @@ from hyperframe.frame import DataFrame, Frame, GoAwayFrame, RstStreamFrame
 
 from tests.abuse.wire import HEADERS, KNOWN, KNOWN_SOCKET, PATH, message, request
 from tests.served import Served, receive
-from vdpa_agent.serve.protocol import HttpConnection
+from vdpa_agent.rpc.connection import HttpConnection
 
 pytestmark = pytest.mark.anyio
 

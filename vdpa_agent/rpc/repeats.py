@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable
 from typing import Final
 
-from vdpa_agent.serve.limits import TokenBucket
+from vdpa_agent.rpc.limits import TokenBucket
 
 _KINDS_MAX: Final = 4_096
 """Kinds that are remembered; beyond, those that were seen last are forgotten with the rest."""

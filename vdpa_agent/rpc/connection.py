@@ -26,9 +26,9 @@ from hyperframe.frame import Frame, GoAwayFrame, RstStreamFrame
 
 from vdpa_agent.config import LimitsConfig
 from vdpa_agent.node.guarded import DescriptorsPassed
-from vdpa_agent.serve.calls import BEGIN, OK, Calls, Services
-from vdpa_agent.serve.limits import Reason, TokenBucket
-from vdpa_agent.serve.peers import Account, Peer, Peers
+from vdpa_agent.rpc.calls import BEGIN, OK, Calls, Services
+from vdpa_agent.rpc.limits import Reason, TokenBucket
+from vdpa_agent.rpc.peers import Account, Peer, Peers
 
 READ_BYTES: Final = 512
 """What is read from a connection before the others have their turn: about half a dozen calls, 2 or 3 ms of work."""

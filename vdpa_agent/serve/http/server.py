@@ -15,7 +15,7 @@ import structlog
 
 from vdpa_agent.config import HostPort
 from vdpa_agent.errors import ListenError
-from vdpa_agent.serve.acceptor import Acceptor
+from vdpa_agent.rpc.acceptor import Acceptor
 
 _PIECE_BYTES: Final = 64 * 1024
 """How much of a page is handed to the kernel at once."""
