@@ -99,7 +99,7 @@ class Histories(RuleBasedStateMachine):
             wanted=self.wanted,
             names=Names(config.socket_naming, wanted=self.wanted, store=names, steps=steps),
             directory=SocketDirectory(config.socket_dir, steps, Latest(0)),
-            repair=MappingRepair(self.mapping, steps),
+            repair=MappingRepair(self.mapping, retire=_nothing, steps=steps),
             spread=lambda: 0.0,
         )
         self.see(self.status, Latest(MappingProxyType({})), self.devices.published)
@@ -339,15 +339,14 @@ class IsolatedHistories(Histories):
             self.written = sockets
             return ""
 
-        async def nothing() -> None:
-            await asyncio.sleep(0)
-
         self.fleet = Fleet(
             supervise,
             role=self.roles.role,
             wanted=self.wanted,
-            output=MappingOutput(write, retire=nothing, repair=MappingRepair(self.mapping, steps)),
-            begin=nothing,
+            output=MappingOutput(
+                write, retire=_nothing, repair=MappingRepair(self.mapping, retire=_nothing, steps=steps)
+            ),
+            begin=_nothing,
             restarts=Counter(),
         )
         self.see(self.fleet.status, self.fleet.daemons, self.fleet.devices)
@@ -426,3 +425,7 @@ TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
 TestIsolatedHistories = IsolatedHistories.TestCase
 TestIsolatedHistories.settings = TestHistories.settings
+
+
+async def _nothing() -> None:
+    pass

@@ -8,6 +8,7 @@ AgentError                 exit code 1
 │   ├── DaemonUnusable     3    it can never start: a missing program, refused arguments
 │   ├── DaemonLost         1    it ended, or its control channel did
 │   └── RequestRefused     1    it answered a control request with an error
+├── SocketDirUnusable      1    the directory of the vhost-user sockets cannot be used
 ├── ListenError            1    the gRPC socket or the HTTP address cannot be opened
 │   └── AlreadyRunning     100  another instance holds it
 ├── NoSuchDevice           4    the agent knows no socket for an address
@@ -67,6 +68,10 @@ class RequestRefused(DaemonError):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class SocketDirUnusable(AgentError):
+    """The directory of the vhost-user sockets cannot be used; the message says why and what to do."""
 
 
 class ListenError(AgentError):

@@ -339,7 +339,7 @@ static int check_socket(const struct devices *devices, const char *socket, struc
 }
 
 /* Opens the socket and hands it to the gate; on failure nothing is left of it. */
-static int serve(struct devices *devices, const struct device *device, struct failure *failure) {
+static int serve(struct devices *devices, struct device *device, struct failure *failure) {
     struct gate_entry entry = {.listener = -1, .offer = device->offer};
     char reason[256];
     int error;
@@ -357,6 +357,7 @@ static int serve(struct devices *devices, const struct device *device, struct fa
             goto remove_link;
         }
     }
+    device->file = entry.file;
     error = gate_add(&devices->gate, &entry);
     if (error == 0)
         return 0;

@@ -28,6 +28,7 @@ struct device {
     uint64_t protocol_features;
     struct vhost_user_offer offer;
     int numa_node;
+    struct socket_file file; /* of the socket; zeros where the front end makes it */
 };
 
 /* How every device of this process is plugged and served. */

@@ -90,22 +90,34 @@ static int write_all(int fd, const char *data, size_t size) {
     return 0;
 }
 
-/* Writes the temporary file and notes which inode it is. */
+/* Takes away what has the temporary name; a directory only if it is empty. */
+static int clear_temporary(const struct mapping_file *file) {
+    if (unlink(file->temporary) == 0 || errno == ENOENT)
+        return 0;
+    if (errno != EISDIR)
+        return -errno;
+    return rmdir(file->temporary) == 0 ? 0 : -errno;
+}
+
+/* Writes the temporary file and notes which one it is. */
 static int write_temporary(const struct mapping_file *file, const char *text, struct stat *status) {
-    int error = 0;
+    int error;
     int fd;
 
     /* One left by a process that was killed: the name is fixed, so that these do not pile up. */
-    if (unlink(file->temporary) != 0 && errno != ENOENT)
-        return -errno;
+    error = clear_temporary(file);
+    if (error != 0)
+        return error;
     fd = open(file->temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
     if (fd < 0)
         return -errno;
     /* Readable by the agent, whatever the umask. */
-    if (fchmod(fd, 0644) != 0 || fstat(fd, status) != 0)
+    if (fchmod(fd, 0644) != 0)
         error = -errno;
     if (error == 0)
         error = write_all(fd, text, strlen(text));
+    if (error == 0 && fstat(fd, status) != 0)
+        error = -errno;
     if (close(fd) != 0 && error == 0)
         error = -errno;
     if (error != 0)
@@ -113,10 +125,18 @@ static int write_temporary(const struct mapping_file *file, const char *text, st
     return error;
 }
 
-static bool is_inode(const char *path, dev_t device, ino_t inode) {
+/*
+ * Whether `path` is the file that was written, as it was written. The inode alone does not say so: a file
+ * system gives the number of a removed file to the next one.
+ */
+static bool is_file(const char *path, const struct stat *written) {
     struct stat status;
 
-    return lstat(path, &status) == 0 && status.st_dev == device && status.st_ino == inode;
+    return lstat(path, &status) == 0 && status.st_dev == written->st_dev &&
+           status.st_ino == written->st_ino && status.st_mode == written->st_mode &&
+           status.st_nlink == written->st_nlink && status.st_size == written->st_size &&
+           status.st_mtim.tv_sec == written->st_mtim.tv_sec &&
+           status.st_mtim.tv_nsec == written->st_mtim.tv_nsec;
 }
 
 static int move(const struct mapping_file *file, unsigned int flags) {
@@ -149,7 +169,7 @@ static int exchange(const struct mapping_file *file, const struct stat *ours, ch
     if (error == -ENOENT) {
         /* Ours was taken away from there: what we hold goes back to an empty place. */
         error = move(file, RENAME_NOREPLACE);
-    } else if (error == 0 && !is_inode(file->temporary, ours->st_dev, ours->st_ino)) {
+    } else if (error == 0 && !is_file(file->temporary, ours)) {
         /*
          * Somebody put a still newer file there:
          * it replaces the one that we hold, as it would have without us.
@@ -187,15 +207,16 @@ int mapping_file_replace(struct mapping_file *file, const struct mapping *mappin
     free(text);
     if (error == 0) {
         error = put_in_place(file, &ours, detail, sizeof(detail));
-        if (error != 0 && is_inode(file->temporary, ours.st_dev, ours.st_ino))
+        if (error != 0 && is_file(file->temporary, &ours))
             unlink(file->temporary);
     }
     if (error == 0) {
         file->written = true;
-        file->device = ours.st_dev;
-        file->inode = ours.st_ino;
+        file->last = ours;
     } else if (error == -EEXIST) {
         snprintf(reason, size, "what is there is not a mapping (%s): take it away", detail);
+    } else if (error == -ENOTEMPTY) {
+        snprintf(reason, size, "%s, where it is written first, is a directory: remove it", file->temporary);
     } else {
         snprintf(reason, size, "%s", strerror(-error));
     }
@@ -205,7 +226,7 @@ int mapping_file_replace(struct mapping_file *file, const struct mapping *mappin
 void mapping_file_remove(struct mapping_file *file) {
     int error = 0;
 
-    if (!file->written || !is_inode(file->path, file->device, file->inode))
+    if (!file->written || !is_file(file->path, &file->last))
         return;
     /*
      * Aside first, then look again: what was put there in the
@@ -213,12 +234,12 @@ void mapping_file_remove(struct mapping_file *file) {
      */
     if (rename(file->path, file->temporary) != 0)
         return;
-    if (!is_inode(file->temporary, file->device, file->inode)) {
+    if (!is_file(file->temporary, &file->last)) {
         error = move(file, RENAME_NOREPLACE);
         if (error == -EINVAL || error == -ENOSYS)
             error = move(file, 0);
     }
     if (error == 0 || error == -EEXIST)
-        unlink(file->temporary);
+        clear_temporary(file);
     file->written = false;
 }

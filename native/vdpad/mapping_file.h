@@ -9,14 +9,13 @@
 
 #include <limits.h>
 #include <stdbool.h>
-#include <sys/types.h>
+#include <sys/stat.h>
 
 struct mapping_file {
     const char *path;         /* borrowed */
     char temporary[PATH_MAX]; /* next to `path` */
-    bool written;             /* `device` and `inode` are those of the file written last */
-    dev_t device;
-    ino_t inode;
+    bool written;             /* `last` is the file written last */
+    struct stat last;
     bool plain_rename; /* the file system knows no atomic exchange */
 };
 
@@ -30,7 +29,7 @@ int mapping_file_init(struct mapping_file *file, const char *path);
  */
 int mapping_file_replace(struct mapping_file *file, const struct mapping *mapping, char *reason, size_t size);
 
-/* Removes the file if it is still the one written last. */
+/* Removes the file if it is still the one written last, and was not changed since. */
 void mapping_file_remove(struct mapping_file *file);
 
 /* Reads and decodes the file at `path`; -errno and a reason as mapping_decode() otherwise. */

@@ -52,19 +52,31 @@ static json_t *refusals_object(struct daemon *daemon, const char *address) {
 
 static json_t *device_object(struct daemon *daemon, const struct device *device) {
     enum link_state state = links_state(&daemon->devices.links, device->address);
+    json_t *object =
+        json_pack("{s:s,s:s,s:s,s:b,s:b,s:s,s:I,s:o,s:o,s:s,s:i,s:o}", "device", device->address, "socket",
+                  device->socket, "state", "started", "connected", state != LINK_DISCONNECTED, "configured",
+                  state == LINK_CONFIGURED, "driver", device->driver, "queue_pairs",
+                  (json_int_t)device->queue_pairs, "features", number_from(device->features),
+                  "protocol_features", number_from(device->protocol_features), "type", device->type,
+                  "numa_node", device->numa_node, "refusals", refusals_object(daemon, device->address));
 
-    return json_pack("{s:s,s:s,s:s,s:b,s:b,s:s,s:I,s:o,s:o,s:s,s:i,s:o}", "device", device->address, "socket",
-                     device->socket, "state", "started", "connected", state != LINK_DISCONNECTED,
-                     "configured", state == LINK_CONFIGURED, "driver", device->driver, "queue_pairs",
-                     (json_int_t)device->queue_pairs, "features", number_from(device->features),
-                     "protocol_features", number_from(device->protocol_features), "type", device->type,
-                     "numa_node", device->numa_node, "refusals", refusals_object(daemon, device->address));
+    /* A string: JSON's integers are signed, and an inode may have 64 bits. */
+    if (object != NULL && device->file.inode != 0) {
+        char file[64];
+
+        snprintf(file, sizeof(file), "%llu:%llu", (unsigned long long)device->file.device,
+                 (unsigned long long)device->file.inode);
+        json_object_set_new(object, "socket_file", json_string(file));
+    }
+    return object;
 }
 
 /* The change itself stands, whatever became of the file: the reply says so, and it is tried again. */
 static json_t *with_mapping(struct daemon *daemon, json_t *result) {
-    if (!daemon_write_mapping(daemon) && result != NULL)
+    if (!daemon_write_mapping(daemon) && result != NULL) {
         json_object_set_new(result, "mapping_written", json_false());
+        json_object_set_new(result, "mapping_problem", json_string(daemon->mapping_problem));
+    }
     return result;
 }
 

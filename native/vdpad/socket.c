@@ -62,10 +62,42 @@ void socket_explain(char *reason, size_t size, const char *what, int error) {
         snprintf(reason, size, "%s: %s", what, strerror(-error));
 }
 
-int socket_claim(const char *path, char *reason, size_t size) {
+/* The last component of an absolute path. */
+static const char *name_of(const char *path) {
+    return strrchr(path, '/') + 1;
+}
+
+/*
+ * Opens the directory of a socket. A symbolic link in its place could lead to the files of others, so it is
+ * not followed.
+ */
+static int open_directory(const char *path, char *reason, size_t size) {
+    char directory[SOCKET_PATH_SIZE];
+    struct stat status;
+    int error;
+    int fd;
+
+    snprintf(directory, sizeof(directory), "%.*s", (int)(name_of(path) - path), path);
+    /* Without its last slash, which would have a link followed. */
+    if (directory[1] != '\0')
+        directory[strlen(directory) - 1] = '\0';
+    fd = open(directory, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    error = -errno;
+    if (fd >= 0)
+        return fd;
+    if (lstat(directory, &status) == 0 && S_ISLNK(status.st_mode))
+        snprintf(reason, size,
+                 "cannot be created: its directory %s is a symbolic link; put a directory there", directory);
+    else
+        socket_explain(reason, size, "cannot be created", error);
+    return error;
+}
+
+/* As socket_claim(), for a name in an open directory. */
+static int claim(int directory, const char *path, char *reason, size_t size) {
     struct stat status;
 
-    if (lstat(path, &status) != 0) {
+    if (fstatat(directory, name_of(path), &status, AT_SYMLINK_NOFOLLOW) != 0) {
         int error = -errno;
 
         if (error == -ENOENT)
@@ -83,7 +115,7 @@ int socket_claim(const char *path, char *reason, size_t size) {
     default:
         break;
     }
-    if (unlink(path) != 0 && errno != ENOENT) {
+    if (unlinkat(directory, name_of(path), 0) != 0 && errno != ENOENT) {
         int error = -errno;
 
         socket_explain(reason, size, "is stale and cannot be removed", error);
@@ -92,16 +124,28 @@ int socket_claim(const char *path, char *reason, size_t size) {
     return 0;
 }
 
+int socket_claim(const char *path, char *reason, size_t size) {
+    int directory = open_directory(path, reason, size);
+    int error;
+
+    if (directory < 0)
+        return directory;
+    error = claim(directory, path, reason, size);
+    close(directory);
+    return error;
+}
+
 /*
- * Only a socket of this user is given away, by a descriptor that follows no link: whoever may write to the
- * directory could have put something else there.
+ * Only a socket of this user is given away, by a descriptor that follows no link: any process that may write
+ * to the directory could have put something else there, or another directory in its place.
  */
-static int give_away(const char *path, const struct socket_access *access, struct stat *status) {
-    int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+static int give_away(int directory, const char *path, const struct socket_access *access,
+                     struct stat *status) {
+    int fd = openat(directory, name_of(path), O_PATH | O_NOFOLLOW | O_CLOEXEC);
     int error = 0;
 
     if (fd < 0)
-        return -errno;
+        return errno == ENOENT ? -ESTALE : -errno;
     if (fstat(fd, status) != 0)
         error = -errno;
     else if (!S_ISSOCK(status->st_mode) || status->st_uid != geteuid())
@@ -120,12 +164,15 @@ int socket_listen(const char *path, const struct socket_access *access, struct s
     struct stat status;
     int error = 0;
     mode_t mask;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int directory = open_directory(path, reason, size);
+    int fd;
 
+    if (directory < 0)
+        return directory;
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
         error = -errno;
-        socket_explain(reason, size, what, error);
-        return error;
+        goto close_directory;
     }
     snprintf(name.sun_path, sizeof(name.sun_path), "%s", path);
     /* The mode is the final one from the start: a chmod by path could meet something else. */
@@ -136,7 +183,7 @@ int socket_listen(const char *path, const struct socket_access *access, struct s
     if (error != 0)
         goto close_socket;
     what = "cannot be given to its owner and group";
-    error = give_away(path, access, &status);
+    error = give_away(directory, path, access, &status);
     if (error != 0)
         goto remove_file;
     /* Nobody can connect before this. */
@@ -146,13 +193,16 @@ int socket_listen(const char *path, const struct socket_access *access, struct s
         goto remove_file;
     }
     *file = (struct socket_file){.device = status.st_dev, .inode = status.st_ino};
+    close(directory);
     return fd;
 
 remove_file:
     if (error != -ESTALE)
-        unlink(path);
+        unlinkat(directory, name_of(path), 0);
 close_socket:
     close(fd);
+close_directory:
+    close(directory);
     socket_explain(reason, size, what, error);
     return error;
 }

@@ -76,9 +76,12 @@ class World:
             wanted=self.wanted,
             names=Given(config.socket_naming, wanted=self.wanted, store=self.names, steps=self.steps),
             directory=SocketDirectory(config.socket_dir, self.steps, self.touched),
-            repair=MappingRepair(self.mapping, self.steps),
+            repair=MappingRepair(self.mapping, retire=self._retire, steps=self.steps),
             spread=lambda: 0.0,
         )
+
+    async def _retire(self) -> None:
+        self.daemon.calls.append(("retire", ""))
 
     @asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
@@ -231,9 +234,20 @@ async def test_a_mapping_that_another_process_changed_is_written_again_and_count
     assert repaired["reason"].endswith("0 devices are missing, 0 are not of this agent, 1 have another device's socket")
 
 
+async def test_what_is_not_a_mapping_is_taken_away_before_it_is_written_again(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        world.mapping.set(Loaded(SocketMapping({A: "/v/a"}), "it is empty", refused=True))  # type: ignore[arg-type]
+        async with asyncio.timeout(20):
+            while not world.steps:
+                await asyncio.sleep(0.01)
+    assert world.daemon.calls.index(("retire", "")) < world.daemon.calls.index(("mapping.write", ""))
+
+
 async def test_a_mapping_that_cannot_be_written_is_an_error_and_tried_again(tmp_path: Path) -> None:
     world = World(tmp_path)
-    world.daemon.answers["mapping.write"] = {"mapping_written": False}
+    world.daemon.answers["mapping.write"] = {"mapping_written": False, "mapping_problem": "no \x1b space"}
     with capture_logs() as logs:
         async with world.followed():
             await world.until(A, lambda state: state is DeviceState.READY)
@@ -243,7 +257,9 @@ async def test_a_mapping_that_cannot_be_written_is_an_error_and_tried_again(tmp_
                 world.daemon.answers["mapping.write"] = {}
                 while not world.steps:
                     await asyncio.sleep(0.01)
-    levels = [log["log_level"] for log in logs if log["event"] == "mapping_not_written"]
+    refusals = [log for log in logs if log["event"] == "mapping_not_written"]
+    levels = [log["log_level"] for log in refusals]
+    assert refusals[0]["reason"].endswith("; the daemon could not write it: no \\x1b space")
     assert (levels[0], set(levels[1:])) == ("error", {"debug"})
 
 

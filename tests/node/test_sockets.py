@@ -1,5 +1,6 @@
 """The kernel's verdict on sockets: of other network namespaces, of strangers, of what is no socket at all."""
 
+import os
 import socket
 import subprocess
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.processes import eventually
-from vdpa_agent.node.sockets import dead_sockets, remove_stale_sockets
+from vdpa_agent.errors import SocketDirUnusable
+from vdpa_agent.node.sockets import dead_sockets, lost_sockets, make_directory, remove_stale_sockets
 
 
 def bound(path: Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
@@ -80,3 +82,42 @@ def test_only_stale_sockets_of_ours_are_removed(tmp_path: Path) -> None:
     assert sorted(removed) == [f"{tmp_path}/vdpa-1", f"{tmp_path}/vdpa-\udcff\udcfe"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "vdpa-2", "vdpa-file", "vdpa-link"]
     assert remove_stale_sockets(tmp_path / "absent") == []
+
+
+def test_a_socket_of_another_file_is_lost_though_it_is_alive(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    with bound(paths[0]), bound(paths[1]), bound(paths[2]):
+        files = {str(path): (path.stat().st_dev, path.stat().st_ino) for path in paths}
+        assert lost_sockets(files) == {}
+        assert lost_sockets(dict.fromkeys(files)) == {}
+        swapped = {**files, str(paths[0]): files[str(paths[1])]}
+        assert lost_sockets(swapped) == {str(paths[0]): f"another process replaced the socket file {paths[0]}"}
+        paths[1].rename(tmp_path / "elsewhere")
+        paths[1].symlink_to("elsewhere")
+        paths[2].unlink()
+        assert lost_sockets(files) == {
+            str(paths[1]): f"another process replaced the socket file {paths[1]}",
+            str(paths[2]): f"the socket file {paths[2]} is gone",
+        }
+
+
+def test_a_link_in_place_of_the_directory_is_not_followed(tmp_path: Path) -> None:
+    beyond, link = tmp_path / "beyond", tmp_path / "vhost"
+    beyond.mkdir()
+    bound(beyond / "vdpa-0").close()
+    link.symlink_to("beyond")
+    assert remove_stale_sockets(link) == []
+    assert (beyond / "vdpa-0").exists()
+    with pytest.raises(SocketDirUnusable, match=r"it is a symbolic link; put a directory there"):
+        make_directory(link)
+    assert remove_stale_sockets(beyond) == [str(beyond / "vdpa-0")]
+
+
+def test_what_stands_in_place_of_the_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
+    for name, kind in (("file", "a regular file"), ("fifo", "a FIFO")):
+        with pytest.raises(SocketDirUnusable, match=f"^--socket-dir .*/{name}: it is {kind}; put a directory there"):
+            make_directory(tmp_path / name)
+    with pytest.raises(SocketDirUnusable, match="file/below: not a directory; the agent needs"):
+        make_directory(tmp_path / "file" / "below")

@@ -1,5 +1,6 @@
 """Answers: what vdpad says of itself and of a device, read with suspicion."""
 
+import re
 from typing import Any, Final, NamedTuple
 
 from vdpa_agent.daemon.messages import whole_number
@@ -18,6 +19,9 @@ _NUMA_NODES: Final = 1024
 
 _COUNTERS: Final = 4096
 """The most that are kept of one device: 16 of each of the 256 virtqueues of DPDK's VHOST_MAX_VRING."""
+
+_FILE: Final = re.compile(r"([0-9]{1,20}):([0-9]{1,20})", re.ASCII)
+"""Device and inode, as C's `%llu` writes them."""
 
 
 class Version(NamedTuple):
@@ -66,6 +70,7 @@ def parse_facts(result: object) -> DeviceFacts:
         protocol_features=whole_number(answer.get("protocol_features"), bits=64) or 0,
         kind=_name(answer.get("type")),
         numa_node=numa_node if numa_node is not None and numa_node < _NUMA_NODES else None,
+        file=_file(answer.get("socket_file")),
     )
 
 
@@ -88,6 +93,12 @@ def parse_statistics(result: object) -> Statistics:
                 kept[_name(name)] = value
                 room -= 1
     return statistics
+
+
+def _file(value: object) -> tuple[int, int] | None:
+    """Reads `device:inode` of a file."""
+    match = _FILE.fullmatch(value) if isinstance(value, str) else None
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _name(value: object) -> str:

@@ -70,7 +70,7 @@ def supervision_of(
     restarts: Counter[Cause] = Counter()
     directory = SocketDirectory(config.socket_dir, steps, touched)
     given = Names(config.socket_naming, wanted=wanted, store=names, steps=steps)
-    repair = MappingRepair(mapping, steps)
+    repair = MappingRepair(mapping, retire=retire_mapping, steps=steps)
 
     def one(address: PciAddress, its: Latest[Loaded[DeviceList]], changed: Callable[[], None]) -> Supervision:
         devices = Devices(

@@ -18,11 +18,11 @@ from vdpa_agent.daemon.directory import SocketDirectory
 from vdpa_agent.daemon.messages import ErrorCode
 from vdpa_agent.daemon.names import Names
 from vdpa_agent.daemon.repair import MappingRepair
-from vdpa_agent.errors import RequestRefused
+from vdpa_agent.errors import RequestRefused, SocketDirUnusable
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import SERVED, Device, DeviceState
 from vdpa_agent.model.loaded import Loaded
-from vdpa_agent.model.pci import DeviceList, PciAddress, shown
+from vdpa_agent.model.pci import DeviceList, PciAddress, printable, shown
 from vdpa_agent.model.plan import Record, Step, next_look_s, next_step
 from vdpa_agent.model.preflight import assess, devargs_of, takes_hugepages
 from vdpa_agent.node.sysfs import read_facts, read_hugepages, read_numa
@@ -33,6 +33,9 @@ _GATHER_S: Final = 0.01
 
 _WRITE_S: Final = 5.0
 """How long the daemon may take to write the mapping; one that does not answer at all is found by its ping."""
+
+_SAID_CHARACTERS: Final = 640
+"""The longest reason of the daemon's that is passed on: mapping_problem of native/vdpad/daemon.h."""
 
 _LOGGED_CHANGES: Final = 6
 """How many comings and goings of a device's front ends are logged one by one, between two quiet looks."""
@@ -184,16 +187,8 @@ class Devices:
         try:
             await self._directory.make()
             answer = await control.call("device.add", request, timeout_s=None)
-        except RequestRefused as error:
+        except (RequestRefused, SocketDirUnusable) as error:
             self._refused(address, str(error), "device_failed")
-            return
-        except OSError as error:
-            reason = f"--socket-dir {error.filename}: {os.strerror(error.errno or 0).lower()}"
-            self._refused(address, reason, "device_failed")
-            return
-        except Stuck:
-            reason = f"--socket-dir {self._config.socket_dir}: the file system does not answer; see to its mount"
-            self._refused(address, reason, "device_failed")
             return
         self._records[address] = self._records[address]._replace(added=True)
         given = answer.get("socket", record.device.socket) if isinstance(answer, dict) else record.device.socket
@@ -243,18 +238,16 @@ class Devices:
         log.info("device_removed", device=address, socket=record.device.socket)
 
     async def _look(self) -> None:
-        """Finds sockets that died without the daemon's doing, and names that are kept no more."""
+        """Finds sockets that died or were replaced without the daemon's doing, and names that are kept no more."""
         if self._config.vhost_mode is VhostMode.SERVER:
-            sockets = {
-                address: record.device.socket
-                for address, record in self._records.items()
-                if record.device.state in SERVED
+            served = {
+                address: record.device for address, record in self._records.items() if record.device.state in SERVED
             }
             with suppress(Stuck):
-                dead = await self._directory.dead(tuple(sockets.values()))
-                for address, socket in sockets.items():
-                    if socket in dead and address in self._records:
-                        self._refused(address, dead[socket], "device_failed")
+                lost = await self._directory.lost({device.socket: device.facts.file for device in served.values()})
+                for address, device in served.items():
+                    if device.socket in lost and address in self._records:
+                        self._refused(address, lost[device.socket], "device_failed")
         await self._names.look()
         self._log_busy_front_ends()
 
@@ -319,5 +312,8 @@ class Devices:
 async def _write_mapping(control: Control) -> str:
     """Has the daemon write the mapping file; returns why it could not, empty if it did."""
     answer = await control.call("mapping.write", timeout_s=_WRITE_S)
-    failed = isinstance(answer, dict) and answer.get("mapping_written") is False
-    return "the daemon could not write it, see daemon_output" if failed else ""
+    if not isinstance(answer, dict) or answer.get("mapping_written") is not False:
+        return ""
+    problem = answer.get("mapping_problem")
+    said = printable(problem, _SAID_CHARACTERS) if isinstance(problem, str) else "see daemon_output"
+    return f"the daemon could not write it: {said}"

@@ -1,17 +1,18 @@
 """SocketDirectory: makes and looks at the directory of the sockets, off the event loop, for all daemons."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
 
+from vdpa_agent.errors import SocketDirUnusable
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.destructive import Destructive, DestructiveSteps
-from vdpa_agent.node.sockets import dead_sockets, make_directory, remove_stale_sockets
-from vdpa_agent.node.worker import Worker
+from vdpa_agent.node.sockets import FileId, lost_sockets, make_directory, remove_stale_sockets
+from vdpa_agent.node.worker import Stuck, Worker
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ log = structlog.get_logger(__name__)
 class SocketDirectory:
     """The directory of the sockets; one job at a time, and each waits for its turn.
 
-    Every method raises Stuck where the file system does not answer.
+    Every method but `make` raises Stuck where the file system does not answer.
 
     Attributes:
         touched: changes after each change in it.
@@ -48,9 +49,13 @@ class SocketDirectory:
         """Makes it, should it be gone.
 
         Raises:
-            OSError: it cannot be made.
+            SocketDirUnusable: it cannot be made, something else has its name, or its file system does not answer.
         """
-        await self._do(partial(make_directory, self._path))
+        try:
+            await self._do(partial(make_directory, self._path))
+        except Stuck as error:
+            message = f"--socket-dir {self._path}: the file system does not answer; see to its mount"
+            raise SocketDirUnusable(message) from error
 
     async def remove_stale(self, name: str | None = None) -> None:
         """Removes the sockets of daemons that ended.
@@ -62,9 +67,13 @@ class SocketDirectory:
             self._steps[Destructive.STALE_SOCKET_REMOVED] += 1
             log.warning("stale_socket_removed", socket=socket)
 
-    async def dead(self, paths: Collection[str]) -> dict[str, str]:
-        """Of these sockets, those that nobody listens on, each with the reason."""
-        return await self._do(lambda: dead_sockets(paths))
+    async def lost(self, sockets: Mapping[str, FileId | None]) -> dict[str, str]:
+        """Of these sockets, those that cannot be connected to or were replaced, each with the reason.
+
+        Args:
+            sockets: the paths, each with the file that it must be; None: it is not known which.
+        """
+        return await self._do(lambda: lost_sockets(sockets))
 
     async def _do(self, job: Callable[[], T]) -> T:
         async with self._turn:

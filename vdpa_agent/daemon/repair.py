@@ -31,15 +31,23 @@ class MappingRepair:
         due_s: when it needs a step without any event, in seconds of the loop's clock; None: never.
     """
 
-    def __init__(self, mapping: Latest[Loaded[SocketMapping]], steps: DestructiveSteps) -> None:
+    def __init__(
+        self,
+        mapping: Latest[Loaded[SocketMapping]],
+        *,
+        retire: Callable[[], Awaitable[None]],
+        steps: DestructiveSteps,
+    ) -> None:
         """Compares nothing yet.
 
         Args:
             mapping: what the file says.
+            retire: takes the file away; a device list in its place is kept.
             steps: where repairs are counted.
         """
         self.due_s: float | None = None
         self._mapping = mapping
+        self._retire = retire
         self._steps = steps
         self._tries = 0
         self._reported = ""
@@ -74,6 +82,8 @@ class MappingRepair:
             return
         self._tries += 1
         self.due_s = now_s + _RETRY.delay_s(self._tries, 0.0)
+        if _is_spoilt(loaded):
+            await self._retire()  # nothing else is written in the place of what is not a mapping
         if problem := await write():
             report = log.debug if problem == self._reported else log.error
             self._reported = problem
@@ -88,10 +98,14 @@ class MappingRepair:
             log.warning("mapping_repaired", reason=difference)
 
 
+def _is_spoilt(loaded: Loaded[SocketMapping]) -> bool:
+    return bool(loaded.problem) and loaded.problem != ABSENT
+
+
 def _difference(loaded: Loaded[SocketMapping], expected: Mapping[PciAddress, str]) -> str:
     """How the file differs from what it should say; empty if it does not."""
-    if loaded.problem and loaded.problem != ABSENT:
-        return f"the file is no mapping: {loaded.problem}"
+    if _is_spoilt(loaded):
+        return f"the file is not a mapping: {loaded.problem}"
     if loaded.value is None:
         return f"the file is absent, {len(expected)} devices are served" if expected else ""
     said = dict(loaded.value)
@@ -100,6 +114,6 @@ def _difference(loaded: Loaded[SocketMapping], expected: Mapping[PciAddress, str
     wrong = [address for address in said if address in expected and said[address] != expected[address]]
     missing, strange = expected.keys() - said.keys(), said.keys() - expected.keys()
     return (
-        f"another process changed the file: {len(missing)} devices are missing, {len(strange)} are not of this agent,"
+        f"the file differs: {len(missing)} devices are missing, {len(strange)} are not of this agent,"
         f" {len(wrong)} have another device's socket"
     )

@@ -18,7 +18,7 @@ from vdpa_agent.daemon.control import Control, open_control
 from vdpa_agent.daemon.program import Program
 from vdpa_agent.daemon.pump import Dropped, LogPump
 from vdpa_agent.daemon.reaper import Reaper
-from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable, leaf
+from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable, SocketDirUnusable, leaf
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import (
     TRANSITIONS,
@@ -270,6 +270,8 @@ class Supervisor:
         except OSError as error:
             message = f"{error.filename or self._config.program}: {os.strerror(error.errno or 0).lower()}"
             raise DaemonLost(message) from error
+        except SocketDirUnusable as error:
+            raise DaemonLost(str(error)) from error
         except Stuck as error:
             message = f"--socket-dir {self._config.socket_dir}: the file system does not answer; see to its mount"
             raise DaemonLost(message) from error

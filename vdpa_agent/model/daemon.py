@@ -114,6 +114,7 @@ class DeviceFacts(NamedTuple):
         protocol_features: the vhost-user protocol feature bits that it offers.
         kind: `net` or `blk`.
         numa_node: its NUMA node, None where there is none or it is not known.
+        file: device and inode of the socket's file, None where the daemon did not make it or did not say.
     """
 
     driver: str = ""
@@ -122,6 +123,7 @@ class DeviceFacts(NamedTuple):
     protocol_features: int = 0
     kind: str = ""
     numa_node: int | None = None
+    file: tuple[int, int] | None = None
 
 
 NOTHING_KNOWN: Final = DeviceFacts()

@@ -4,9 +4,13 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
+
+from vdpa_agent.errors import SocketDirUnusable
+from vdpa_agent.node.kinds import kind_of
 
 _DEAD: Final = {
     errno.ECONNREFUSED: "nobody listens on {}",
@@ -15,7 +19,14 @@ _DEAD: Final = {
 }
 """What connect(2) says where no socket is bound; any other error leaves open whether one is."""
 
-_NAME: Final = b"vdpa-"
+_REPLACED: Final = "another process replaced the socket file {}"
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+FileId = tuple[int, int]
+"""Which file it is: device and inode, as stat(2) gives them."""
+
+_NAME: Final = "vdpa-"
 """How the names of the sockets begin that a daemon of this project or its predecessor makes."""
 
 
@@ -38,46 +49,77 @@ def dead_sockets(paths: Iterable[str]) -> dict[str, str]:
     return dead
 
 
+def lost_sockets(sockets: Mapping[str, FileId | None]) -> dict[str, str]:
+    """Of these socket paths, those that lead to no socket, or to another one than expected, each with the reason.
+
+    Args:
+        sockets: the paths, each with the file that it must be; None: it is not known which.
+    """
+    lost = {
+        path: _REPLACED.format(path) for path, file in sockets.items() if file and _file_at(path) not in {file, None}
+    }
+    return lost | dead_sockets(path for path in sockets if path not in lost)
+
+
+def _file_at(path: str) -> FileId | None:
+    """The file that a path names, without following a link; None where there is none, or it cannot be looked at."""
+    try:
+        found = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
 def make_directory(directory: Path) -> None:
     """Makes the directory of the sockets, should it be gone; pods search it, so its mode is 0755.
 
     Raises:
-        OSError: it cannot be made.
+        SocketDirUnusable: it cannot be made, or something else has its name.
     """
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        # What is in its place is seen below.
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        found = directory.lstat()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        message = (
+            f"--socket-dir {directory}: {error.filename}: {reason}; the agent needs a directory that it can write to"
+        )
+        raise SocketDirUnusable(message) from error
+    if not stat.S_ISDIR(found.st_mode):
+        message = f"--socket-dir {directory}: it is {kind_of(found)}; put a directory there, or choose another one"
+        raise SocketDirUnusable(message)
 
 
 def remove_stale_sockets(directory: str | os.PathLike[str], name: str | None = None) -> list[str]:
     """Removes the `vdpa-*` sockets of a directory, or the one of a name, that nobody listens on; returns their paths.
 
-    Everything else in it is left alone. What cannot be removed stays: only the device that needs its path fails, and
-    reports why.
+    Everything else in it is left alone, and a symbolic link in its place is not followed. What cannot be removed
+    stays: only the device that needs its path fails, and reports why.
     """
     removed = []
-    for path in _sockets_in(os.fsencode(directory)):
-        if name is not None and os.path.basename(path) != os.fsencode(name):  # noqa: PTH119 - of bytes
-            continue
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
-                if _verdict(probe, path) != errno.ECONNREFUSED:
-                    continue
-            Path(os.fsdecode(path)).unlink()
-        except OSError:
-            continue
-        removed.append(os.fsdecode(path))
+    with suppress(OSError), ExitStack() as undo:
+        opened = os.open(directory, _DIRECTORY)
+        undo.callback(os.close, opened)
+        for found in _sockets_in(opened):
+            if name is not None and found != name:
+                continue
+            with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
+                # By the descriptor: the directory's name may lead elsewhere by now.
+                if _verdict(probe, os.fsencode(f"/proc/self/fd/{opened}/{found}")) == errno.ECONNREFUSED:
+                    os.unlink(found, dir_fd=opened)
+                    removed.append(f"{os.fsdecode(directory)}/{found}")
     return removed
 
 
-def _sockets_in(directory: bytes) -> list[bytes]:
-    try:
-        with os.scandir(directory) as entries:
-            return [
-                entry.path
-                for entry in entries
-                if entry.name.startswith(_NAME) and stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)
-            ]
-    except OSError:
-        return []
+def _sockets_in(directory: int) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [
+            entry.name
+            for entry in entries
+            if entry.name.startswith(_NAME) and stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)
+        ]
 
 
 def _verdict(probe: socket.socket, path: bytes) -> int:

@@ -6,7 +6,6 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
@@ -15,15 +14,9 @@ from vdpa_agent.config import ServeConfig
 from vdpa_agent.errors import AlreadyRunning, ListenError
 from vdpa_agent.model.health import Standing
 from vdpa_agent.node.guarded import refuse_descriptors
+from vdpa_agent.node.kinds import kind_of
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
-    (stat.S_ISREG, "a regular file"),
-    (stat.S_ISDIR, "a directory"),
-    (stat.S_ISLNK, "a symbolic link"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-)
 
 
 class Place:
@@ -182,7 +175,7 @@ def _refuse_foreign(path: Path, found: os.stat_result) -> None:
     """Refuses a lock file that is no plain file of this user alone."""
     wrong = ""
     if not stat.S_ISREG(found.st_mode):
-        wrong = f"it is {_kind(found)}"
+        wrong = f"it is {kind_of(found)}"
     elif found.st_nlink != 1:
         wrong = f"the file has {found.st_nlink} names"
     elif found.st_uid != os.geteuid():
@@ -195,12 +188,8 @@ def _refuse_foreign(path: Path, found: os.stat_result) -> None:
 def _refuse_no_socket(path: Path) -> None:
     found = path.lstat()
     if not stat.S_ISSOCK(found.st_mode):
-        message = f"--listen: {path}: {_kind(found)} is there, not a socket; move it away, or choose another --listen"
+        message = f"--listen: {path}: {kind_of(found)} is there, not a socket; move it away, or choose another --listen"
         raise ListenError(message)
-
-
-def _kind(found: os.stat_result) -> str:
-    return next((words for is_kind, words in _KINDS if is_kind(found.st_mode)), "a device")
 
 
 def _remove(name: str, directory: int) -> None:

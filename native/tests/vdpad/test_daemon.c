@@ -289,7 +289,8 @@ static void test_mapping_is_tried_again(void **state) {
 
     assert_int_equal(rmdir(f->list_directory), 0);
     assert_lines(f, "device.add", ADD,
-                 "[" HEAD "\"result\":{" DEVICE ",\"refusals\":{},\"mapping_written\":false}}]");
+                 "[" HEAD "\"result\":{" DEVICE ",\"refusals\":{},\"mapping_written\":false,"
+                 "\"mapping_problem\":\"No such file or directory\"}}]");
     assert_true(f->daemon.mapping_stale);
     assert_int_equal(pthread_create(&thread, NULL, run, &f->daemon), 0);
     assert_int_equal(mkdir(f->list_directory, 0755), 0);

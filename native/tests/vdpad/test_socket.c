@@ -204,6 +204,34 @@ static void test_claim_refused(void **state) {
     assert_int_equal(unlink(path), 0);
 }
 
+/* A link in place of the directory could lead to the sockets of others. */
+static void test_directory_is_a_link(void **state) {
+    const struct socket_access access = {.mode = 0660, .owner = (uid_t)-1, .group = (gid_t)-1};
+    struct socket_file file;
+    char beyond[64];
+    char link[64];
+    char path[72];
+    char other[72];
+    char reason[256];
+
+    snprintf(beyond, sizeof(beyond), "%s/beyond", (char *)*state);
+    snprintf(link, sizeof(link), "%s/link", (char *)*state);
+    snprintf(other, sizeof(other), "%s/s", beyond);
+    snprintf(path, sizeof(path), "%s/s", link);
+    assert_int_equal(mkdir(beyond, 0700), 0);
+    assert_int_equal(symlink("beyond", link), 0);
+    assert_int_equal(socket_listen(path, &access, &file, reason, sizeof(reason)), -ENOTDIR);
+    assert_non_null(strstr(reason, "is a symbolic link; put a directory there"));
+    assert_false(exists(other));
+    close(bound(other));
+    assert_int_equal(socket_claim(path, reason, sizeof(reason)), -ENOTDIR);
+    assert_non_null(strstr(reason, "is a symbolic link; put a directory there"));
+    assert_true(exists(other));
+    assert_int_equal(socket_claim(other, reason, sizeof(reason)), 0);
+    assert_int_equal(rmdir(beyond), 0);
+    assert_int_equal(unlink(link), 0);
+}
+
 static void test_client(void **state) {
     char path[64];
     char reason[256];
@@ -227,6 +255,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_listen, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_claim, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_claim_refused, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_directory_is_a_link, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_client, make_directory, remove_directory),
     };
 
