@@ -92,7 +92,9 @@ class Histories(RuleBasedStateMachine):
         self.status = Latest(DaemonStatus())
         self.standing = Latest(Standing())
         names = Store()
-        self.roles = Roles(config, wanted=self.wanted, mapping=self.mapping, names=names)
+        # Below /proc no lock can be made, and none is needed.
+        no_lock = Path("/proc/socketList.dat")
+        self.roles = Roles(config, wanted=self.wanted, mapping=self.mapping, names=names, socket_list=no_lock)
         steps: DestructiveSteps = Counter()
         self.devices = Devices(
             config,

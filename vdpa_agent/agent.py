@@ -5,7 +5,7 @@ import gc
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -127,7 +127,9 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         config.files, takes_requests=takes_requests, shrink_settle_s=config.daemon.drain_timeout_s, steps=steps
     )
     names = NamesFile(config.files.socket_list)
-    roles = Roles(config.daemon, wanted=lists.devices, mapping=lists.mapping, names=names)
+    roles = Roles(
+        config.daemon, wanted=lists.devices, mapping=lists.mapping, names=names, socket_list=config.files.socket_list
+    )
     touched = Latest(0)
     mapping_file = MappingFile(config.files, takes_requests=takes_requests)
     supervisor, daemons = supervision_of(
@@ -175,6 +177,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
     await lists.first()
     await roles.decide()
     async with (
+        aclosing(roles),
         listening(config.serve, _services(config, view, answers, supervisor.statistics), standing) as (peers, handled),
         _tracing(handled, wanted=config.serve.tracing),
         _http(config.serve.http_listen, sources(peers=peers, handled=handled)),

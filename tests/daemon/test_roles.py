@@ -1,15 +1,18 @@
 """The role beside real sockets: an agent's own leftover mapping, and one of another process."""
 
 import asyncio
+import os
 import socket
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.memory import Names
 from vdpa_agent.config import DaemonConfig, DaemonMode, VhostMode
 from vdpa_agent.daemon.roles import Roles
+from vdpa_agent.errors import AlreadyRunning
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import Loaded
@@ -33,7 +36,10 @@ class World:
         self.names.kept = {A: "vdpa-0"}
         self.path = directory / "vdpa-0"
         config = DaemonConfig(mode=mode, vhost_mode=vhost_mode, socket_dir=directory)
-        self.roles = Roles(config, wanted=self.wanted, mapping=self.mapping, names=self.names)
+        self.socket_list = directory / "socketList.dat"
+        self.roles = Roles(
+            config, wanted=self.wanted, mapping=self.mapping, names=self.names, socket_list=self.socket_list
+        )
 
     def map(self, path: Path) -> None:
         self.mapping.set(Loaded(Mapping(MappingProxyType({A: str(path)}))))
@@ -92,3 +98,30 @@ async def test_who_always_manages_does_so_from_the_start(run_dir: Path) -> None:
     world.map(run_dir / "vdpa-1")
     assert world.roles.role.value is Role.MANAGING
     assert await world.decided() is Role.MANAGING
+
+
+async def test_one_agent_manages_the_sockets_of_a_mapping(run_dir: Path) -> None:
+    first, second = World(run_dir), World(run_dir)
+    for world in (first, second):
+        assert await world.decided() is Role.WAITING  # no agent needs the lock yet
+        world.wanted.set(Loaded((A,)))
+    assert await first.decided() is Role.MANAGING
+    holder = f"process {os.getpid()} on {socket.gethostname()}, holds {first.socket_list}"
+    with pytest.raises(AlreadyRunning, match=f"^another agent, {holder}; stop it or choose another --socket-list$"):
+        await second.decided()
+    assert second.roles.role.value is Role.WAITING
+    await first.roles.aclose()
+    third = World(run_dir, DaemonMode.VDPAD)
+    assert await third.decided() is Role.MANAGING
+    await third.roles.aclose()
+    assert not list(run_dir.iterdir())
+
+
+async def test_where_no_lock_can_be_made_the_agent_goes_on(run_dir: Path) -> None:
+    (run_dir / ".socketList.dat.lock").mkdir()
+    world = World(run_dir, DaemonMode.VDPAD)
+    with capture_logs() as logs:
+        assert await world.decided() is Role.MANAGING
+        assert await world.decided() is Role.MANAGING
+    (warning,) = [entry for entry in logs if entry["event"] == "mapping_not_locked"]
+    assert "move it away" in warning["reason"]

@@ -190,7 +190,6 @@ def test_the_agent_stops_in_order(run_dir: Path, options: tuple[str, ...], numbe
             ".pciList.last",
             "pciList.dat",
             "socketNames.json",
-            "vdpa.sock.lock",
             "vhost",
         ]
         assert list((run_dir / "vhost").iterdir()) == []

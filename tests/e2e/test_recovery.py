@@ -139,10 +139,34 @@ def test_a_second_agent_is_sent_away_and_the_first_answers_on(four: AgentProcess
     try:
         assert second.process.wait(20) == 100
         second.log.end()
-        assert f"process {four.process.pid}, holds {four.listen}" in second.log.raw[-1]
+        assert f"process {four.process.pid} on {socket.gethostname()}, holds {four.socket_list}" in second.log.raw[-1]
     finally:
         second.kill()
     assert four.ask(FOUR[0]).endswith("vdpa-0")
+
+
+def test_a_second_agent_with_a_socket_of_its_own_takes_nothing_from_the_first(
+    four: AgentProcess, options: tuple[str, ...]
+) -> None:
+    before = four.socket_list.read_text()
+    second = AgentProcess(four.directory, [*options, f"--listen={four.directory / 'second.sock'}"], {})
+    try:
+        assert second.process.wait(20) == 100
+        second.log.end()
+        assert f"holds {four.socket_list}; stop it or choose another --socket-list" in second.log.raw[-1]
+    finally:
+        second.kill()
+    assert four.socket_list.read_text() == before
+    assert not list(four.directory.glob("second.sock*"))
+    # Only one that manages is in the way: another one may serve the same mapping.
+    reader = [*options, f"--listen={four.directory / 'second.sock'}", "--daemon=none"]
+    third = AgentProcess(four.directory, reader, {})
+    try:
+        third.wait_logged("role_decided", role="serving")
+        third.wait_logged("listening")
+        assert third.stop() == 0
+    finally:
+        third.kill()
 
 
 def test_settings_come_from_the_environment_too(run_dir: Path, options: tuple[str, ...]) -> None:

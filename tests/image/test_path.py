@@ -74,6 +74,7 @@ def test_it_needs_no_other_directory_to_write_to(agent: Container, shared: Path)
     assert [ask(shared, address) for address in FOUR] == [socket(number) for number in range(4)]
     assert sorted(path.name for path in shared.iterdir()) == [
         ".pciList.last",
+        ".socketList.dat.lock",
         "pciList.dat",
         "socketList.dat",
         "socketNames.json",

@@ -2,18 +2,21 @@
 
 import asyncio
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from vdpa_agent.config import DaemonConfig, DaemonMode, VhostMode
 from vdpa_agent.daemon.names import NameStore
+from vdpa_agent.errors import AlreadyRunning, ListenError
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList
 from vdpa_agent.model.role import is_own, role_after
+from vdpa_agent.node.lock import Lock
 from vdpa_agent.node.sockets import dead_sockets
 from vdpa_agent.node.worker import Stuck, Worker
 
@@ -40,6 +43,7 @@ class Roles:
         wanted: Latest[Loaded[DeviceList]],
         mapping: Latest[Loaded[Mapping]],
         names: NameStore,
+        socket_list: Path,
     ) -> None:
         """Looks at nothing yet.
 
@@ -48,6 +52,7 @@ class Roles:
             wanted: the device list.
             mapping: the mapping file.
             names: the socket names that agents before this one gave.
+            socket_list: the mapping file; one agent alone manages the sockets that it names.
         """
         manages = config.mode in {DaemonMode.VDPAD, DaemonMode.COMMAND}
         self.role = Latest(Role.MANAGING if manages else Role.WAITING)
@@ -57,9 +62,15 @@ class Roles:
         self._names = names
         self._worker = Worker("roles")
         self._wake = asyncio.Event()
+        self._lock = Lock(socket_list.with_name(f".{socket_list.name}.lock"), socket_list, "--socket-list")
+        self._claimed = False
 
     async def run(self) -> None:
-        """Follows what decides the role, until cancelled."""
+        """Follows what decides the role, until cancelled.
+
+        Raises:
+            AlreadyRunning: another agent manages the sockets that this one is to manage.
+        """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._wake_on_change(self._wanted))
             tasks.create_task(self._wake_on_change(self._mapping))
@@ -71,7 +82,11 @@ class Roles:
                         await self._wake.wait()
 
     async def decide(self) -> bool:
-        """Decides now; returns whether a mapping has a say that looks like this agent's own."""
+        """Decides now; returns whether a mapping has a say that looks like this agent's own.
+
+        Raises:
+            AlreadyRunning: another agent manages the sockets that this one is to manage.
+        """
         mapping = self._mapping.value
         looks_own = leftover = False
         may_manage = self._config.mode is DaemonMode.AUTO
@@ -80,10 +95,28 @@ class Roles:
             looks_own = is_own(mapping.value, names, self._config.socket_dir)
             leftover = looks_own and await self._is_dead(mapping.value)
         role = role_after(self.role.value, self._wanted.value, mapping, may_manage=may_manage, leftover=leftover)
+        if role is Role.MANAGING and not self._claimed:
+            await self._claim()
         if role is not self.role.value:
             log.info("role_decided", role=str(role), mapping_is_own_leftover=leftover)
         self.role.set(role)
         return looks_own
+
+    async def aclose(self) -> None:
+        """Lets another agent manage the sockets."""
+        with suppress(Stuck):
+            await self._worker.run(self._lock.leave, timeout_s=_DISK_S)
+
+    async def _claim(self) -> None:
+        """Keeps other agents from the mapping and its sockets, before anything of them is touched."""
+        self._claimed = True
+        try:
+            await self._worker.run(self._lock.take, timeout_s=_DISK_S)
+        except AlreadyRunning:
+            raise
+        except (ListenError, Stuck) as error:
+            # Where this agent cannot write, it replaces nothing of another one either.
+            log.warning("mapping_not_locked", reason=str(error) or "the file system of --socket-list does not answer")
 
     async def _is_dead(self, mapping: Mapping) -> bool:
         """Whether nothing serves any socket of a mapping; where front ends open them, that cannot be seen."""

@@ -1,7 +1,6 @@
 """The place of the gRPC socket on disk: one agent per path, and nothing outside of the directory is ever touched."""
 
 import errno
-import fcntl
 import os
 import socket
 import stat
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from vdpa_agent.config import ServeConfig
-from vdpa_agent.errors import AlreadyRunning, ListenError
+from vdpa_agent.errors import ListenError
 from vdpa_agent.model.health import Standing
 from vdpa_agent.node.guarded import refuse_descriptors
 from vdpa_agent.node.kinds import kind_of
+from vdpa_agent.node.lock import Lock, is_at
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -36,8 +36,7 @@ class Place:
         self.bound: socket.socket | None = None
         self._config = config
         self._path = config.listen
-        self._lock_path = config.listen.with_name(f"{config.listen.name}.lock")
-        self._lock: int | None = None
+        self._lock = Lock(config.listen.with_name(f"{config.listen.name}.lock"), config.listen, "--listen")
         self._socket: int | None = None
 
     def take(self) -> None:
@@ -51,9 +50,8 @@ class Place:
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         except OSError as error:
             raise _listen_error(self._path, error) from error
-        if not _is_at(self._lock_path, self._lock):
-            self._hold()
-        if not _is_at(self._path, self._socket):
+        self._lock.take()
+        if not is_at(self._path, self._socket):
             self._bind()
 
     def look(self) -> Standing:
@@ -71,52 +69,21 @@ class Place:
             # It is a mount whose source was removed: nothing can be made in it any more.
             reason = f"the directory {directory} was removed while it is mounted; only a new container can fix that"
             return Standing(not_ready=reason, not_live=reason)
-        for path, descriptor_of in ((self._lock_path, self._lock), (self._path, self._socket)):
-            if not _is_at(path, descriptor_of):
-                return Standing(not_ready=f"{path} was removed or replaced by another process")
+        if not self._lock.is_held():
+            return Standing(not_ready=f"{self._lock.path} was removed or replaced by another process")
+        if not is_at(self._path, self._socket):
+            return Standing(not_ready=f"{self._path} was removed or replaced by another process")
         return Standing()
 
     def leave(self) -> None:
         """Takes the socket away, if it is still this one, and frees the lock."""
         with suppress(OSError):
-            if _is_at(self._path, self._socket):
+            if is_at(self._path, self._socket):
                 self._path.unlink()
-        for descriptor in (self._socket, self._lock):
-            if descriptor is not None:
-                os.close(descriptor)
-        self._socket = self._lock = None
-
-    def _hold(self) -> None:
-        """Takes the lock; the kernel frees it when the process ends, however it ends."""
-        path = self._lock_path
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        with ExitStack() as undo:
-            try:
-                descriptor = os.open(path, flags, 0o600)
-                undo.callback(os.close, descriptor)
-                _refuse_foreign(path, os.fstat(descriptor))
-                # Whoever can open it can lock it.
-                os.fchmod(descriptor, 0o600)
-            except OSError as error:
-                if error.errno in {errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT}:
-                    raise _listen_error(path, error) from error
-                reason = "it is a symbolic link" if error.errno == errno.ELOOP else _reason(error)
-                message = f"--listen: {path}: {reason}; move it away, or choose another --listen"
-                raise ListenError(message) from error
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-                message = f"another agent, process {holder}, holds {self._path}; stop it or choose another --listen"
-                raise AlreadyRunning(message) from error
-            # The number is for people; a full disk has no room for it, and the lock is held all the same.
-            with suppress(OSError):
-                os.truncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            undo.pop_all()
-        if self._lock is not None:
-            os.close(self._lock)
-        self._lock = descriptor
+        if self._socket is not None:
+            os.close(self._socket)
+            self._socket = None
+        self._lock.leave()
 
     def _bind(self) -> None:
         """Listens at the path, in place of a socket that is there."""
@@ -159,30 +126,6 @@ class Place:
         os.rename(path.name, path.name, src_dir_fd=private, dst_dir_fd=parent)
         failed.pop_all()
         return bound, held
-
-
-def _is_at(path: Path, descriptor: int | None) -> bool:
-    """Whether an open file is what a path names, without following a link."""
-    if descriptor is None:
-        return False
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except OSError:
-        return False
-
-
-def _refuse_foreign(path: Path, found: os.stat_result) -> None:
-    """Refuses a lock file that is no plain file of this user alone."""
-    wrong = ""
-    if not stat.S_ISREG(found.st_mode):
-        wrong = f"it is {kind_of(found)}"
-    elif found.st_nlink != 1:
-        wrong = f"the file has {found.st_nlink} names"
-    elif found.st_uid != os.geteuid():
-        wrong = f"it belongs to user {found.st_uid}, the agent runs as {os.geteuid()}"
-    if wrong:
-        message = f"--listen: {path}: {wrong}; move it away, or choose another --listen"
-        raise ListenError(message)
 
 
 def _refuse_no_socket(path: Path) -> None:

@@ -1,0 +1,138 @@
+"""Lock: a file beside what only one process may have, held by one of them at a time."""
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Final
+
+from vdpa_agent.errors import AlreadyRunning, ListenError
+from vdpa_agent.node.kinds import kind_of
+
+_MAKE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_TRIES: Final = 10
+"""How often a lock is taken anew whose holder takes the file away while it is taken."""
+
+_HOLDER_BYTES: Final = 512
+"""What is read of a lock's content: a process id, and a name of at most HOST_NAME_MAX, which is 64."""
+
+_WITHOUT_RIGHT: Final = frozenset({errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT})
+
+
+class Lock:
+    """A lock file; everything here may block, as any file system may, and is to be done by a `Worker`.
+
+    The kernel frees the lock when the process ends, however it ends. Only the user that made the file can open it.
+    """
+
+    def __init__(self, path: Path, guarded: Path, option: str) -> None:
+        """Opens nothing yet.
+
+        Args:
+            path: the file.
+            guarded: what only one process may have, for messages.
+            option: the option that says where that is, likewise.
+        """
+        self.path = path
+        self._guarded = guarded
+        self._option = option
+        self._descriptor: int | None = None
+
+    def take(self) -> None:
+        """Takes the lock, unless it is held already.
+
+        Raises:
+            AlreadyRunning: another process holds it.
+            ListenError: it cannot be taken; the message says what is in the way.
+        """
+        for _ in range(_TRIES):
+            if self.is_held():
+                return
+            with suppress(OSError):
+                self._release()
+            self._descriptor = self._taken()
+
+    def is_held(self) -> bool:
+        """Whether this process holds it, and the file is still there for others to see."""
+        return is_at(self.path, self._descriptor)
+
+    def leave(self) -> None:
+        """Takes the file away and frees the lock."""
+        with suppress(OSError):
+            if self.is_held():
+                self.path.unlink()
+        self._release()
+
+    def _release(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _taken(self) -> int:
+        path = self.path
+        with ExitStack() as undo:
+            try:
+                path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                descriptor = os.open(path, _MAKE, 0o600)
+                undo.callback(os.close, descriptor)
+                self._refuse_foreign(os.fstat(descriptor))
+                # Any process that can open it can lock it.
+                os.fchmod(descriptor, 0o600)
+            except OSError as error:
+                raise self._error(error) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                remedy = f"stop it or choose another {self._option}"
+                message = f"another agent, {_holder(descriptor)}, holds {self._guarded}; {remedy}"
+                raise AlreadyRunning(message) from error
+            # The holder is for people; a full disk has no room for it, and the lock is held all the same.
+            with suppress(OSError):
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+            undo.pop_all()
+        return descriptor
+
+    def _refuse_foreign(self, found: os.stat_result) -> None:
+        """Refuses a file that is not a plain one of this user alone."""
+        wrong = ""
+        if not stat.S_ISREG(found.st_mode):
+            wrong = f"it is {kind_of(found)}"
+        elif found.st_nlink > 1:
+            wrong = f"the file has {found.st_nlink} names"
+        elif found.st_uid != os.geteuid():
+            wrong = f"it belongs to user {found.st_uid}, the agent runs as {os.geteuid()}"
+        if wrong:
+            raise ListenError(self._in_the_way(wrong))
+
+    def _error(self, error: OSError) -> ListenError:
+        reason = os.strerror(error.errno or 0).lower()
+        if error.errno in _WITHOUT_RIGHT:
+            return ListenError(
+                f"{self._option}: {self.path}: {reason}; the agent needs a directory that it can write to"
+            )
+        return ListenError(self._in_the_way("it is a symbolic link" if error.errno == errno.ELOOP else reason))
+
+    def _in_the_way(self, reason: str) -> str:
+        return f"{self._option}: {self.path}: {reason}; move it away, or choose another {self._option}"
+
+
+def is_at(path: Path, descriptor: int | None) -> bool:
+    """Whether an open file is what a path names, without following a link."""
+    if descriptor is None:
+        return False
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except OSError:
+        return False
+
+
+def _holder(descriptor: int) -> str:
+    """Who holds a lock, by its content: a process id is of use only together with its host, or pod."""
+    words = os.pread(descriptor, _HOLDER_BYTES, 0).decode("ascii", "replace").split()
+    process = words[0] if words and words[0].isdecimal() else "unknown"
+    host = words[1] if len(words) > 1 and words[1].isprintable() else ""
+    return f"process {process} on {host}" if host else f"process {process}"
