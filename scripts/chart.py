@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vdpa_agent.cli.parser import build_parser
-from vdpa_agent.cli.values import permission_bits, seconds, seconds_or_none
+from vdpa_agent.cli.values import path, permission_bits, seconds, seconds_or_none
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CHART: Final = ROOT / "charts" / "vdpa-agent"
@@ -99,7 +99,7 @@ def _value_schema(action: argparse.Action) -> dict[str, Any]:
         permission_bits: {"type": "string", "pattern": "^0?[67][0-7]{2}$"},
         seconds: {"type": "number", "exclusiveMinimum": 0, "maximum": 86400},
         seconds_or_none: {"type": "number", "minimum": 0, "maximum": 86400},
-        Path: {"type": "string", "pattern": "^/"},
+        path: {"type": "string", "pattern": "^/"},
     }
     if kind in by_kind:
         return by_kind[kind]
@@ -305,9 +305,9 @@ def main() -> None:
     """Writes all of it."""
     (CHART / "values.yaml").write_text(values_text())
     (CHART / "values.schema.json").write_text(schema_text())
-    for path, content in rendered_files():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(content)
+    for rendered, content in rendered_files():
+        rendered.parent.mkdir(exist_ok=True)
+        rendered.write_text(content)
 
 
 if __name__ == "__main__":

@@ -214,8 +214,8 @@ def _dead_sockets(worker: Worker) -> DeadSockets:
     async def ask(paths: Collection[str]) -> dict[str, str]:
         try:
             return await worker.run(lambda: dead_sockets(paths), timeout_s=_DISK_S)
-        except Stuck:
-            return {path: f"the file system of {path} does not answer" for path in paths}
+        except Stuck as error:
+            return {path: f"{path}: {error}" for path in paths}
 
     return ask
 

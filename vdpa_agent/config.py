@@ -92,9 +92,6 @@ class FilesConfig:
     def __post_init__(self) -> None:
         for option, path in (("--socket-list", self.socket_list), ("--pci-list", self.pci_list)):
             _absolute(option, path)
-        if self.socket_list == self.pci_list:
-            message = f"--socket-list and --pci-list are both {self.pci_list}, give them two names"
-            raise ConfigError(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +285,18 @@ class AgentConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
+        paths = {
+            "--listen": self.serve.listen,
+            "--socket-list": self.files.socket_list,
+            "--pci-list": self.files.pci_list,
+            "--socket-dir": self.daemon.socket_dir,
+        }
+        options: dict[Path, str] = {}
+        for option, path in paths.items():
+            other = options.setdefault(path, option)
+            if other != option:
+                message = f"{other} and {option} are both {path}, give them two names"
+                raise ConfigError(message)
         if self.serve.example_data and self.daemon.mode is DaemonMode.VDPAD:
             message = "--example-data serves sockets that no daemon opens, drop it or --daemon vdpad"
             raise ConfigError(message)

@@ -9,6 +9,7 @@ AgentError                 exit code 1
 │   ├── DaemonLost         1    it ended, or its control channel did
 │   └── RequestRefused     1    it answered a control request with an error
 ├── SocketDirUnusable      1    the directory of the vhost-user sockets cannot be used
+├── NoThread               1    the machine has no thread left for the agent
 ├── ListenError            1    the gRPC socket or the HTTP address cannot be opened
 │   └── AlreadyRunning     100  another instance holds it
 ├── NoSuchDevice           4    the agent knows no socket for an address
@@ -72,6 +73,13 @@ class RequestRefused(DaemonError):
 
 class SocketDirUnusable(AgentError):
     """The directory of the vhost-user sockets cannot be used; the message says why and what to do."""
+
+
+class NoThread(AgentError):
+    """The machine has no thread left for the agent, which does all file work in threads."""
+
+    def __init__(self) -> None:
+        super().__init__("no thread can be started; raise the limit of processes (nproc, or pids of the container)")
 
 
 class ListenError(AgentError):

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 import structlog
 
 from vdpa_agent.config import LogConfig, LogFormat
+from vdpa_agent.errors import NoThread
 from vdpa_agent.model.text import printable, printable_lines
 
 _QUEUE_MAX_BYTES: Final = 1024 * 1024
@@ -51,6 +52,9 @@ class LogWriter:
         Args:
             descriptor: where to write; it may block for ever, or fail.
             tell_dropped: called in the thread, with their number, when it can be written again after drops.
+
+        Raises:
+            NoThread: the machine has no thread for it.
         """
         self._descriptor = descriptor
         self._tell_dropped = tell_dropped
@@ -61,7 +65,10 @@ class LogWriter:
         self._idle = False
         # Its lock may be taken again by the thread that holds it: what the garbage collector ends may log.
         self._changed = threading.Condition()
-        threading.Thread(target=self._run, name="log", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="log", daemon=True).start()
+        except RuntimeError as error:
+            raise NoThread from error
 
     def write(self, text: str) -> None:
         """Queues whole lines, or drops them if too much is queued; never waits. Any thread may call it."""

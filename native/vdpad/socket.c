@@ -203,7 +203,12 @@ close_socket:
     close(fd);
 close_directory:
     close(directory);
-    socket_explain(reason, size, what, error);
+    if (error == -EPERM)
+        snprintf(reason, size,
+                 "%s: %s; give the capability CAP_CHOWN, or change --socket-owner and --socket-group", what,
+                 strerror(-error));
+    else
+        socket_explain(reason, size, what, error);
     return error;
 }
 

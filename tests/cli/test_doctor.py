@@ -81,7 +81,7 @@ def test_no_list(node: Node) -> None:
     node.pci_list.write_text("82:00.2\nens1f0\n")
     refused = "line 2: 'ens1f0' is not a PCI address such as 0000:82:00.2; write one address a line"
     assert node.doctor().of("device list", "blocks") == [
-        f"no device list is loaded: {node.pci_list}: {refused} => correct {node.pci_list}"
+        f"no device list is loaded: {node.pci_list}: {refused} => change {node.pci_list} as the reason says"
     ]
 
 
@@ -317,7 +317,9 @@ def test_beside_an_agent_whose_daemon_is_short_of_files_and_whose_list_is_broken
         f"the daemon may have 70 files open, fewer than 80 for 1 devices => prlimit --pid {pid} --nofile=80"
     ]
     assert problem.startswith("line 1: 'ens1f0' is not a PCI address")
-    assert found.of("device list", "doubt") == [f"its last good content counts: {problem} => correct {agent.pci_list}"]
+    assert found.of("device list", "doubt") == [
+        f"its last good content counts: {problem} => change {agent.pci_list} as the reason says"
+    ]
 
 
 def test_the_same_words_as_status(node: Node) -> None:

@@ -142,7 +142,7 @@ def test_a_real_agent_from_no_list_to_one(run_dir: Path) -> None:
         assert _command("list", where).stderr == ""
         agent.socket_list.write_text("{}")
         agent.wait_logged("file_refused")
-        assert f"fix: correct {agent.socket_list}\n" in _command("status", where).stdout
+        assert f"fix: change {agent.socket_list} as the reason says\n" in _command("status", where).stdout
 
 
 def test_a_list_without_a_device(run_dir: Path) -> None:

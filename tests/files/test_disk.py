@@ -77,6 +77,10 @@ def _dangling_link(place: Path, secret: Path) -> None:
     place.symlink_to(secret.parent / "made")
 
 
+def _dangling_link_beneath(place: Path, _secret: Path) -> None:
+    place.symlink_to("made")
+
+
 def _link_to_a_device(place: Path, _secret: Path) -> None:
     place.symlink_to("/dev/zero")
 
@@ -96,6 +100,7 @@ ODD: Final[dict[Trap, str]] = {
     _link_up_and_down: LEADS_OUT,
     _link_to_itself: ENDLESS,
     _dangling_link: LEADS_OUT,
+    _dangling_link_beneath: "a symbolic link to a file that is not there; put a file in its place",
     _link_to_a_device: LEADS_OUT,
     _hard_link: "a file with 2 names (hard links); put a copy in its place",
 }

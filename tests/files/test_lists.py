@@ -355,7 +355,7 @@ async def test_without_a_thread_from_the_start_the_files_are_read_when_there_is_
     )
     output, _ = await asyncio.wait_for(process.communicate(), 60)
     lines = output.decode().splitlines()
-    expected = f"{run_dir}/pciList.dat: no thread can be started to read or write it; raise the limit of processes"
+    expected = f"{run_dir}/pciList.dat: no thread can be started; raise the limit of processes"
     assert [line for line in lines if line.startswith(expected)]
     assert lines[-1] == "('0000:82:00.2',)"
 

@@ -67,15 +67,6 @@ async def test_a_failed_call_is_given_in_words_with_the_remedy(number: int, word
     assert str(refusal.value) == words
 
 
-async def test_without_a_thread_the_reason_is_given_in_words() -> None:
-    def job() -> None:
-        message = "can't start new thread"  # what threading raises
-        raise RuntimeError(message)
-
-    with pytest.raises(FileRefused, match=r"/run/file: no thread can be started .* raise the limit of processes"):
-        await OffLoop("test").do(job, PLACE)
-
-
 def test_a_reason_is_new_once_until_it_works_again() -> None:
     once = Once()
     assert [once.is_new(reason) for reason in ("a", "a", "b", "a")] == [True, False, True, False]

@@ -1,10 +1,14 @@
 """A worker that is held holds nobody else."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 
 import pytest
 
+from tests.processes import ROOT
+from vdpa_agent.errors import NoThread
 from vdpa_agent.node.worker import Stuck, Worker
 
 
@@ -17,6 +21,26 @@ def test_results_and_errors_come_back() -> None:
         assert await worker.run(lambda: 7, timeout_s=20) == 7
 
     asyncio.run(scenario())
+
+
+def test_without_a_thread_the_reason_is_given_in_words() -> None:
+    """As another user, since root may always start threads."""
+    code = (
+        "import asyncio; from vdpa_agent.files.off_loop import OffLoop;"
+        " asyncio.run(OffLoop('test').do(lambda: None, '/run/file'))"
+    )
+    refused = run_without_threads(sys.executable, "-c", code)
+    assert refused.stderr.splitlines()[-1] == f"vdpa_agent.errors.FileRefused: /run/file: {NoThread()}"
+
+
+def test_an_agent_that_gets_no_thread_ends_with_one_line() -> None:
+    refused = run_without_threads(sys.executable, "-m", "vdpa_agent", "run", "--example-data")
+    assert (refused.returncode, refused.stderr) == (1, f"vdpa-agent: {NoThread()}\n")
+
+
+def run_without_threads(*command: str) -> "subprocess.CompletedProcess[str]":
+    limited = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "prlimit", "--nproc=1:1")
+    return subprocess.run([*limited, *command], check=False, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_what_is_stuck_is_refused_until_it_ends() -> None:

@@ -51,7 +51,8 @@ async def test_a_second_one_names_the_holder_and_disturbs_nothing(run_dir: Path)
     config = ServeConfig(listen=run_dir / "s.sock")
     async with _listening(config):
         inode = config.listen.stat().st_ino
-        with pytest.raises(AlreadyRunning, match=f"process {os.getpid()} on {socket.gethostname()}, holds {config.listen}"):
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        with pytest.raises(AlreadyRunning, match=f"{holder}, holds {config.listen}"):
             async with _listening(config):
                 pytest.fail("two hold one socket")
         assert config.listen.stat().st_ino == inode

@@ -83,7 +83,8 @@ def run(options: argparse.Namespace) -> int:
         log=LogConfig(level=options.log_level, format=options.log_format),
     )
     # Process 1 is deaf to signals that it does not handle, and the agent is not there yet to do so.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
         terminal = has_terminal()
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(0) if terminal else None)
@@ -216,7 +217,12 @@ def _problems(told: "pb.GetStatusResponse") -> Iterator[tuple[str, str]]:
         # Where the other list decides, this one need not be there.
         if problem != ABSENT or role != other_role:
             path = told.settings.get(option) or f"the file of --{option}"
-            yield "", f"fix: {absent.format(path) if problem == ABSENT else f'correct {path}'}"
+            remedy = absent.format(path) if problem == ABSENT else f"change {path} as the reason says"
+            if name == "mapping" and role == "managing":
+                remedy = (
+                    "none needed, the agent writes it again; what keeps it from that is logged as mapping_not_written"
+                )
+            yield "", f"fix: {remedy}"
 
 
 def health(options: argparse.Namespace) -> int:

@@ -86,10 +86,15 @@ def writing() -> Iterator[None]:
 
 def complain(text: str) -> None:
     """Prints a line on standard error, where that can be written."""
+    complain_lines(printable(text) + "\n")
+
+
+def complain_lines(text: str) -> None:
+    """Prints a text of our own on standard error, where that can be written."""
     if sys.stderr is None:
         return
     try:
-        sys.stderr.write(printable(text) + "\n")
+        sys.stderr.write(text)
         sys.stderr.flush()
     except OSError:
         discard(sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 from vdpa_agent import __version__
 from vdpa_agent.cli import commands
-from vdpa_agent.cli.output import complain
+from vdpa_agent.cli.output import complain, complain_lines
 from vdpa_agent.cli.values import (
     Mode,
     count,
@@ -19,6 +19,7 @@ from vdpa_agent.cli.values import (
     group,
     host_port,
     listen_path,
+    path,
     permission_bits,
     seconds,
     seconds_or_none,
@@ -146,7 +147,9 @@ def build_parser(environment: Mapping[str, str], only: str | None = None) -> arg
         description="Supervises the DPDK vDPA daemon of a node and answers by gRPC which socket serves which VF.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    added = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    # Not `required`, which argparse would report before an option that it does not know.
+    parser.set_defaults(command=partial(_show_help, parser))
+    added = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, command: Callable[[argparse.Namespace], int], help_text: str, fill: _Fill) -> None:
         of_command = added.add_parser(name, help=help_text, description=command.__doc__)
@@ -165,6 +168,12 @@ def build_parser(environment: Mapping[str, str], only: str | None = None) -> arg
     add("doctor", commands.doctor, "show what is right and wrong on this node", _add_doctor)
     add("completion", commands.completion, "print a shell's completion script", partial(_add_completion, parser))
     return parser
+
+
+def _show_help(parser: argparse.ArgumentParser, _options: argparse.Namespace) -> int:
+    """What is done without a command."""
+    complain_lines(parser.format_help())
+    return 2
 
 
 def _add_completion(parser: argparse.ArgumentParser, of_command: _Parser) -> None:
@@ -224,11 +233,11 @@ def _add_doctor(parser: _Parser) -> None:
     )
     _add_client(parser, ("table", "json"))
     option = parser.option
-    option("--pci-list", kind=Path, default=None, metavar="PATH", help_text="the device list")
-    option("--socket-list", kind=Path, default=None, metavar="PATH", help_text="the mapping file")
+    option("--pci-list", kind=path, default=None, metavar="PATH", help_text="the device list")
+    option("--socket-list", kind=path, default=None, metavar="PATH", help_text="the mapping file")
     option("--vdpad", kind=str, default=None, metavar="PROGRAM", help_text="the daemon, a path or a name on the PATH")
-    option("--socket-dir", kind=Path, default=None, metavar="DIRECTORY", help_text="where the sockets are made")
-    option("--sysfs", kind=Path, default=None, metavar="DIRECTORY", help_text="where sysfs, or a copy of it, is")
+    option("--socket-dir", kind=path, default=None, metavar="DIRECTORY", help_text="where the sockets are made")
+    option("--sysfs", kind=path, default=None, metavar="DIRECTORY", help_text="where sysfs, or a copy of it, is")
     option(
         "--memory",
         kind=Memory,
@@ -257,8 +266,8 @@ def _add_run(parser: _Parser) -> None:
 
     parser.set_defaults(tracing=any(parser.environment.get(name) for name in _COLLECTOR))
     option = parser.option
-    option("--socket-list", kind=Path, default=DEFAULT_SOCKET_LIST, metavar="PATH", help_text="the mapping file")
-    option("--pci-list", kind=Path, default=DEFAULT_PCI_LIST, metavar="PATH", help_text="the device list")
+    option("--socket-list", kind=path, default=DEFAULT_SOCKET_LIST, metavar="PATH", help_text="the mapping file")
+    option("--pci-list", kind=path, default=DEFAULT_PCI_LIST, metavar="PATH", help_text="the device list")
     option(
         "--listen", kind=listen_path, default=DEFAULT_LISTEN, metavar="SOCKET", help_text="the unix socket to answer on"
     )
@@ -294,7 +303,10 @@ def _add_run(parser: _Parser) -> None:
         help_text="what readiness takes: that the agent answers and what it manages runs (running), or that every VF of"
         " the list is served too (all-devices)",
     )
-    parser.flag("--require-sockets", "call another process's mapping ready only if all of its sockets listen")
+    parser.flag(
+        "--require-sockets",
+        "answer with a socket of another process's mapping only while it listens, and be ready only if all of them do",
+    )
     option(
         "--daemon",
         kind=DaemonMode,
@@ -330,10 +342,10 @@ def _add_run(parser: _Parser) -> None:
         metavar="ADDRESS=ARGUMENTS",
         help_text="DPDK device arguments of a VF, in place of those that its vendor calls for; may be repeated",
     )
-    option("--sysfs", kind=Path, default=Path("/sys"), metavar="DIRECTORY", help_text="where sysfs is mounted")
+    option("--sysfs", kind=path, default=Path("/sys"), metavar="DIRECTORY", help_text="where sysfs is mounted")
     option(
         "--socket-dir",
-        kind=Path,
+        kind=path,
         default=DEFAULT_SOCKET_DIRECTORY,
         metavar="DIRECTORY",
         help_text="where the vhost-user sockets are made",

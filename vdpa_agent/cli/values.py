@@ -19,6 +19,9 @@ _OWNERS_BITS: Final = 0o600
 _OCTAL: Final = re.compile(r"(?:0o)?[0-7]{1,4}")
 _DECIMAL: Final = re.compile(r"[1-9][0-9]{0,3}")
 
+_ID_MAX: Final = 2**32 - 2
+"""The highest user or group of Linux; the number above it stands for none in its calls."""
+
 _HOST_PORT: Final = re.compile(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([\w.-]+)):(\d{1,5})", re.ASCII)
 
 
@@ -80,19 +83,12 @@ def group(text: str) -> int:
 
 def seconds(text: str) -> float:
     """Reads a positive number of seconds, at most a day."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= 86400:  # noqa: PLR2004
-        message = f"{text!r} is not a number of seconds above 0 and up to 86400"
-        raise ValueError(message)
-    return value
+    return _seconds(text, lambda value: value > 0, "a number of seconds above 0 and up to 86400")
 
 
 def seconds_or_none(text: str) -> float:
-    """Reads a number of seconds that may be 0."""
-    return 0.0 if text.strip() in {"0", "0.0"} else seconds(text)
+    """Reads a number of seconds that may be 0, at most a day."""
+    return _seconds(text, lambda value: value >= 0, "a number of seconds from 0 to 86400")
 
 
 def device_arguments(text: str) -> tuple[PciAddress, str]:
@@ -111,8 +107,8 @@ def listen_path(text: str) -> Path:
     """Reads the path of a unix socket, with or without `unix:` or `unix://` before it."""
     for prefix in ("unix://", "unix:"):
         if text.startswith(prefix):
-            return Path(text.removeprefix(prefix))
-    return Path(text)
+            return path(text.removeprefix(prefix))
+    return path(text)
 
 
 def host_port(text: str) -> "HostPort | None":
@@ -128,8 +124,30 @@ def host_port(text: str) -> "HostPort | None":
     return HostPort(match[1] or match[2], int(match[3]))
 
 
+def path(text: str) -> Path:
+    """Reads a path; an empty one would be the working directory."""
+    if not text:
+        message = "the path is empty, give one from the root"
+        raise ValueError(message)
+    return Path(text)
+
+
+def _seconds(text: str, fits: Callable[[float], bool], meant: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not (fits(value) and value <= 86400):  # noqa: PLR2004 - a day
+        message = f"{text!r} is not {meant}"
+        raise ValueError(message)
+    return value
+
+
 def _id(kind: str, text: str, look_up: Callable[[str], int]) -> int:
     if text.isdecimal():
+        if int(text) > _ID_MAX:
+            message = f"{text} is not the number of a {kind}, which is at most {_ID_MAX}"
+            raise ValueError(message)
         return int(text)
     try:
         return look_up(text)

@@ -121,8 +121,8 @@ class Command:
         if self._config.vhost_mode is VhostMode.SERVER:
             try:
                 dead = await self._worker.run(lambda: dead_sockets(paths.values()), timeout_s=_DISK_S)
-            except Stuck:
-                dead = {path: f"the file system of {path} does not answer" for path in paths.values()}
+            except Stuck as error:
+                dead = {path: f"{path}: {error}" for path in paths.values()}
         devices = {}
         for address in self._started_with:
             path = paths.get(address, "")

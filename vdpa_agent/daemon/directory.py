@@ -54,7 +54,7 @@ class SocketDirectory:
         try:
             await self._do(partial(make_directory, self._path))
         except Stuck as error:
-            message = f"--socket-dir {self._path}: the file system does not answer; see to its mount"
+            message = f"--socket-dir {self._path}: {error}"
             raise SocketDirUnusable(message) from error
 
     async def remove_stale(self, name: str | None = None) -> None:

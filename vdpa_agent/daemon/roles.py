@@ -116,7 +116,7 @@ class Roles:
             raise
         except (ListenError, Stuck) as error:
             # Where this agent cannot write, it replaces nothing of another one either.
-            log.warning("mapping_not_locked", reason=str(error) or "the file system of --socket-list does not answer")
+            log.warning("mapping_not_locked", reason=str(error))
 
     async def _is_dead(self, mapping: Mapping) -> bool:
         """Whether nothing serves any socket of a mapping; where front ends open them, that cannot be seen."""

@@ -273,7 +273,7 @@ class Supervisor:
         except SocketDirUnusable as error:
             raise DaemonLost(str(error)) from error
         except Stuck as error:
-            message = f"--socket-dir {self._config.socket_dir}: the file system does not answer; see to its mount"
+            message = f"--socket-dir {self._config.socket_dir}: {error}"
             raise DaemonLost(message) from error
         self._publish(pid=child.pid, started_at_s=time.time())
         self._log.info("daemon_started", program=argv[0], pid=child.pid)

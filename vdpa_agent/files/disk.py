@@ -37,6 +37,7 @@ _REMEDIES: Final = {
 
 _LEADS_OUT: Final = "a symbolic link that leads out of its directory; put a file in its place"
 _ENDLESS: Final = "a symbolic link without an end; put a file in its place"
+_LEADS_NOWHERE: Final = "a symbolic link to a file that is not there; put a file in its place"
 _NOT_REGULAR: Final = "not a regular file; put a file in its place"
 
 
@@ -99,7 +100,11 @@ def find(path: Path) -> Found | Unreadable | None:
     """
     try:
         with _opened(path.parent) as directory:
-            return _find_beneath(directory, path.name)
+            try:
+                return _find_beneath(directory, path.name)
+            except FileRefused:
+                # A ConfigMap's volume takes away what its links led to a moment ago.
+                return _find_beneath(directory, path.name)
     except FileRefused as error:
         return Unreadable(str(error), odd=True)
     except OSError as error:
@@ -228,20 +233,34 @@ def _find_beneath(top: int, name: str) -> Found:
             status = os.stat(part, dir_fd=above[-1], follow_symlinks=False)
             if S_ISLNK(status.st_mode):
                 links += 1
-                target = os.readlink(part, dir_fd=above[-1])
-                if links > _LINKS_MAX:
-                    raise FileRefused(_ENDLESS)
-                if target.startswith("/"):
-                    raise FileRefused(_LEADS_OUT)
-                left += reversed([piece for piece in target.split("/") if piece not in {"", "."}])
+                left += _steps_of_link(part, above[-1], links)
             elif left:
                 above.append(os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=above[-1]))
             else:
                 return _find(above[-1], part, status)
+    except FileNotFoundError as error:
+        if links:
+            raise FileRefused(_LEADS_NOWHERE) from error
+        raise
     finally:
         for descriptor in above[1:]:
             os.close(descriptor)
     raise FileRefused(_NOT_REGULAR)
+
+
+def _steps_of_link(name: str, directory: int, links: int) -> list[str]:
+    """The names on the way that a link gives, the last one first.
+
+    Raises:
+        FileRefused: it is one link too many, or leads out of the directory.
+        OSError: it cannot be read.
+    """
+    target = os.readlink(name, dir_fd=directory)
+    if links > _LINKS_MAX:
+        raise FileRefused(_ENDLESS)
+    if target.startswith("/"):
+        raise FileRefused(_LEADS_OUT)
+    return [piece for piece in reversed(target.split("/")) if piece not in {"", "."}]
 
 
 def _find(directory: int, name: str, seen: os.stat_result) -> Found:

@@ -70,8 +70,7 @@ def decode_mapping_file(content: bytes) -> Mapping:
         raise FileRefused(message)
     if form is Form.LINES:
         message = (
-            "it is not JSON; a list of PCI addresses belongs into --pci-list, and needs a daemon to manage"
-            " (--daemon auto or vdpad)"
+            "it is not JSON; a list of PCI addresses belongs into --pci-list, which counts with --daemon auto or vdpad"
         )
         raise FileRefused(message)
     return decode_mapping(content)

@@ -46,15 +46,10 @@ class OffLoop:
             async with self._turn:
                 return await self._worker.run(job, timeout_s=_ANSWER_S)
         except Stuck as error:
-            message = f"{place}: the file system does not answer within {_ANSWER_S:g} s; see to the mount below it"
+            message = f"{place}: {error}"
             raise FileRefused(message) from error
         except OSError as error:
             raise FileRefused(words(error)) from error
-        except RuntimeError as error:
-            message = (
-                f"{place}: no thread can be started to read or write it; raise the limit of processes (pids, nproc)"
-            )
-            raise FileRefused(message) from error
 
 
 class Once:

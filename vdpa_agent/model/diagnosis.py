@@ -110,7 +110,7 @@ def _lists(node: Node) -> Iterator[Check]:
 def _device_list(node: Node) -> Iterator[Check]:
     wanted, path = node.wanted, node.pci_list
     every_vf = f"ls -d /sys/bus/pci/devices/*/physfn | cut -d/ -f6 > {path}  # all VFs of this machine"
-    correct = every_vf if wanted.problem == ABSENT else f"correct {path}"
+    correct = every_vf if wanted.problem == ABSENT else f"change {path} as the reason says"
     if wanted.value is None:
         # Somebody may ask for devices that no list names yet.
         severity = Severity.DOUBT if node.devices else Severity.BLOCKS
@@ -127,7 +127,9 @@ def _device_list(node: Node) -> Iterator[Check]:
 
 def _mapping(node: Node) -> Iterator[Check]:
     mapping, path = node.mapping, node.socket_list
-    correct = f"start the daemon that writes {path}" if mapping.problem == ABSENT else f"correct {path}"
+    correct = (
+        f"start the daemon that writes {path}" if mapping.problem == ABSENT else f"change {path} as the reason says"
+    )
     if mapping.value is not None:
         yield Check("mapping", f"{path}, which somebody else writes, has {len(mapping.value)} entries")
         if mapping.problem:

@@ -12,7 +12,8 @@ from typing import Final
 from vdpa_agent.errors import AlreadyRunning, ListenError
 from vdpa_agent.node.kinds import kind_of
 
-_MAKE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+# Not for writing: an open file that can be written keeps its file system from being mounted read-only.
+_MAKE: Final = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _TRIES: Final = 10
 """How often a lock is taken anew whose holder takes the file away while it is taken."""
 
@@ -91,8 +92,7 @@ class Lock:
                 raise AlreadyRunning(message) from error
             # The holder is for people; a full disk has no room for it, and the lock is held all the same.
             with suppress(OSError):
-                os.truncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+                _write_holder(descriptor)
             undo.pop_all()
         return descriptor
 
@@ -128,6 +128,19 @@ def is_at(path: Path, descriptor: int | None) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except OSError:
         return False
+
+
+def _write_holder(descriptor: int) -> None:
+    """Has a lock's content name this process.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    writable = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    try:
+        os.write(writable, f"{os.getpid()} {socket.gethostname()}\n".encode())
+    finally:
+        os.close(writable)
 
 
 def _holder(descriptor: int) -> str:

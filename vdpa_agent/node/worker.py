@@ -6,13 +6,15 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
+from vdpa_agent.errors import NoThread
+
 T = TypeVar("T")
 
 _Job = tuple[Callable[[], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop]
 
 
 class Stuck(Exception):
-    """The job, or the one before it, did not end in time; it may end later."""
+    """The job was not done in time; the message says why and what to do. It may end later."""
 
 
 class Worker:
@@ -43,13 +45,16 @@ class Worker:
             timeout_s: how long to wait for it, in seconds.
 
         Raises:
-            Stuck: it did not end in time, or the job before it has not ended yet.
-            RuntimeError: the machine has no thread left.
+            Stuck: it did not end in time, the job before it has not ended yet, or the machine has no thread for it.
         """
+        hung = f"the file system does not answer within {timeout_s:g} s; see to the mount below it"
         if self._current is not None and not self._current.done():
-            raise Stuck
+            raise Stuck(hung)
         if not self._started:
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            try:
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            except RuntimeError as error:
+                raise Stuck(str(NoThread())) from error
             self._started = True
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
@@ -57,7 +62,7 @@ class Worker:
         self._jobs.put((job, done, loop))
         await asyncio.wait({done}, timeout=timeout_s)
         if not done.done():
-            raise Stuck
+            raise Stuck(hung)
         return done.result()
 
     def _work(self) -> None:

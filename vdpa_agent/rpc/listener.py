@@ -86,8 +86,8 @@ class _Keeper:
         """
         try:
             await self._worker.run(self._place.take, timeout_s=_START_S)
-        except Stuck:
-            message = f"--listen: {self._config.listen}: {self._no_answer()}; choose another --listen"
+        except Stuck as error:
+            message = f"--listen: {self._config.listen}: {error}"
             raise ListenError(message) from None
 
     async def leave(self) -> None:
@@ -139,15 +139,12 @@ class _Keeper:
         """
         try:
             return await self._worker.run(job, timeout_s=_LOOK_S)
-        except Stuck:
-            reason = self._no_answer()
+        except Stuck as error:
+            reason = f"{self._config.listen.parent}: {error}"
             self._standing.set(Standing(not_ready=reason))
             if count := self._repeats.due(reason):
                 log.warning("socket_lost", reason=reason, count=count)
             raise
-
-    def _no_answer(self) -> str:
-        return f"the file system of {self._config.listen.parent} does not answer"
 
 
 def _raise_file_limit(needed: int) -> None:

@@ -9,6 +9,7 @@ from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_grpc import HealthBase
 from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from vdpa_agent.model.pci import shown
 from vdpa_agent.serve.view import View
 
 _READY: Final = frozenset({"", "vdpadpdk.VdpaDpdk"})
@@ -31,7 +32,8 @@ class HealthService(HealthBase):
         if request is None:
             return
         if request.service not in _ALL:
-            raise GRPCError(Status.NOT_FOUND, "there is no such service here")
+            message = f"there is no service {shown(request.service)} here; there are {', '.join(sorted(_ALL - {''}))}"
+            raise GRPCError(Status.NOT_FOUND, message)
         await stream.send_message(self._response(request.service))
 
     async def Watch(  # noqa: N802 - the name on the wire
