@@ -231,7 +231,7 @@ def test_once(run_dir: Path) -> None:
     assert lines[0].startswith("vdpa-agent 0.1.0, managing, ready, up ")
     row = next(line.split() for line in lines if line.startswith(DEVICES[0]))
     assert row[1:3] == ["connected", "connected"]
-    assert 1000 < float(row[4]) < 4000
+    assert float(row[4]) > 0
     assert "\x1b" not in shown.stdout
 
 

@@ -31,6 +31,9 @@ from tests.e2e.fuzz_front_ends import converse
 
 HOSTILE, NEIGHBOUR = DEVICES
 
+AT_ONCE_S = 10.0
+"""More than any answer takes on a machine that is loaded; a wait for a front end would have no end."""
+
 
 @pytest.fixture(params=["native", "native-sanitized"])
 def vdpad(run_dir: Path, request: pytest.FixtureRequest) -> Iterator[Vdpad]:
@@ -51,7 +54,7 @@ def test_part_of_a_message_keeps_nobody_waiting(run_dir: Path, part: int) -> Non
         with FrontEnd(vdpad.socket(NEIGHBOUR)) as other:
             assert struct.unpack("<Q", other.ask(GET_FEATURES))[0] >> 32 & 1
         # Neither does the device's own removal.
-        assert timed(lambda: vdpad.call("device.remove", device=HOSTILE)) < 1
+        assert timed(lambda: vdpad.call("device.remove", device=HOSTILE)) < AT_ONCE_S
         assert front.ended()
 
 
@@ -59,7 +62,7 @@ def test_unread_replies_keep_nobody_waiting(vdpad: Vdpad) -> None:
     with FrontEnd(vdpad.socket(HOSTILE)) as front:
         front.flood(struct.pack("<III", GET_FEATURES, 1, 0))
         vdpad.send_packets(NEIGHBOUR)
-        assert timed(lambda: vdpad.call("device.remove", device=HOSTILE)) < 1
+        assert timed(lambda: vdpad.call("device.remove", device=HOSTILE)) < AT_ONCE_S
 
 
 def test_a_crowd_at_one_socket_is_alone(vdpad: Vdpad) -> None:
@@ -193,7 +196,7 @@ def test_a_descriptor_whose_close_waits_keeps_nobody_waiting(vdpad: Vdpad) -> No
             front.send_bytes(head[11:])
         with FrontEnd(vdpad.socket(NEIGHBOUR)) as other:
             other.ask(GET_FEATURES)
-    assert timed(lambda: vdpad.call("device.remove", device=HOSTILE)) < 1
+    assert timed(lambda: vdpad.call("device.remove", device=HOSTILE)) < AT_ONCE_S
     vdpad.send_packets(NEIGHBOUR)
     for far in ends:
         far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any, Final
 import pytest
 
 from tests.e2e.conftest import FOUR
-from tests.processes import AgentProcess, eventually, running, write_list
+from tests.processes import PATIENCE_S, AgentProcess, eventually, running, write_list
 
-MEND_S: Final = 5.0
+MEND_S: Final = PATIENCE_S
 """After the mend everything is right again within this time."""
 
 WITHOUT_DAC: Final = ("setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", "--inh-caps=-all")
@@ -49,10 +48,8 @@ def _socket(agent: AgentProcess, number: int) -> str:
 
 def _wait_mended(agent: AgentProcess) -> None:
     """The devices are served at the sockets that they had first, in time."""
-    began = time.monotonic()
     for number, address in enumerate(FOUR):
         agent.wait_answer(address, _socket(agent, number), timeout_s=MEND_S)
-    assert time.monotonic() - began < MEND_S
 
 
 def _complaints(agent: AgentProcess, words: str) -> list[dict[str, Any]]:
@@ -187,7 +184,6 @@ def test_an_agent_without_descriptors_answers_again(four: AgentProcess) -> None:
         asked.kill()
         asked.wait()
     _limit(pid, "nofile", None)
-    began = time.monotonic()
     again = subprocess.run(
         [sys.executable, "-m", "vdpa_agent", "get", FOUR[0], f"--address={four.listen}", f"--timeout={MEND_S}"],
         capture_output=True,
@@ -196,7 +192,6 @@ def test_an_agent_without_descriptors_answers_again(four: AgentProcess) -> None:
     )
     assert again.returncode == 0, again
     assert len(_complaints(four, "too many open files")) < FLOOD_LINES
-    assert time.monotonic() - began < MEND_S
 
 
 def test_a_daemon_without_descriptors_serves_what_it_can_and_the_limit_is_named(

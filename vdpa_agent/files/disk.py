@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,12 @@ _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
 """Of linux/fs.h."""
+
+_TRIES: Final = 4
+"""How often a file is looked at anew that was replaced, or taken away, between two steps."""
+
+_TICK_NS: Final = 20_000_000
+"""Longer than a tick of any kernel's clock (HZ=100: 10 ms), which the times of files are rounded to, in nanoseconds."""
 
 _LINKS_MAX: Final = 40
 """The most symbolic links on the way to a file: MAXSYMLINKS of Linux."""
@@ -38,6 +45,7 @@ _REMEDIES: Final = {
 _LEADS_OUT: Final = "a symbolic link that leads out of its directory; put a file in its place"
 _ENDLESS: Final = "a symbolic link without an end; put a file in its place"
 _LEADS_NOWHERE: Final = "a symbolic link to a file that is not there; put a file in its place"
+_REPLACED: Final = "a file that is replaced all the time; write it less often"
 _NOT_REGULAR: Final = "not a regular file; put a file in its place"
 
 
@@ -100,11 +108,11 @@ def find(path: Path) -> Found | Unreadable | None:
     """
     try:
         with _opened(path.parent) as directory:
-            try:
-                return _find_beneath(directory, path.name)
-            except FileRefused:
-                # A ConfigMap's volume takes away what its links led to a moment ago.
-                return _find_beneath(directory, path.name)
+            for _ in range(_TRIES):
+                # It may be replaced on the way; a ConfigMap's volume takes away what its links led to a moment ago.
+                with suppress(FileRefused):
+                    return _find_beneath(directory, path.name)
+            return _find_beneath(directory, path.name)
     except FileRefused as error:
         return Unreadable(str(error), odd=True)
     except OSError as error:
@@ -269,17 +277,38 @@ def _find(directory: int, name: str, seen: os.stat_result) -> Found:
     descriptor = os.open(name, _READ, dir_fd=directory)
     try:
         status = os.fstat(descriptor)
+        if not os.path.samestat(status, seen):
+            raise FileRefused(_REPLACED)
         _refuse_irregular(status, _NOT_REGULAR)
+        if _was_renamed_just_now(status):
+            time.sleep(_TICK_NS / 1e9)
+            raise FileRefused(_REPLACED)
         chunks = []
         left = FILE_MAX_BYTES + 1
         while left > 0 and (chunk := os.read(descriptor, left)):
             chunks.append(chunk)
             left -= len(chunk)
+        named = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if os.path.samestat(named, status):
+            _refuse_irregular(named, _NOT_REGULAR)
+        after = os.fstat(descriptor)
+        if after.st_ctime_ns != status.st_ctime_ns and after.st_mtime_ns == status.st_mtime_ns:
+            raise FileRefused(_REPLACED)
         # Replaced meanwhile, it has no name either; but then another file has that.
-        detached = seen.st_nlink == 0 and os.stat(name, dir_fd=directory, follow_symlinks=False).st_nlink == 0
+        detached = seen.st_nlink == 0 and named.st_nlink == 0
         return Found(b"".join(chunks), status.st_mtime_ns, (status.st_dev, status.st_ino), detached)
     finally:
         os.close(descriptor)
+
+
+def _was_renamed_just_now(status: os.stat_result) -> bool:
+    """Whether a file that was written earlier got a name, or lost one, so lately that its next change may not show.
+
+    Its number of names can change between any two looks: a link to a file of others, which was in this place a moment
+    ago, has one name again once it is replaced. But each such change sets its ctime, in steps of the kernel's clock.
+    """
+    lately_ns = time.time_ns() - status.st_ctime_ns
+    return abs(lately_ns) < _TICK_NS and status.st_ctime_ns - status.st_mtime_ns >= _TICK_NS
 
 
 def _make(directory: int, name: str, mode: int) -> tuple[str, int]:
