@@ -36,6 +36,15 @@ def test_every_log_event_is_documented_and_no_other() -> None:
     assert logged == documented
 
 
+def test_every_reason_for_a_refusal_is_documented_and_no_other() -> None:
+    source = (ROOT / "native" / "vdpad" / "vhost_user.c").read_text()
+    names = re.findall(r'\[REFUSAL_\w+\] = "([a-z_]+)"', source.partition("const texts[")[0])
+    section = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## A front end is refused")[2]
+    rows = re.findall(r"^\| `([a-z_]+)` \| [^|]+ \| [^|]+ \|$", section.partition("\n## ")[0], re.MULTILINE)
+    assert len(names) > 5
+    assert rows == names
+
+
 def test_every_error_is_documented_with_its_exit_code_and_no_other() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     table = page.partition("## Errors")[2].partition("\n## ")[0]
