@@ -398,7 +398,6 @@ class IsolatedHistories(Histories):
         life = self.lives.get(address)
         return life.daemon.sockets.get(address) if life else None
 
-    @precondition(lambda self: self.lives)
     @rule(device=st.sampled_from(ADDRESSES))
     def the_daemon_starts(self, device: PciAddress) -> None:
         async def start() -> None:
@@ -412,7 +411,6 @@ class IsolatedHistories(Histories):
         for device in ADDRESSES:
             self.the_daemon_starts(device)
 
-    @precondition(lambda self: self.lives)
     @rule(device=st.sampled_from(ADDRESSES))
     def the_daemon_dies(self, device: PciAddress) -> None:
         async def die() -> None:
