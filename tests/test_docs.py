@@ -28,12 +28,21 @@ def test_every_log_event_is_documented_and_no_other() -> None:
             re.findall(r'\b(?:_?log\.\w+|tell|report)\(\s*(?:_LEVELS\[level\], )?"([a-z_]+)"', path.read_text())
         )
     logged |= set(re.findall(r'event\["event"\] = "([a-z_]+)"', (PACKAGE / "logs.py").read_text()))
-    logged |= {"device_failed", "device_not_removed", "front_end_left"}  # passed on as arguments
+    logged |= {"device_failed", "device_not_removed"}  # passed on as arguments
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     table = page.partition("## Events")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     documented = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
     assert logged == documented
+
+
+def test_every_reason_for_a_refusal_is_documented_and_no_other() -> None:
+    source = (ROOT / "native" / "vdpad" / "vhost_user.c").read_text()
+    names = re.findall(r'\[REFUSAL_\w+\] = "([a-z_]+)"', source.partition("const texts[")[0])
+    section = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## A front end is refused")[2]
+    rows = re.findall(r"^\| `([a-z_]+)` \| [^|]+ \| [^|]+ \|$", section.partition("\n## ")[0], re.MULTILINE)
+    assert len(names) > 5
+    assert rows == names
 
 
 def test_every_error_is_documented_with_its_exit_code_and_no_other() -> None:

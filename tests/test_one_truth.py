@@ -31,6 +31,7 @@ from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import SERVED, Cause, DaemonState, DaemonStatus, Device, Statistics, Stop
 from vdpa_agent.model.destructive import DestructiveSteps
+from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, FrontEnd, configured
 from vdpa_agent.model.health import ReadyWhen, Role, Standing
 from vdpa_agent.model.loaded import ABSENT, Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
@@ -38,10 +39,12 @@ from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import DeviceService
 from vdpa_agent.serve.health import HealthService
+from vdpa_agent.serve.pb import device_service_pb2 as pb
 from vdpa_agent.serve.view import Snapshots, View
 
 ADDRESSES: Final = tuple(PciAddress(f"0000:82:00.{function}") for function in range(4))
 SOME: Final = st.lists(st.sampled_from(ADDRESSES), unique=True)
+FRONT_ENDS: Final = st.sampled_from([NO_FRONT_END, CONNECTED, configured(0), configured(2)])
 SETTLING_STEPS: Final = 30
 """Turns of the loop in which what was begun without a time comes to its end."""
 
@@ -54,6 +57,8 @@ class Daemon(Control):
 
     def __init__(self) -> None:
         self.sockets: dict[str, str] = {}
+        self.front_ends: dict[str, FrontEnd] = {}
+        self.notify: Callable[[str, FrontEnd], None]
         self.refuses: set[str] = set()
 
     async def call(self, method: str, params: Mapping[str, str] | None = None, *, timeout_s: float | None) -> Any:  # noqa: ARG002
@@ -67,8 +72,28 @@ class Daemon(Control):
             self.sockets[device] = params["socket"]
         elif method == "device.remove":
             self.sockets.pop(device)
+            if self.front_ends.pop(device, NO_FRONT_END).is_connected:
+                self.notify(device, NO_FRONT_END)
+        elif method == "device.list":
+            return {"devices": [self.listed(device) for device in self.sockets]}
         await asyncio.sleep(0)
         return {}
+
+    def listed(self, device: str) -> dict[str, Any]:
+        front_end = self.front_ends.get(device, NO_FRONT_END)
+        told = {"connected": front_end.is_connected, "configured": front_end.is_configured}
+        return {"device": device, **told, "queue_pairs_in_use": front_end.queue_pairs}
+
+    def change(self, device: str, front_end: FrontEnd, *, lost: bool) -> None:
+        """A front end comes, changes or goes, and nobody learns of it by a notification that is lost."""
+        if device in self.sockets:
+            self.front_ends[device] = front_end
+            if not lost:
+                self.notify(device, front_end)
+
+    def die(self) -> None:
+        self.sockets.clear()
+        self.front_ends.clear()
 
 
 class Histories(RuleBasedStateMachine):
@@ -106,6 +131,7 @@ class Histories(RuleBasedStateMachine):
         )
         self.see(self.status, Latest(MappingProxyType({})), self.devices.published)
         self.daemon = Daemon()
+        self.daemon.notify = self.devices.front_end
         self.life: asyncio.Task[None] | None = None
         self.tasks: list[asyncio.Task[None]] = [self.loop.create_task(self.roles.run())]
 
@@ -171,7 +197,7 @@ class Histories(RuleBasedStateMachine):
     def the_daemon_dies(self) -> None:
         async def die() -> None:
             assert self.life is not None
-            self.daemon.sockets.clear()
+            self.daemon.die()
             self.status.set(self.status.value._replace(state=DaemonState.BACKOFF, unhealthy=""))
             self.devices.forget("the daemon ended")
             self.check()
@@ -190,12 +216,19 @@ class Histories(RuleBasedStateMachine):
     def the_daemon_changes_its_mind(self, device: PciAddress, *, refuses: bool) -> None:
         self.daemon.refuses = self.daemon.refuses | {device} if refuses else self.daemon.refuses - {device}
 
-    @rule(device=st.sampled_from(ADDRESSES), connected=st.booleans())
-    def a_front_end(self, device: PciAddress, *, connected: bool) -> None:
+    @rule(device=st.sampled_from(ADDRESSES), front_end=FRONT_ENDS, lost=st.booleans())
+    def a_front_end(self, device: PciAddress, front_end: FrontEnd, *, lost: bool) -> None:
         async def note() -> None:
-            self.devices.front_end(device, connected=connected)
+            self.daemon.change(device, front_end, lost=lost)
 
         self.do(note())
+
+    @rule()
+    def the_agent_looks(self) -> None:
+        async def look() -> None:
+            self.devices.look()
+
+        self.do(look())
 
     @rule(reason=st.sampled_from(["", "the socket is gone"]))
     def the_socket(self, reason: str) -> None:
@@ -258,6 +291,11 @@ class Histories(RuleBasedStateMachine):
                 assert path == mapping.sockets[address]
             elif path:
                 assert self.acknowledged(address) == path
+        for address, device in shown.items():
+            assert device.front_end_connected >= device.front_end_configured >= bool(device.queue_pairs_in_use)
+            assert device.front_end_connected >= (device.state == pb.DEVICE_STATE_CONNECTED)
+            # Nobody is connected to a device that no daemon has.
+            assert not device.front_end_connected or self.acknowledged(address)
         for address in ADDRESSES:
             if address not in named:
                 assert not self.answers.at_hand(address)
@@ -278,6 +316,7 @@ class Life:
         self.restarts: Counter[Cause] = Counter()
         self.dropped = Dropped()
         self.daemon = Daemon()
+        self.daemon.notify = devices.front_end
         self.following: asyncio.Task[None] | None = None
         self.ended = False
 
@@ -294,7 +333,7 @@ class Life:
             self.following = asyncio.get_running_loop().create_task(self.published.follow(self.daemon))
 
     async def die(self, state: DaemonState) -> None:
-        self.daemon.sockets.clear()
+        self.daemon.die()
         self.status.set(self.status.value._replace(state=state, unhealthy="", last_exit="killed by SIGKILL"))
         self.published.forget("the daemon ended: killed by SIGKILL")
         if self.following is not None:
@@ -356,9 +395,9 @@ class IsolatedHistories(Histories):
         self.tasks.append(self.loop.create_task(self.fleet.run(self.stop)))
 
     def acknowledged(self, address: PciAddress) -> str | None:
-        return self.lives[address].daemon.sockets.get(address)
+        life = self.lives.get(address)
+        return life.daemon.sockets.get(address) if life else None
 
-    @precondition(lambda self: self.lives)
     @rule(device=st.sampled_from(ADDRESSES))
     def the_daemon_starts(self, device: PciAddress) -> None:
         async def start() -> None:
@@ -372,7 +411,6 @@ class IsolatedHistories(Histories):
         for device in ADDRESSES:
             self.the_daemon_starts(device)
 
-    @precondition(lambda self: self.lives)
     @rule(device=st.sampled_from(ADDRESSES))
     def the_daemon_dies(self, device: PciAddress) -> None:
         async def die() -> None:
@@ -401,13 +439,21 @@ class IsolatedHistories(Histories):
         if device in self.lives:
             self.lives[device].daemon.refuses = {device} if refuses else set()
 
-    @rule(device=st.sampled_from(ADDRESSES), connected=st.booleans())
-    def a_front_end(self, device: PciAddress, *, connected: bool) -> None:
+    @rule(device=st.sampled_from(ADDRESSES), front_end=FRONT_ENDS, lost=st.booleans())
+    def a_front_end(self, device: PciAddress, front_end: FrontEnd, *, lost: bool) -> None:
         async def note() -> None:
             if device in self.lives:
-                self.lives[device].published.front_end(device, connected=connected)
+                self.lives[device].daemon.change(device, front_end, lost=lost)
 
         self.do(note())
+
+    @rule()
+    def the_agent_looks(self) -> None:
+        async def look() -> None:
+            for life in self.lives.values():
+                life.published.look()
+
+        self.do(look())
 
     @precondition(lambda self: self.steps > LATE_STEPS)
     @rule()

@@ -62,7 +62,11 @@ void daemon_announce(struct daemon *daemon, const struct link_change *change) {
     json_t *params;
     char method[32];
 
-    log_line(daemon->log, LEVEL_INFO, "%s: front end %s", change->address, word);
+    if (change->state == LINK_CONFIGURED)
+        log_line(daemon->log, LEVEL_INFO, "%s: front end %s, %u queue pairs in use", change->address, word,
+                 change->queue_pairs);
+    else
+        log_line(daemon->log, LEVEL_INFO, "%s: front end %s", change->address, word);
     if (daemon->options->control_fd < 0)
         return;
     snprintf(method, sizeof(method), "device.%s", word);

@@ -51,7 +51,7 @@ static int on_device(int vhost_id) {
     char address[PCI_ADDRESS_SIZE];
 
     if (address_of(vhost_id, address))
-        links_configured(&served->links, address, vhost_id, rte_vhost_get_vring_num(vhost_id) / 2U);
+        links_configured(&served->links, address, vhost_id);
     return 0;
 }
 
@@ -62,7 +62,27 @@ static void on_device_gone(int vhost_id) {
         links_unconfigured(&served->links, address, vhost_id);
 }
 
+/* vhost calls a ring ready that is set up and enabled; it says so before and after it calls the device new.
+ */
+static int on_ring(int vhost_id, uint16_t ring, int ready) {
+    char address[PCI_ADDRESS_SIZE];
+
+    if (address_of(vhost_id, address))
+        links_ring(&served->links, address, ring, ready != 0);
+    return 0;
+}
+
+static int on_connection(int vhost_id) {
+    char address[PCI_ADDRESS_SIZE];
+
+    if (address_of(vhost_id, address))
+        links_no_rings(&served->links, address);
+    return 0;
+}
+
 static const struct rte_vhost_device_ops callbacks = {
+    .new_connection = on_connection,
+    .vring_state_changed = on_ring,
     .new_device = on_device,
     .destroy_device = on_device_gone,
 };

@@ -10,6 +10,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#define EVEN_BITS UINT64_C(0x5555555555555555)
+
 int links_init(struct links *links) {
     int error;
 
@@ -52,6 +54,17 @@ static enum link_state state_of(const struct link *link) {
     if (link->connections == 0)
         return LINK_DISCONNECTED;
     return link->owner < 0 ? LINK_CONNECTED : LINK_CONFIGURED;
+}
+
+/* Pairs whose rings are both ready; a device without a configured front end has none in use. */
+static unsigned int pairs_of(const struct link *link) {
+    unsigned int pairs = 0;
+
+    if (state_of(link) != LINK_CONFIGURED)
+        return 0;
+    for (size_t i = 0; i < LINK_RINGS_MAX / 64; i++)
+        pairs += (unsigned int)__builtin_popcountll(link->ready[i] & link->ready[i] >> 1 & EVEN_BITS);
+    return pairs;
 }
 
 /* An eventfd that is full is readable already, so a failed write loses nothing. */
@@ -100,10 +113,11 @@ enum link_state links_remove(struct links *links, const char *address) {
     return announced;
 }
 
-enum link_state links_state(struct links *links, const char *address) {
+enum link_state links_state(struct links *links, const char *address, unsigned int *queue_pairs) {
     const struct link *link = lock_link(links, address);
     enum link_state state = link == NULL ? LINK_DISCONNECTED : state_of(link);
 
+    *queue_pairs = link == NULL ? 0 : pairs_of(link);
     unlock(links);
     return state;
 }
@@ -122,15 +136,18 @@ void links_refusals(struct links *links, const char *address, uint64_t refusals[
  */
 static bool step(struct link *link) {
     enum link_state state = state_of(link);
+    unsigned int pairs;
 
     if (link->dropped && link->announced != LINK_DISCONNECTED)
         state = LINK_DISCONNECTED;
     else if (state == LINK_CONFIGURED && link->announced == LINK_DISCONNECTED)
         state = LINK_CONNECTED;
     link->dropped = false;
-    if (state == link->announced)
+    pairs = state == LINK_CONFIGURED ? pairs_of(link) : 0;
+    if (state == link->announced && pairs == link->announced_pairs)
         return false;
     link->announced = state;
+    link->announced_pairs = pairs;
     return true;
 }
 
@@ -143,7 +160,7 @@ bool links_next_change(struct links *links, struct link_change *change) {
 
         found = step(link);
         if (found) {
-            *change = (struct link_change){.state = link->announced, .queue_pairs = link->queue_pairs};
+            *change = (struct link_change){.state = link->announced, .queue_pairs = link->announced_pairs};
             snprintf(change->address, sizeof(change->address), "%s", link->address);
         }
     }
@@ -167,13 +184,11 @@ void links_refused(struct links *links, const char *address, enum refusal refusa
     unlock(links);
 }
 
-void links_configured(struct links *links, const char *address, int vhost_id, unsigned int queue_pairs) {
+void links_configured(struct links *links, const char *address, int vhost_id) {
     struct link *link = lock_link(links, address);
 
-    if (link != NULL && link->owner < 0) {
+    if (link != NULL && link->owner < 0)
         link->owner = vhost_id;
-        link->queue_pairs = queue_pairs;
-    }
     unlock_and_wake(links);
 }
 
@@ -182,6 +197,28 @@ void links_unconfigured(struct links *links, const char *address, int vhost_id) 
 
     if (link != NULL && link->owner == vhost_id)
         link->owner = -1;
+    unlock_and_wake(links);
+}
+
+void links_ring(struct links *links, const char *address, unsigned int ring, bool ready) {
+    struct link *link = lock_link(links, address);
+
+    if (link != NULL && ring < LINK_RINGS_MAX) {
+        const uint64_t bit = UINT64_C(1) << ring % 64;
+
+        if (ready)
+            link->ready[ring / 64] |= bit;
+        else
+            link->ready[ring / 64] &= ~bit;
+    }
+    unlock_and_wake(links);
+}
+
+void links_no_rings(struct links *links, const char *address) {
+    struct link *link = lock_link(links, address);
+
+    if (link != NULL)
+        memset(link->ready, 0, sizeof(link->ready));
     unlock_and_wake(links);
 }
 

@@ -16,15 +16,19 @@
  */
 #define DEVICES_MAX 1023
 
+/* The rings of one device: VHOST_MAX_VRING of DPDK's lib/vhost/vhost.h. */
+#define LINK_RINGS_MAX 256
+
 enum link_state { LINK_DISCONNECTED, LINK_CONNECTED, LINK_CONFIGURED };
 
 struct link {
     char address[PCI_ADDRESS_SIZE];
     unsigned int connections;
-    int owner;                 /* the vhost id whose rings the device serves, or -1 */
-    unsigned int queue_pairs;  /* of the owner */
-    bool dropped;              /* was disconnected since the last look */
-    enum link_state announced; /* what links_next_change() reported last */
+    int owner;                           /* the vhost id whose rings the device serves, or -1 */
+    uint64_t ready[LINK_RINGS_MAX / 64]; /* the rings that are set up and enabled, a bit each */
+    bool dropped;                        /* was disconnected since the last look */
+    enum link_state announced;           /* what links_next_change() reported last */
+    unsigned int announced_pairs;        /* likewise */
     uint64_t refusals[REFUSAL_COUNT];
 };
 
@@ -35,7 +39,8 @@ struct links {
     struct link *entries[DEVICES_MAX];
 };
 
-/* A step of one device: the state that it is in now. */
+/* A step of one device: the state that it is in now, and the queue pairs that are in use if it is configured.
+ */
 struct link_change {
     char address[PCI_ADDRESS_SIZE];
     enum link_state state;
@@ -49,7 +54,8 @@ void links_destroy(struct links *links);
 int links_add(struct links *links, const char *address);
 /* By the main loop, after the socket is gone; returns the state that was announced last. */
 enum link_state links_remove(struct links *links, const char *address);
-enum link_state links_state(struct links *links, const char *address);
+/* `queue_pairs` becomes the number of those that are in use: 0 unless the front end is configured. */
+enum link_state links_state(struct links *links, const char *address, unsigned int *queue_pairs);
 /* How many front ends were refused, by reason. */
 void links_refusals(struct links *links, const char *address, uint64_t refusals[REFUSAL_COUNT]);
 
@@ -65,7 +71,11 @@ void links_disconnected(struct links *links, const char *address);
 void links_refused(struct links *links, const char *address, enum refusal refusal);
 
 /* By DPDK's threads. A second owner is not taken, and only the owner can give the device back. */
-void links_configured(struct links *links, const char *address, int vhost_id, unsigned int queue_pairs);
+void links_configured(struct links *links, const char *address, int vhost_id);
 void links_unconfigured(struct links *links, const char *address, int vhost_id);
+/* A front end sets a ring up and enables it, or stops or disables it. */
+void links_ring(struct links *links, const char *address, unsigned int ring, bool ready);
+/* Another front end comes, none of whose rings is ready yet. */
+void links_no_rings(struct links *links, const char *address);
 
 #endif

@@ -51,14 +51,15 @@ static json_t *refusals_object(struct daemon *daemon, const char *address) {
 }
 
 static json_t *device_object(struct daemon *daemon, const struct device *device) {
-    enum link_state state = links_state(&daemon->devices.links, device->address);
-    json_t *object =
-        json_pack("{s:s,s:s,s:s,s:b,s:b,s:s,s:I,s:o,s:o,s:s,s:i,s:o}", "device", device->address, "socket",
-                  device->socket, "state", "started", "connected", state != LINK_DISCONNECTED, "configured",
-                  state == LINK_CONFIGURED, "driver", device->driver, "queue_pairs",
-                  (json_int_t)device->queue_pairs, "features", number_from(device->features),
-                  "protocol_features", number_from(device->protocol_features), "type", device->type,
-                  "numa_node", device->numa_node, "refusals", refusals_object(daemon, device->address));
+    unsigned int queue_pairs;
+    enum link_state state = links_state(&daemon->devices.links, device->address, &queue_pairs);
+    json_t *object = json_pack(
+        "{s:s,s:s,s:s,s:b,s:b,s:I,s:s,s:I,s:o,s:o,s:s,s:i,s:o}", "device", device->address, "socket",
+        device->socket, "state", "started", "connected", state != LINK_DISCONNECTED, "configured",
+        state == LINK_CONFIGURED, "queue_pairs_in_use", (json_int_t)queue_pairs, "driver", device->driver,
+        "queue_pairs", (json_int_t)device->queue_pairs, "features", number_from(device->features),
+        "protocol_features", number_from(device->protocol_features), "type", device->type, "numa_node",
+        device->numa_node, "refusals", refusals_object(daemon, device->address));
 
     /* A string: JSON's integers are signed, and an inode may have 64 bits. */
     if (object != NULL && device->file.inode != 0) {

@@ -36,7 +36,9 @@ def test_get_and_list(run_dir: Path) -> None:
         assert "no live socket for 0000:82:00.7" in missing.stderr
         listed = _command("list", where)
         assert (listed.returncode, listed.stderr) == (0, "")
-        assert listed.stdout == "ADDRESS       STATE  SOCKET\n0000:82:00.2  ready  /v/a\n0000:af:00.3  ready  /v/b\n"
+        assert listed.stdout == (
+            "ADDRESS       STATE  SOCKET  FRONT END\n0000:82:00.2  ready  /v/a    -\n0000:af:00.3  ready  /v/b    -\n"
+        )
         wide = _command("list", where, "-o", "wide")
         assert "the socket file /v/a is gone" in wide.stdout
         assert [device["pci_address"] for device in json.loads(_command("list", where, "-o", "json").stdout)] == [

@@ -128,7 +128,7 @@ def simulated(directory: Path) -> Iterator[AgentProcess]:
 def _rate(top: Terminal, address: str) -> float:
     """The packets a second that a connected front end sends, as the screen has it."""
     row = top.row(address)
-    return float(row[4]) if row[1:3] == ["connected", "connected"] and row[4] != "-" else 0.0
+    return float(row[5]) if row[1:3] == ["connected", "configured"] and row[5] != "-" else 0.0
 
 
 def test_what_is_seen(run_dir: Path) -> None:
@@ -137,12 +137,12 @@ def test_what_is_seen(run_dir: Path) -> None:
         assert f"daemon running, process {agent.daemon_pid()}, 0 restarts" in head
         eventually("four ready devices", lambda: all(top.row(address)[1:2] == ["ready"] for address in DEVICES))
         assert top.row(DEVICES[0])[2] == "-"
-        eventually("no packets", lambda: top.row(DEVICES[0])[3:5] == ["0", "0"])
+        eventually("no packets", lambda: top.row(DEVICES[0])[4:6] == ["0", "0"])
         with front_end(agent.ask(DEVICES[1]), "--rate=2000") as front:
             front.wait_passing()
             eventually("packets", lambda: 1000 < _rate(top, DEVICES[1]) < 4000)
-            assert float(top.row(DEVICES[1])[3]) > 0  # they come back
-            assert top.row(DEVICES[0])[3:5] == ["0", "0"]
+            assert float(top.row(DEVICES[1])[4]) > 0  # they come back
+            assert top.row(DEVICES[0])[4:6] == ["0", "0"]
         eventually("the front end has gone", lambda: top.row(DEVICES[1])[1:3] == ["ready", "-"])
         write_list(agent.pci_list, DEVICES[:3])
         eventually("three devices", lambda: not top.row(DEVICES[3]))
@@ -230,8 +230,8 @@ def test_once(run_dir: Path) -> None:
     lines = shown.stdout.splitlines()
     assert lines[0].startswith("vdpa-agent 0.1.0, managing, ready, up ")
     row = next(line.split() for line in lines if line.startswith(DEVICES[0]))
-    assert row[1:3] == ["connected", "connected"]
-    assert float(row[4]) > 0
+    assert row[1:3] == ["connected", "configured"]
+    assert float(row[5]) > 0
     assert "\x1b" not in shown.stdout
 
 

@@ -20,8 +20,9 @@ from vdpa_agent.daemon.names import Names as Given
 from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import DeviceState
+from vdpa_agent.model.daemon import SERVED, DeviceState
 from vdpa_agent.model.destructive import Destructive, DestructiveSteps
+from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, FrontEnd, configured
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
@@ -37,11 +38,14 @@ class Daemon(Control):
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
+        self.during: dict[str, Callable[[], None]] = {}
         self.calls: list[tuple[str, str]] = []
 
     async def call(self, method: str, params: Mapping[str, str] | None = None, *, timeout_s: float | None) -> Any:  # noqa: ARG002
         await asyncio.sleep(0)
         self.calls.append((method, (params or {}).get("device", "")))
+        if method in self.during:
+            self.during[method]()
         answer = self.answers.get(method, {})
         if isinstance(answer, Exception):
             raise answer
@@ -104,9 +108,9 @@ async def test_a_front_end_is_noted_once_however_often_the_daemon_says_so(tmp_pa
     async with world.followed():
         await world.until(A, lambda state: state is DeviceState.READY)
         with capture_logs() as logs:
-            for connected in (True, True, True, False, False):
-                world.devices.front_end(A, connected=connected)
-                world.devices.front_end(B, connected=connected)  # of no device
+            for front_end in (CONNECTED, CONNECTED, CONNECTED, NO_FRONT_END, NO_FRONT_END):
+                world.devices.front_end(A, front_end)
+                world.devices.front_end(B, front_end)  # of no device
         await world.until(A, lambda state: state is DeviceState.READY)
     assert [log["event"] for log in logs] == ["front_end_connected", "front_end_left"]
 
@@ -117,15 +121,154 @@ async def test_very_many_comings_and_goings_are_counted_and_not_logged_one_by_on
         await world.until(A, lambda state: state is DeviceState.READY)
         with capture_logs() as logs:
             for _ in range(1_000):
-                world.devices.front_end(A, connected=True)
-                world.devices.front_end(A, connected=False)
+                world.devices.front_end(A, CONNECTED)
+                world.devices.front_end(A, NO_FRONT_END)
             world.devices.look()
             async with asyncio.timeout(20):
                 while not any(log["event"] == "front_end_changes" for log in logs):
                     await asyncio.sleep(0.001)
     assert len(logs) < 20
     (drawn,) = [log for log in logs if log["event"] == "front_end_changes"]
-    assert (drawn["device"], drawn["changes"], drawn["connected"]) == (A, 2_000, False)
+    assert (drawn["device"], drawn["changes"]) == (A, 2_000)
+    assert (drawn["connected"], drawn["configured"]) == (False, False)
+
+
+def _front_ends(logs: list[Any]) -> list[tuple[str, int | None]]:
+    return [(log["event"], log.get("queue_pairs")) for log in logs if log["event"].startswith("front_end")]
+
+
+async def test_queue_pairs_that_come_one_by_one_are_one_line_and_each_way_back_is_one(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        with capture_logs() as logs:
+            world.devices.front_end(A, CONNECTED)
+            for queue_pairs in (1, 2, 3, 4):
+                world.devices.front_end(A, configured(queue_pairs))
+            async with asyncio.timeout(20):
+                while len(_front_ends(logs)) < 2:
+                    await asyncio.sleep(0.001)
+            assert world.devices.published.value[A].front_end == configured(4)
+            for queue_pairs in (2, 0):
+                world.devices.front_end(A, configured(queue_pairs))
+            world.devices.front_end(A, CONNECTED)  # its driver is unbound
+            world.devices.front_end(A, NO_FRONT_END)
+    names = [("front_end_connected", None), ("front_end_configured", 4)]
+    assert _front_ends(logs) == [*names, ("front_end_unconfigured", None), ("front_end_left", None)]
+
+
+async def test_a_front_end_that_changes_its_queue_pairs_for_ever_does_not_write_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vdpa_agent.daemon.front_ends._SETTLE_S", 0.0)
+    world = World(tmp_path)
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        with capture_logs() as logs:
+            for number in range(200):
+                world.devices.front_end(A, configured(number % 2))
+                await asyncio.sleep(0.001)
+    assert 1 < len(_front_ends(logs)) <= 6
+
+
+def _listed(front_end: FrontEnd, refusals: object = None) -> dict[str, Any]:
+    told = {"connected": front_end.is_connected, "configured": front_end.is_configured}
+    return {"devices": [{"device": A, **told, "queue_pairs_in_use": front_end.queue_pairs, "refusals": refusals}]}
+
+
+@pytest.mark.parametrize("front_end", [NO_FRONT_END, CONNECTED, configured(2)])
+async def test_what_no_notification_said_is_learned_from_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, front_end: FrontEnd
+) -> None:
+    monkeypatch.setattr("vdpa_agent.daemon.devices._LEARN_S", 0.0)
+    world = World(tmp_path)
+    world.daemon.answers["device.list"] = _listed(front_end)
+    async with world.followed():
+        await world.until(A, lambda state: state in SERVED)
+        world.devices.front_end(A, configured(1))  # the rest was lost
+        world.devices.look()
+        async with asyncio.timeout(20):
+            await world.devices.published.wait_for(lambda devices: devices[A].front_end == front_end)
+        connected = world.devices.published.value[A].state is DeviceState.CONNECTED
+    assert connected == front_end.is_connected
+
+
+async def test_a_notification_that_comes_while_the_list_is_asked_for_is_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vdpa_agent.daemon.devices._LEARN_S", 0.0)
+    world = World(tmp_path)
+
+    def meanwhile() -> None:
+        del world.daemon.during["device.list"]
+        world.devices.front_end(A, configured(3))
+        world.daemon.answers["device.list"] = _listed(NO_FRONT_END, {"form": 1})
+
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        world.daemon.during["device.list"] = meanwhile
+        world.devices.look()
+        async with asyncio.timeout(20):
+            await world.devices.published.wait_for(lambda devices: bool(devices[A].refusals))
+        assert world.devices.published.value[A].front_end == configured(3)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        RequestRefused(BUSY, "no"),
+        {},
+        [],
+        {"devices": 1},
+        {"devices": [None, {"device": 1, "connected": True}, {"device": A}, {"device": A, "connected": 1}]},
+        {"devices": [{"device": B, "connected": True, "configured": True}]},
+    ],
+)
+async def test_a_list_that_says_nothing_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    monkeypatch.setattr("vdpa_agent.daemon.devices._LEARN_S", 0.0)
+    world = World(tmp_path)
+    world.daemon.answers["device.list"] = answer
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        world.devices.front_end(A, configured(3))
+        asked = world.daemon.calls.count(("device.list", ""))
+        async with asyncio.timeout(20):
+            while world.daemon.calls.count(("device.list", "")) < asked + 2:  # so one was taken in between
+                world.devices.look()
+                await asyncio.sleep(0.001)
+        assert set(world.devices.published.value) == {A}
+        assert world.devices.published.value[A].front_end == configured(3)
+
+
+async def test_refused_front_ends_are_counted_and_logged_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vdpa_agent.daemon.devices._LEARN_S", 0.0)
+    world = World(tmp_path)
+
+    async def see(refusals: dict[str, int]) -> None:
+        world.daemon.answers["device.list"] = _listed(NO_FRONT_END, {**refusals, "odd": -1, "none": 0, "no": "x"})
+        world.devices.look()
+        async with asyncio.timeout(20):
+            await world.devices.published.wait_for(lambda devices: devices[A].refusals == refusals)
+
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        with capture_logs() as logs:
+            await see({"form": 2})
+            await see({"form": 2, "crowd": 900})
+            await see({"form": 2, "crowd": 1900})
+            monkeypatch.setattr("vdpa_agent.daemon.front_ends._REFUSALS_S", 0.0)
+            world.devices.forget("the daemon ended")
+            assert not world.devices.published.value[A].refusals
+            world.devices.look()
+            await world.until(A, lambda state: state is DeviceState.READY)
+            await see({"form": 1})
+            await see({"form": 4, "ring": 1})
+    refused = [(log["device"], log["reasons"]) for log in logs if log["event"] == "front_ends_refused"]
+    assert refused == [(A, {"form": 2}), (A, {"form": 1}), (A, {"form": 3, "ring": 1})]
 
 
 async def test_a_device_that_the_daemon_no_longer_has_is_removed_all_the_same(tmp_path: Path) -> None:
@@ -180,11 +323,11 @@ async def test_a_device_in_use_drains_and_goes_when_its_front_end_leaves(tmp_pat
     world = World(tmp_path)
     async with world.followed():
         await world.until(A, lambda state: state is DeviceState.READY)
-        world.devices.front_end(A, connected=True)
+        world.devices.front_end(A, CONNECTED)
         world.wanted.set(Loaded(()))
         await world.until(A, lambda state: state is DeviceState.REMOVING)
         assert ("device.remove", A) not in world.daemon.calls
-        world.devices.front_end(A, connected=False)
+        world.devices.front_end(A, NO_FRONT_END)
         await world.until(A, lambda state: state is None)
 
 
@@ -192,7 +335,7 @@ async def test_a_device_in_use_goes_when_the_drain_timeout_is_over(tmp_path: Pat
     world = World(tmp_path, drain_timeout_s=0.1)
     async with world.followed():
         await world.until(A, lambda state: state is DeviceState.READY)
-        world.devices.front_end(A, connected=True)
+        world.devices.front_end(A, CONNECTED)
         world.wanted.set(Loaded(()))
         await world.until(A, lambda state: state is None)
 

@@ -26,6 +26,7 @@ SET_MEM_TABLE: Final = 5
 SET_VRING_NUM: Final = 8
 SET_VRING_ADDR: Final = 9
 SET_VRING_BASE: Final = 10
+GET_VRING_BASE: Final = 11
 SET_VRING_KICK: Final = 12
 SET_VRING_CALL: Final = 13
 SET_VRING_ENABLE: Final = 18
@@ -230,6 +231,15 @@ class FrontEnd:
             self.send(SET_VRING_CALL, struct.pack("<Q", ring), [call])
             self.send(SET_VRING_KICK, struct.pack("<Q", ring), [kick])
             self.send(SET_VRING_ENABLE, struct.pack("<II", ring, 1))
+
+    def enable(self, ring: int, *, on: bool) -> None:
+        """Enables or disables a ring that was started."""
+        self.send(SET_VRING_ENABLE, struct.pack("<II", ring, int(on)))
+
+    def stop_rings(self, count: int = 2) -> None:
+        """Stops rings, as a driver that is unbound does; the memory stays shared."""
+        for ring in range(count):
+            self.ask(GET_VRING_BASE, struct.pack("<II", ring, 0))
 
     def offer_descriptor(self) -> None:
         """Makes a packet of the second ring available, and kicks both rings."""

@@ -3,12 +3,14 @@
 import pytest
 
 from vdpa_agent.model.daemon import NOTHING_KNOWN, Device, DeviceFacts, DeviceState
+from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, configured
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.model.plan import Record, Step, next_look_s, next_step
 
+CONFIGURED = configured(2)
 NEW = Record(Device(PciAddress("0000:82:00.2"), "/v/vdpa-0", DeviceState.WANTED))
 SERVED = NEW.asked().served(DeviceFacts("mlx5"))
-USED = SERVED.used(by_front_end=True)
+USED = SERVED.used(CONFIGURED)
 DRAINING = USED.leaving(30.0, "it left the list")
 DEAD = SERVED.refused("nobody listens", 10.0, 0.0)
 
@@ -25,14 +27,14 @@ DEAD = SERVED.refused("nobody listens", 10.0, 0.0)
         (DRAINING, False, 29.9, Step.NOTHING),
         (DRAINING, False, 30.0, Step.REMOVE),
         (DRAINING, True, 0.0, Step.RESTORE),
-        (DRAINING.used(by_front_end=False), False, 0.0, Step.REMOVE),
+        (DRAINING.used(NO_FRONT_END), False, 0.0, Step.REMOVE),
         (NEW.refused("no", 10.0, 0.0), True, 10.9, Step.NOTHING),
         (NEW.refused("no", 10.0, 0.0), True, 11.0, Step.ADD),
         (DEAD, True, 10.9, Step.NOTHING),
         (DEAD, True, 11.0, Step.RENEW),
         (DEAD.given_up(), True, 11.0, Step.ADD),
         (USED.refused("nobody listens", 10.0, 0.0), True, 99.0, Step.NOTHING),
-        (USED.refused("nobody listens", 10.0, 0.0).used(by_front_end=False), True, 99.0, Step.RENEW),
+        (USED.refused("nobody listens", 10.0, 0.0).used(NO_FRONT_END), True, 99.0, Step.RENEW),
         (SERVED.leaving(None, "left").refused("busy", 10.0, 0.0), False, 10.9, Step.NOTHING),
         (SERVED.leaving(None, "left").refused("busy", 10.0, 0.0), False, 11.0, Step.REMOVE),
         (SERVED.leaving(None, "left").given_up(), True, 0.0, Step.ADD),
@@ -47,8 +49,14 @@ def test_states() -> None:
     assert NEW.asked().device.state is DeviceState.STARTING
     assert (SERVED.device.state, SERVED.added, SERVED.device.facts.driver) == (DeviceState.READY, True, "mlx5")
     assert USED.device.state is DeviceState.CONNECTED
-    assert USED.used(by_front_end=False).device.state is DeviceState.READY
-    assert DEAD.used(by_front_end=True).device.state is DeviceState.FAILED
+    assert USED.used(NO_FRONT_END).device.state is DeviceState.READY
+    assert USED.device.front_end == CONFIGURED
+    assert (USED.in_use, SERVED.used(CONNECTED).in_use, SERVED.in_use) == (True, True, False)
+    assert USED.used(CONNECTED).device == USED.device._replace(front_end=CONNECTED)
+    assert DRAINING.used(CONNECTED).drained_s == DRAINING.drained_s
+    counted = USED._replace(device=USED.device._replace(refusals={"form": 1}))
+    assert counted.given_up().device == USED.device._replace(front_end=NO_FRONT_END)
+    assert DEAD.used(CONFIGURED).device.state is DeviceState.FAILED
     assert DEAD.served().device == SERVED.device
     assert DRAINING.refused("busy", 0.0, 0.0).device.state is DeviceState.REMOVING
     restored = DRAINING.served()

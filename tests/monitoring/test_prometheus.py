@@ -206,4 +206,8 @@ def trouble(agent: AgentProcess) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
         silent.connect(str(agent.listen))
         agent.wait_metric("vdpa_agent_grpc_turned_away_total", 1, reason="preface")
-    agent.wait_metric("vdpa_agent_ready", 1)
+    agent.wait_metric("vdpa_agent_devices", 4, state="ready")
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(agent.ask(FOUR[0]))
+        stranger.sendall(bytes(12))
+        agent.wait_metric("vdpa_agent_front_ends_refused_total", 1, pciAddr=FOUR[0], reason="request")

@@ -148,6 +148,18 @@ def word(enum: str, value: int) -> str:
     return str(kind.Name(value)).removeprefix(str(kind.Name(0)).removesuffix("UNSPECIFIED")).lower()
 
 
+def front_end_word(device: pb.Device) -> str:
+    """How far a device's front end has come; empty without one."""
+    if device.front_end_configured:
+        return "configured"
+    return "connected" if device.front_end_connected else ""
+
+
+def queue_pairs(device: pb.Device) -> str:
+    """How many queue pairs are in use, beside those of the device, such as `2/4`; empty where they are not known."""
+    return f"{device.queue_pairs_in_use}/{device.queue_pairs}" if device.queue_pairs else ""
+
+
 def daemon_words(status: pb.GetStatusResponse) -> str:
     """How the daemon fares, with its process; of several, how many of them run."""
     state = word("DaemonState", status.daemon.state)

@@ -363,16 +363,18 @@ def _print_devices(output: str, devices: "Sequence[pb.Device]") -> None:
         print_table(_HEAD, [_columns(device) for device in devices])
 
 
-_HEAD: Final = ("ADDRESS", "STATE", "SOCKET")
+_HEAD: Final = ("ADDRESS", "STATE", "SOCKET", "FRONT END")
 _WIDE_HEAD: Final = ("DRIVER", "QUEUE PAIRS", "NUMA", "REASON")
 
 
-def _columns(device: "pb.Device") -> tuple[str, str, str]:
-    from vdpa_agent.cli.client import word  # noqa: PLC0415
+def _columns(device: "pb.Device") -> tuple[str, str, str, str]:
+    from vdpa_agent.cli.client import front_end_word, word  # noqa: PLC0415
 
-    return device.pci_address, word("DeviceState", device.state), device.socket_path
+    return device.pci_address, word("DeviceState", device.state), device.socket_path, front_end_word(device)
 
 
 def _wide_columns(device: "pb.Device") -> tuple[str, str, str, str]:
+    from vdpa_agent.cli.client import queue_pairs  # noqa: PLC0415
+
     numa = str(device.numa_node) if device.HasField("numa_node") else ""
-    return device.driver, str(device.queue_pairs or ""), numa, device.reason
+    return device.driver, queue_pairs(device), numa, device.reason

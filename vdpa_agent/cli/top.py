@@ -18,7 +18,7 @@ from vdpa_agent.errors import ConfigError, NotReachable
 from vdpa_agent.model.text import printable
 from vdpa_agent.serve.pb import device_service_pb2 as pb
 
-_HEAD: Final = ("ADDRESS", "STATE", "FRONT END", "RX PACKETS/S", "TX PACKETS/S", "SOCKET", "REASON")
+_HEAD: Final = ("ADDRESS", "STATE", "FRONT END", "QUEUE PAIRS", "RX PACKETS/S", "TX PACKETS/S", "SOCKET", "REASON")
 
 _COUNTERS: Final = ("packets", "completed_descriptors")
 """What counts the packets of a queue: in the software device, and in mlx5 (DPDK's drivers/vdpa/mlx5/mlx5_vdpa.c)."""
@@ -158,7 +158,8 @@ class Live:
         return (
             device.pci_address,
             client.word("DeviceState", device.state),
-            "connected" if device.front_end_connected else "",
+            client.front_end_word(device),
+            client.queue_pairs(device),
             *(f"{rate:.0f}" for rate in rates or ()),
             *(() if rates else ("", "")),
             device.socket_path,

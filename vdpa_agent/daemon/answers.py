@@ -1,11 +1,13 @@
 """Answers: what vdpad says of itself and of a device, read with suspicion."""
 
 import re
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from vdpa_agent.daemon.messages import whole_number
 from vdpa_agent.errors import DaemonLost, DaemonUnusable
 from vdpa_agent.model.daemon import DeviceFacts, Statistics
+from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, FrontEnd, Refusals, configured
 from vdpa_agent.model.pci import printable
 
 PROTOCOL: Final = 1
@@ -19,6 +21,9 @@ _NUMA_NODES: Final = 1024
 
 _COUNTERS: Final = 4096
 """The most that are kept of one device: 16 of each of the 256 virtqueues of DPDK's VHOST_MAX_VRING."""
+
+_REASONS: Final = 64
+"""The most reasons for refusals that are kept of one device; REFUSAL_COUNT of native/vdpad/vhost_user.h is less."""
 
 _FILE: Final = re.compile(r"([0-9]{1,20}):([0-9]{1,20})", re.ASCII)
 """Device and inode, as C's `%llu` writes them."""
@@ -34,6 +39,18 @@ class Version(NamedTuple):
 
     version: str
     protocol: int
+
+
+class Told(NamedTuple):
+    """What vdpad says of the front ends of one device.
+
+    Attributes:
+        front_end: what uses it.
+        refusals: how many were refused, by reason.
+    """
+
+    front_end: FrontEnd
+    refusals: Refusals
 
 
 def parse_version(result: object) -> Version:
@@ -74,6 +91,31 @@ def parse_facts(result: object) -> DeviceFacts:
     )
 
 
+def parse_front_end(method: str, params: dict[str, Any]) -> FrontEnd | None:
+    """Reads a notification about a front end; None for any other."""
+    match method:
+        case "device.connected":
+            return CONNECTED
+        case "device.configured":
+            return configured(whole_number(params.get("queue_pairs"), bits=16) or 0)
+        case "device.disconnected":
+            return NO_FRONT_END
+    return None
+
+
+def parse_front_ends(result: object) -> dict[str, Told]:
+    """Reads the answer to `device.list`: the front ends of each device by its address; an odd entry is left out."""
+    answer: dict[str, Any] = result if isinstance(result, dict) else {}
+    devices = answer.get("devices")
+    told = {}
+    for entry in devices if isinstance(devices, list) else ():
+        device: dict[str, Any] = entry if isinstance(entry, dict) else {}
+        address, front_end = device.get("device"), _front_end(device)
+        if isinstance(address, str) and front_end is not None:
+            told[address] = Told(front_end, _refusals(device.get("refusals")))
+    return told
+
+
 def parse_statistics(result: object) -> Statistics:
     """Reads the answer to `device.stats`; what is odd in it is left out, as is what comes after 4,096 counters."""
     answer: dict[str, Any] = result if isinstance(result, dict) else {}
@@ -93,6 +135,24 @@ def parse_statistics(result: object) -> Statistics:
                 kept[_name(name)] = value
                 room -= 1
     return statistics
+
+
+def _front_end(device: dict[str, Any]) -> FrontEnd | None:
+    """What uses a device; None where vdpad does not say."""
+    if device.get("configured") is True:
+        return configured(whole_number(device.get("queue_pairs_in_use"), bits=16) or 0)
+    match device.get("connected"):
+        case True:
+            return CONNECTED
+        case False:
+            return NO_FRONT_END
+    return None
+
+
+def _refusals(value: object) -> Refusals:
+    counts: dict[str, Any] = value if isinstance(value, dict) else {}
+    kept = ((_name(reason), count) for reason, count in counts.items() if whole_number(count, bits=63))
+    return dict(islice(kept, _REASONS))
 
 
 def _file(value: object) -> tuple[int, int] | None:

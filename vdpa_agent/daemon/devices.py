@@ -12,15 +12,17 @@ from typing import Final
 import structlog
 
 from vdpa_agent.config import DaemonConfig, VhostMode
-from vdpa_agent.daemon.answers import parse_facts
+from vdpa_agent.daemon.answers import Told, parse_facts, parse_front_ends
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.directory import SocketDirectory
+from vdpa_agent.daemon.front_ends import FrontEndLog
 from vdpa_agent.daemon.messages import ErrorCode
 from vdpa_agent.daemon.names import Names
 from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.errors import RequestRefused, SocketDirUnusable
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import SERVED, Device, DeviceState
+from vdpa_agent.model.front_end import FrontEnd
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.pci import DeviceList, PciAddress, printable, shown
 from vdpa_agent.model.plan import Record, Step, next_look_s, next_step
@@ -37,8 +39,8 @@ _WRITE_S: Final = 5.0
 _SAID_CHARACTERS: Final = 640
 """The longest reason of the daemon's that is passed on: mapping_problem of native/vdpad/daemon.h."""
 
-_LOGGED_CHANGES: Final = 6
-"""How many comings and goings of a device's front ends are logged one by one, between two quiet looks."""
+_LEARN_S: Final = 10.0
+"""How often the daemon is asked for all front ends: a notification may be lost, and refusals have none."""
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +83,9 @@ class Devices:
         self._spread = spread
         self._records: dict[PciAddress, Record] = {}
         self._doubts: dict[PciAddress, tuple[str, ...]] = {}
-        self._changes: dict[PciAddress, int] = {}
+        self._front_ends = FrontEndLog(self._now_s)
+        self._notified: set[PciAddress] = set()
+        self._learn_due_s = 0.0
         self._wake = asyncio.Event()
         self._look_is_due = False
         self._publishing: asyncio.TimerHandle | None = None
@@ -103,6 +107,7 @@ class Devices:
                 if self._look_is_due:
                     self._look_is_due = False
                     await self._look()
+                    await self._learn(control)
                 self._publish()
                 if self._repair is not None:
                     await self._repair.step(partial(_write_mapping, control), self._added())
@@ -118,20 +123,28 @@ class Devices:
     def forget(self, reason: str) -> None:
         """The daemon is gone: every device of the list is wanted again, for the given reason."""
         wanted = frozenset(self._wanted.value.value or ())
+        for address in self._records:
+            self._front_ends.forget(address)
+        self._learn_due_s = 0.0
         self._records = {address: record.lost(reason) for address, record in self._records.items() if address in wanted}
         if self._repair is not None:
             self._repair.forget()
         self._publish()
 
-    def front_end(self, address: str, *, connected: bool) -> None:
-        """The daemon reported that a front end came to a device, or left it."""
+    def front_end(self, address: str, front_end: FrontEnd) -> None:
+        """The daemon reported that a front end came to a device, left it, or was configured."""
         record = self._records.get(PciAddress(address))
-        if record is None or connected == record.in_use:
-            return
-        self._records[record.device.address] = record.used(by_front_end=connected)
-        self._log_front_end(record.device.address, connected=connected)
-        self._publish_soon()
-        self._wake.set()
+        if record is not None:
+            self._notified.add(record.device.address)
+            self._use(record, front_end)
+
+    def _use(self, record: Record, front_end: FrontEnd) -> None:
+        before, address = record.device.front_end, record.device.address
+        if front_end != before:
+            self._records[address] = record.used(front_end)
+            self._front_ends.changed(address, before, front_end)
+            self._publish_soon()
+            self._wake.set()
 
     async def _look_on_change(self) -> None:
         async for _ in self._directory.touched.changes():
@@ -224,6 +237,7 @@ class Devices:
                 self._refused(address, str(error), "device_not_removed")
                 return False
         self._records[address] = self._records[address].given_up()
+        self._front_ends.forget(address)
         return True
 
     async def _remove(self, control: Control, address: PciAddress) -> None:
@@ -234,7 +248,7 @@ class Devices:
     def _forget_device(self, address: PciAddress) -> None:
         record = self._records.pop(address)
         self._doubts.pop(address, None)
-        self._changes.pop(address, None)
+        self._front_ends.forget(address)
         log.info("device_removed", device=address, socket=record.device.socket)
 
     async def _look(self) -> None:
@@ -249,7 +263,33 @@ class Devices:
                     if device.socket in lost and address in self._records:
                         self._refused(address, lost[device.socket], "device_failed")
         await self._names.look()
-        self._log_busy_front_ends()
+        self._front_ends.draw_together(lambda address: self._records[address].device.front_end)
+
+    async def _learn(self, control: Control) -> None:
+        """Asks the daemon, now and then, for the front ends of its devices."""
+        if self._now_s() < self._learn_due_s:
+            return
+        self._learn_due_s = self._now_s() + _LEARN_S
+        self._notified.clear()
+        try:
+            told = parse_front_ends(await control.call("device.list", timeout_s=None))
+        except RequestRefused as error:
+            log.debug("front_ends_unknown", reason=str(error))
+            return
+        for address, record in tuple(self._records.items()):
+            if record.added and address in told:
+                self._take(record, told[address])
+
+    def _take(self, record: Record, told: Told) -> None:
+        """Takes what the daemon listed of a device, where no notification says something newer."""
+        address = record.device.address
+        if address not in self._notified:
+            self._use(record, told.front_end)
+        record = self._records[address]
+        if told.refusals != record.device.refusals:
+            self._records[address] = record._replace(device=record.device._replace(refusals=told.refusals))
+            self._publish_soon()
+        self._front_ends.refused(address, told.refusals)
 
     def _refused(self, address: PciAddress, reason: str, event: str) -> None:
         before = self._records[address]
@@ -292,18 +332,6 @@ class Devices:
 
     def _publish_now(self) -> None:
         self.published.set(MappingProxyType({address: record.device for address, record in self._records.items()}))
-
-    def _log_front_end(self, address: PciAddress, *, connected: bool) -> None:
-        """Logs a change of a front end, unless it is one of very many: a peer must not write the log."""
-        changes = self._changes[address] = self._changes.get(address, 0) + 1
-        if changes <= _LOGGED_CHANGES:
-            log.info("front_end_connected" if connected else "front_end_left", device=address)
-
-    def _log_busy_front_ends(self) -> None:
-        busy = {address: changes for address, changes in self._changes.items() if changes > _LOGGED_CHANGES}
-        for address, changes in busy.items():
-            log.info("front_end_changes", device=address, changes=changes, connected=self._records[address].in_use)
-        self._changes = dict.fromkeys(busy, _LOGGED_CHANGES)
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()

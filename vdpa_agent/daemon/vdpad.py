@@ -9,7 +9,7 @@ from typing import Any, Final
 import structlog
 
 from vdpa_agent.config import DaemonConfig, Memory, VhostMode
-from vdpa_agent.daemon.answers import parse_statistics, parse_version
+from vdpa_agent.daemon.answers import parse_front_end, parse_statistics, parse_version
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.daemon.directory import SocketDirectory
@@ -159,12 +159,9 @@ class Vdpad:
     def notified(self, method: str, params: dict[str, Any]) -> None:
         """Takes a notification of the daemon."""
         address = params.get("device")
-        if not isinstance(address, str):
-            return
-        if method == "device.connected":
-            self._devices.front_end(address, connected=True)
-        elif method == "device.disconnected":
-            self._devices.front_end(address, connected=False)
+        front_end = parse_front_end(method, params)
+        if isinstance(address, str) and front_end is not None:
+            self._devices.front_end(address, front_end)
 
     def forget(self, reason: str) -> None:
         """It is gone or going: nothing of it may be promised any more."""

@@ -5,6 +5,7 @@ from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from vdpa_agent.model.front_end import NO_FRONT_END, NOTHING_REFUSED, FrontEnd, Refusals
 from vdpa_agent.model.pci import PciAddress
 
 Statistics = dict[int, dict[str, int]]
@@ -93,7 +94,7 @@ class DeviceState(StrEnum):
     READY = "ready"
     """The daemon has started it, and its socket listens."""
     CONNECTED = "connected"
-    """The same, and a front end uses it."""
+    """The same, and a front end is connected; whether it is configured, its `FrontEnd` says."""
     FAILED = "failed"
     """The daemon refused it, or its socket is dead; `reason` says why. It is tried again."""
     REMOVING = "removing"
@@ -139,6 +140,8 @@ class Device(NamedTuple):
         state: where it is in its life.
         reason: why it is not ready, empty where there is nothing to say.
         facts: what the daemon told of it.
+        front_end: what uses its socket, while the daemon has it.
+        refusals: how many front ends were refused since the daemon has it.
     """
 
     address: PciAddress
@@ -146,6 +149,8 @@ class Device(NamedTuple):
     state: DeviceState
     reason: str = ""
     facts: DeviceFacts = NOTHING_KNOWN
+    front_end: FrontEnd = NO_FRONT_END
+    refusals: Refusals = NOTHING_REFUSED
 
 
 class DaemonStatus(NamedTuple):

@@ -4,7 +4,8 @@ from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from vdpa_agent.model.backoff import Backoff
-from vdpa_agent.model.daemon import NOTHING_KNOWN, SERVED, Device, DeviceFacts, DeviceState
+from vdpa_agent.model.daemon import SERVED, Device, DeviceFacts, DeviceState
+from vdpa_agent.model.front_end import NO_FRONT_END, NOTHING_REFUSED, FrontEnd
 
 RETRY: Final = Backoff(first_s=1.0, cap_s=4.0)
 """When a device that the daemon refused to add or remove is asked for again: within 5 s of whatever fixes it."""
@@ -35,7 +36,6 @@ class Record(NamedTuple):
     Attributes:
         device: what is published of it.
         added: whether the daemon has it.
-        in_use: whether a front end uses it.
         refusals: how often in a row the daemon refused what it was asked for, or its socket was found dead.
         due_s: before this time, in seconds of the caller's clock, nothing is asked again.
         drained_s: when a front end has had time enough to leave it; None: nothing drains.
@@ -43,10 +43,14 @@ class Record(NamedTuple):
 
     device: Device
     added: bool = False
-    in_use: bool = False
     refusals: int = 0
     due_s: float = 0.0
     drained_s: float | None = None
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a front end is connected: one that is not configured may be so at any time."""
+        return self.device.front_end.is_connected
 
     def asked(self) -> "Record":
         """The daemon is being asked for it."""
@@ -74,13 +78,15 @@ class Record(NamedTuple):
             due_s=now_s + RETRY.delay_s(refusals, spread),
         )
 
-    def used(self, *, by_front_end: bool) -> "Record":
-        """A front end came, or left."""
-        record = self._replace(in_use=by_front_end, drained_s=self.drained_s if by_front_end else None)
-        if self.device.state not in SERVED:
-            return record
-        state = DeviceState.CONNECTED if by_front_end else DeviceState.READY
-        return record._replace(device=self.device._replace(state=state))
+    def used(self, front_end: FrontEnd) -> "Record":
+        """A front end came, left, or was configured."""
+        state = self.device.state
+        if state in SERVED:
+            state = DeviceState.CONNECTED if front_end.is_connected else DeviceState.READY
+        return self._replace(
+            device=self.device._replace(state=state, front_end=front_end),
+            drained_s=self.drained_s if front_end.is_connected else None,
+        )
 
     def leaving(self, drained_s: float | None, reason: str) -> "Record":
         """It left the list; with a time, it is kept until then for the front end that uses it."""
@@ -89,12 +95,14 @@ class Record(NamedTuple):
 
     def given_up(self) -> "Record":
         """The daemon does not have it any more."""
-        return self._replace(added=False, in_use=False)
+        return self._replace(
+            device=self.device._replace(front_end=NO_FRONT_END, refusals=NOTHING_REFUSED),
+            added=False,
+        )
 
     def lost(self, reason: str) -> "Record":
         """The daemon is gone, and with it all that it knew of the device."""
-        device = self.device._replace(state=DeviceState.WANTED, reason=reason, facts=NOTHING_KNOWN)
-        return Record(device)
+        return Record(Device(self.device.address, self.device.socket, DeviceState.WANTED, reason))
 
 
 def next_step(record: Record, *, wanted: bool, now_s: float) -> Step:

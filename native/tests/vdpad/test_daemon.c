@@ -169,7 +169,7 @@ static void assert_mapping(const struct fixture *f, const char *expected) {
 
 #define DEVICE                                                                                               \
     "\"device\":\"0000:82:00.2\",\"socket\":\"/"                                                             \
-    "s\",\"state\":\"started\",\"connected\":false,\"configured\":false,"                                    \
+    "s\",\"state\":\"started\",\"connected\":false,\"configured\":false,\"queue_pairs_in_use\":0,"           \
     "\"driver\":\"made_up\",\"queue_pairs\":2,\"features\":9223372036854775807,\"protocol_features\":0,"     \
     "\"type\":\"net\",\"numa_node\":0"
 #define HEAD "{\"jsonrpc\":\"2.0\",\"id\":1,"
@@ -334,7 +334,9 @@ static void test_announcements(void **state) {
     json_decref(exchange(f, "device.add", ADD));
     assert_int_equal(pthread_create(&thread, NULL, run, &f->daemon), 0);
     links_connected(links, "0000:82:00.2");
-    links_configured(links, "0000:82:00.2", 1, 2);
+    for (unsigned int ring = 0; ring < 4; ring++)
+        links_ring(links, "0000:82:00.2", ring, true);
+    links_configured(links, "0000:82:00.2", 1);
     while (strstr(lines, "queue_pairs") == NULL) {
         ssize_t got = read(f->peer, lines + size, sizeof(lines) - 1 - size);
 

@@ -29,6 +29,30 @@ static void assert_change(enum link_state state) {
     assert_int_equal(change.state, state);
 }
 
+static enum link_state state_now(const char *address) {
+    unsigned int queue_pairs;
+
+    return links_state(&links, address, &queue_pairs);
+}
+
+static void set_pairs(unsigned int count, bool ready) {
+    for (unsigned int ring = 0; ring < 2 * count; ring++)
+        links_ring(&links, "0000:82:00.2", ring, ready);
+}
+
+/* The next change, and the only one, is that so many pairs are in use. */
+static void assert_pairs(unsigned int queue_pairs) {
+    struct link_change change;
+    unsigned int now;
+
+    assert_true(links_next_change(&links, &change));
+    assert_int_equal(change.state, LINK_CONFIGURED);
+    assert_int_equal(change.queue_pairs, queue_pairs);
+    assert_int_equal(links_state(&links, "0000:82:00.2", &now), LINK_CONFIGURED);
+    assert_int_equal(now, queue_pairs);
+    assert_false(links_next_change(&links, &change));
+}
+
 static void assert_no_change(void) {
     struct link_change change;
 
@@ -52,32 +76,71 @@ static void test_life_of_a_front_end(void **state) {
     assert_true(woken());
     assert_change(LINK_CONNECTED);
     assert_no_change();
-    links_configured(&links, "0000:82:00.2", 7, 3);
+    set_pairs(3, true);
+    links_configured(&links, "0000:82:00.2", 7);
     assert_true(woken());
     assert_true(links_next_change(&links, &change));
     assert_int_equal(change.state, LINK_CONFIGURED);
     assert_int_equal(change.queue_pairs, 3);
-    assert_int_equal(links_state(&links, "0000:82:00.2"), LINK_CONFIGURED);
-    assert_int_equal(links_state(&links, "0000:82:00.3"), LINK_DISCONNECTED);
+    assert_int_equal(state_now("0000:82:00.2"), LINK_CONFIGURED);
+    assert_int_equal(state_now("0000:82:00.3"), LINK_DISCONNECTED);
     links_unconfigured(&links, "0000:82:00.2", 7);
     assert_change(LINK_CONNECTED);
     links_disconnected(&links, "0000:82:00.2");
     assert_true(woken());
     assert_change(LINK_DISCONNECTED);
     assert_no_change();
-    assert_int_equal(links_state(&links, "0000:82:00.2"), LINK_DISCONNECTED);
+    assert_int_equal(state_now("0000:82:00.2"), LINK_DISCONNECTED);
+}
+
+/* Pairs that are in use change while the front end stays; rings of one that is not configured count for
+ * nothing. */
+static void test_queue_pairs_in_use(void **state) {
+    unsigned int pairs;
+
+    (void)state;
+    links_connected(&links, "0000:82:00.2");
+    assert_change(LINK_CONNECTED);
+    set_pairs(2, true);
+    assert_no_change();
+    links_state(&links, "0000:82:00.2", &pairs);
+    assert_int_equal(pairs, 0);
+    links_configured(&links, "0000:82:00.2", 7);
+    assert_pairs(2);
+    links_ring(&links, "0000:82:00.2", 3, true); /* as before */
+    assert_no_change();
+    links_ring(&links, "0000:82:00.2", 3, false); /* half a pair is none */
+    assert_pairs(1);
+    assert_true(woken());
+    links_ring(&links, "0000:82:00.2", 4, true); /* two halves of different pairs are none either */
+    assert_no_change();
+    set_pairs(3, false);
+    assert_pairs(0);
+    set_pairs(128, true);
+    assert_pairs(128);
+    links_ring(&links, "0000:82:00.2", LINK_RINGS_MAX, true);
+    links_ring(&links, "nowhere", 0, true);
+    assert_no_change();
+    links_unconfigured(&links, "0000:82:00.2", 7);
+    assert_change(LINK_CONNECTED);
+    assert_no_change();
+    links_no_rings(&links, "nowhere");
+    links_no_rings(&links, "0000:82:00.2");
+    set_pairs(1, true);
+    links_configured(&links, "0000:82:00.2", 8);
+    assert_pairs(1);
 }
 
 static void test_steps_drawn_together(void **state) {
     (void)state;
     links_connected(&links, "0000:82:00.2");
-    links_configured(&links, "0000:82:00.2", 7, 1);
+    links_configured(&links, "0000:82:00.2", 7);
     assert_change(LINK_CONNECTED);
     assert_change(LINK_CONFIGURED);
     for (int i = 0; i < 1000; i++) {
         links_disconnected(&links, "0000:82:00.2");
         links_connected(&links, "0000:82:00.2");
-        links_configured(&links, "0000:82:00.2", 7, 1);
+        links_configured(&links, "0000:82:00.2", 7);
     }
     assert_change(LINK_DISCONNECTED);
     assert_change(LINK_CONNECTED);
@@ -97,8 +160,8 @@ static void test_second_front_end(void **state) {
     (void)state;
     links_connected(&links, "0000:82:00.2");
     links_connected(&links, "0000:82:00.2");
-    links_configured(&links, "0000:82:00.2", 8, 1);
-    links_configured(&links, "0000:82:00.2", 7, 9);
+    links_configured(&links, "0000:82:00.2", 8);
+    links_configured(&links, "0000:82:00.2", 7);
     assert_change(LINK_CONNECTED);
     assert_change(LINK_CONFIGURED);
     links_unconfigured(&links, "0000:82:00.2", 7);
@@ -124,7 +187,7 @@ static void test_removal(void **state) {
     assert_change(LINK_CONNECTED);
     assert_int_equal(links_remove(&links, "0000:82:00.2"), LINK_CONNECTED);
     links_disconnected(&links, "0000:82:00.2");
-    links_configured(&links, "0000:82:00.2", 7, 1);
+    links_configured(&links, "0000:82:00.2", 7);
     assert_no_change();
     assert_int_equal(links_remove(&links, "0000:82:00.2"), LINK_DISCONNECTED);
     assert_int_equal(links_remove(&links, "0000:82:00.3"), LINK_DISCONNECTED);
@@ -137,7 +200,7 @@ static void *report(void *context) {
     (void)context;
     for (int i = 0; i < 20000; i++) {
         links_connected(&links, "0000:82:00.2");
-        links_configured(&links, "0000:82:00.2", 1, 1);
+        links_configured(&links, "0000:82:00.2", 1);
         links_unconfigured(&links, "0000:82:00.2", 1);
         links_disconnected(&links, "0000:82:00.2");
     }
@@ -161,12 +224,13 @@ static void test_threads(void **state) {
         assert_int_equal(pthread_join(threads[i], NULL), 0);
     while (links_next_change(&links, &change))
         ;
-    assert_int_equal(links_state(&links, "0000:82:00.2"), LINK_DISCONNECTED);
+    assert_int_equal(state_now("0000:82:00.2"), LINK_DISCONNECTED);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_life_of_a_front_end, start, stop),
+        cmocka_unit_test_setup_teardown(test_queue_pairs_in_use, start, stop),
         cmocka_unit_test_setup_teardown(test_steps_drawn_together, start, stop),
         cmocka_unit_test_setup_teardown(test_second_front_end, start, stop),
         cmocka_unit_test_setup_teardown(test_removal, start, stop),

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import pytest
@@ -21,6 +22,7 @@ from vdpa_agent.model.daemon import (
     Statistics,
 )
 from vdpa_agent.model.destructive import Destructive
+from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, FrontEnd, configured
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.rpc.handled import BOUNDS_S, Handled
@@ -40,11 +42,26 @@ HANDLED = Handled({"/p.S/M": Cardinality.UNARY_UNARY, "/p.S/W": Cardinality.UNAR
 
 
 def _metrics(
-    statistics: Ask, handled: Handled = HANDLED, *, facts: DeviceFacts = NOTHING_KNOWN, socket: str = "/v/x"
+    statistics: Ask,
+    handled: Handled = HANDLED,
+    *,
+    facts: DeviceFacts = NOTHING_KNOWN,
+    socket: str = "/v/x",
+    front_ends: Mapping[PciAddress, FrontEnd] = MappingProxyType({}),
 ) -> Metrics:
     devices = {A: DeviceState.READY, B: DeviceState.FAILED, C: DeviceState.CONNECTED}
     known = MappingProxyType(
-        {address: Device(address, socket, state, facts=facts) for address, state in devices.items()}
+        {
+            address: Device(
+                address,
+                socket,
+                state,
+                facts=facts,
+                front_end=front_ends.get(address, NO_FRONT_END),
+                refusals={"form": 3} if address == C else {},
+            )
+            for address, state in devices.items()
+        }
     )
     view = View(snapshots(Loaded((A, B, C)), daemon=DaemonStatus(state=DaemonState.RUNNING, pid=1), devices=known))
     return Metrics(
@@ -98,6 +115,27 @@ async def test_the_page_is_bounded_whatever_devices_count() -> None:
         return {queue: {f"s{number}": 1 for number in range(1000)} for queue in range(70)}
 
     assert len(_statistics(await _metrics(tell).page(PLAIN))) == 70_000  # the first device's; the other is not asked
+
+
+async def test_front_ends_and_their_refusals_go_by_device() -> None:
+    async def tell(_address: PciAddress) -> Statistics:
+        return {}
+
+    front_ends = {B: CONNECTED, C: configured(2)}
+    seen = series(
+        (await _metrics(tell, facts=DeviceFacts(queue_pairs=4), front_ends=front_ends).page(PLAIN)).body.decode()
+    )
+
+    def values(name: str) -> dict[str, float]:
+        return {dict(labels)["pciAddr"]: value for (family, labels), value in seen.items() if family == name}
+
+    assert values("vdpa_agent_device_connected") == {A: 0, B: 1, C: 1}
+    assert values("vdpa_agent_device_queue_pairs_in_use") == {A: 0, B: 0, C: 2}
+    assert values("vdpa_agent_device_queue_pairs") == {A: 4, B: 4, C: 4}
+    refused = {
+        labels: value for (family, labels), value in seen.items() if family == "vdpa_agent_front_ends_refused_total"
+    }
+    assert refused == {frozenset({("pciAddr", C), ("reason", "form")}): 3}
 
 
 async def test_steps_that_take_something_are_counted() -> None:

@@ -163,7 +163,26 @@ DEVICE_READY: Final = _family(
     "vdpa_agent_device_ready", Kind.GAUGE, "1 if the device's vhost-user socket can be used.", "pciAddr"
 )
 DEVICE_CONNECTED: Final = _family(
-    "vdpa_agent_device_connected", Kind.GAUGE, "1 if a front end is connected to the device's socket.", "pciAddr"
+    "vdpa_agent_device_connected",
+    Kind.GAUGE,
+    "1 if a front end is connected to the device's socket; packets pass only while queue pairs are in use too.",
+    "pciAddr",
+)
+QUEUE_PAIRS_IN_USE: Final = _family(
+    "vdpa_agent_device_queue_pairs_in_use",
+    Kind.GAUGE,
+    "How many queue pairs the front end has set up and enabled; 0 if none is configured.",
+    "pciAddr",
+)
+QUEUE_PAIRS: Final = _family(
+    "vdpa_agent_device_queue_pairs", Kind.GAUGE, "How many queue pairs the device has; 0 if it is not known.", "pciAddr"
+)
+FRONT_ENDS_REFUSED: Final = _family(
+    "vdpa_agent_front_ends_refused_total",
+    Kind.COUNTER,
+    "Front ends that the daemon refused, by reason; they begin anew when the daemon takes the device again.",
+    "pciAddr",
+    "reason",
 )
 DEVICE_INFO: Final = _family(
     "vdpa_agent_device_info",
@@ -335,7 +354,16 @@ class Metrics:
         yield DEVICE_READY.each(((address,), address in served.sockets) for address in devices)
         if served.facts.role is Role.MANAGING:
             yield DEVICE_CONNECTED.each(
-                ((address,), device.state is DeviceState.CONNECTED) for address, device in devices.items()
+                ((address,), device.front_end.is_connected) for address, device in devices.items()
+            )
+            yield QUEUE_PAIRS_IN_USE.each(
+                ((address,), device.front_end.queue_pairs) for address, device in devices.items()
+            )
+            yield QUEUE_PAIRS.each(((address,), device.facts.queue_pairs) for address, device in devices.items())
+            yield FRONT_ENDS_REFUSED.each(
+                ((address, reason), count)
+                for address, device in devices.items()
+                for reason, count in device.refusals.items()
             )
         yield DEVICE_INFO.each(
             ((address, device.socket, device.facts.driver, _known(device.facts.numa_node)), 1)

@@ -167,7 +167,14 @@ class DaemonStatus(_message.Message):
     def __init__(self, state: _Optional[_Union[DaemonState, str]] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., crash_loop: _Optional[bool] = ..., last_exit: _Optional[str] = ..., unhealthy: _Optional[str] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("pci_address", "socket_path", "state", "reason", "vhost_mode", "front_end_connected", "queue_pairs", "features", "protocol_features", "driver", "numa_node", "type", "statistics")
+    __slots__ = ("pci_address", "socket_path", "state", "reason", "vhost_mode", "front_end_connected", "queue_pairs", "features", "protocol_features", "driver", "numa_node", "type", "statistics", "front_end_configured", "queue_pairs_in_use", "front_ends_refused")
+    class FrontEndsRefusedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     PCI_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     SOCKET_PATH_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +188,9 @@ class Device(_message.Message):
     NUMA_NODE_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    FRONT_END_CONFIGURED_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_PAIRS_IN_USE_FIELD_NUMBER: _ClassVar[int]
+    FRONT_ENDS_REFUSED_FIELD_NUMBER: _ClassVar[int]
     pci_address: str
     socket_path: str
     state: DeviceState
@@ -194,7 +204,10 @@ class Device(_message.Message):
     numa_node: int
     type: str
     statistics: _containers.RepeatedCompositeFieldContainer[QueueStatistics]
-    def __init__(self, pci_address: _Optional[str] = ..., socket_path: _Optional[str] = ..., state: _Optional[_Union[DeviceState, str]] = ..., reason: _Optional[str] = ..., vhost_mode: _Optional[_Union[VhostMode, str]] = ..., front_end_connected: _Optional[bool] = ..., queue_pairs: _Optional[int] = ..., features: _Optional[int] = ..., protocol_features: _Optional[int] = ..., driver: _Optional[str] = ..., numa_node: _Optional[int] = ..., type: _Optional[str] = ..., statistics: _Optional[_Iterable[_Union[QueueStatistics, _Mapping]]] = ...) -> None: ...
+    front_end_configured: bool
+    queue_pairs_in_use: int
+    front_ends_refused: _containers.ScalarMap[str, int]
+    def __init__(self, pci_address: _Optional[str] = ..., socket_path: _Optional[str] = ..., state: _Optional[_Union[DeviceState, str]] = ..., reason: _Optional[str] = ..., vhost_mode: _Optional[_Union[VhostMode, str]] = ..., front_end_connected: _Optional[bool] = ..., queue_pairs: _Optional[int] = ..., features: _Optional[int] = ..., protocol_features: _Optional[int] = ..., driver: _Optional[str] = ..., numa_node: _Optional[int] = ..., type: _Optional[str] = ..., statistics: _Optional[_Iterable[_Union[QueueStatistics, _Mapping]]] = ..., front_end_configured: _Optional[bool] = ..., queue_pairs_in_use: _Optional[int] = ..., front_ends_refused: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class QueueStatistics(_message.Message):
     __slots__ = ("queue", "counters")

@@ -151,7 +151,7 @@ const (
 	DeviceState_DEVICE_STATE_STARTING DeviceState = 2
 	// It is served.
 	DeviceState_DEVICE_STATE_READY DeviceState = 3
-	// It is served, and a front end uses it.
+	// It is served, and a front end is connected; front_end_configured says whether it is configured.
 	DeviceState_DEVICE_STATE_CONNECTED DeviceState = 4
 	// It cannot be served now; it is tried again.
 	DeviceState_DEVICE_STATE_FAILED DeviceState = 5
@@ -828,9 +828,10 @@ type Device struct {
 	// Why it is not ready; empty if it is.
 	Reason    string    `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	VhostMode VhostMode `protobuf:"varint,5,opt,name=vhost_mode,json=vhostMode,proto3,enum=vdpa_agent.v1.VhostMode" json:"vhost_mode,omitempty"`
-	// Whether a front end is connected to its socket.
-	FrontEndConnected bool   `protobuf:"varint,6,opt,name=front_end_connected,json=frontEndConnected,proto3" json:"front_end_connected,omitempty"`
-	QueuePairs        uint32 `protobuf:"varint,7,opt,name=queue_pairs,json=queuePairs,proto3" json:"queue_pairs,omitempty"`
+	// Whether a front end is connected to its socket; packets pass only if it is configured too.
+	FrontEndConnected bool `protobuf:"varint,6,opt,name=front_end_connected,json=frontEndConnected,proto3" json:"front_end_connected,omitempty"`
+	// How many queue pairs the device has.
+	QueuePairs uint32 `protobuf:"varint,7,opt,name=queue_pairs,json=queuePairs,proto3" json:"queue_pairs,omitempty"`
 	// The virtio feature bits that it offers.
 	Features uint64 `protobuf:"fixed64,8,opt,name=features,proto3" json:"features,omitempty"`
 	// The vhost-user protocol feature bits that it offers.
@@ -842,9 +843,16 @@ type Device struct {
 	// "net" or "blk".
 	Type string `protobuf:"bytes,12,opt,name=type,proto3" json:"type,omitempty"`
 	// One for each virtqueue that has counters.
-	Statistics    []*QueueStatistics `protobuf:"bytes,13,rep,name=statistics,proto3" json:"statistics,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Statistics []*QueueStatistics `protobuf:"bytes,13,rep,name=statistics,proto3" json:"statistics,omitempty"`
+	// Whether the front end has set up its rings, and the device serves them. False again when it stops them, as at a reboot
+	// or when its driver is unbound.
+	FrontEndConfigured bool `protobuf:"varint,14,opt,name=front_end_configured,json=frontEndConfigured,proto3" json:"front_end_configured,omitempty"`
+	// How many of the queue pairs the configured front end has set up and enabled; 0 if it is not configured.
+	QueuePairsInUse uint32 `protobuf:"varint,15,opt,name=queue_pairs_in_use,json=queuePairsInUse,proto3" json:"queue_pairs_in_use,omitempty"`
+	// How many front ends were refused since the daemon has the device, by reason; up to 10 s old.
+	FrontEndsRefused map[string]uint64 `protobuf:"bytes,16,rep,name=front_ends_refused,json=frontEndsRefused,proto3" json:"front_ends_refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Device) Reset() {
@@ -968,6 +976,27 @@ func (x *Device) GetStatistics() []*QueueStatistics {
 	return nil
 }
 
+func (x *Device) GetFrontEndConfigured() bool {
+	if x != nil {
+		return x.FrontEndConfigured
+	}
+	return false
+}
+
+func (x *Device) GetQueuePairsInUse() uint32 {
+	if x != nil {
+		return x.QueuePairsInUse
+	}
+	return 0
+}
+
+func (x *Device) GetFrontEndsRefused() map[string]uint64 {
+	if x != nil {
+		return x.FrontEndsRefused
+	}
+	return nil
+}
+
 type QueueStatistics struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The virtqueue: of pair n, 2n receives and 2n+1 transmits, as the front end sees it.
@@ -1071,7 +1100,7 @@ const file_device_service_proto_rawDesc = "" +
 	"\n" +
 	"crash_loop\x18\x04 \x01(\bR\tcrashLoop\x12\x1b\n" +
 	"\tlast_exit\x18\x05 \x01(\tR\blastExit\x12\x1c\n" +
-	"\tunhealthy\x18\x06 \x01(\tR\tunhealthy\"\x83\x04\n" +
+	"\tunhealthy\x18\x06 \x01(\tR\tunhealthy\"\x82\x06\n" +
 	"\x06Device\x12\x1f\n" +
 	"\vpci_address\x18\x01 \x01(\tR\n" +
 	"pciAddress\x12\x1f\n" +
@@ -1092,7 +1121,13 @@ const file_device_service_proto_rawDesc = "" +
 	"\x04type\x18\f \x01(\tR\x04type\x12>\n" +
 	"\n" +
 	"statistics\x18\r \x03(\v2\x1e.vdpa_agent.v1.QueueStatisticsR\n" +
-	"statisticsB\f\n" +
+	"statistics\x120\n" +
+	"\x14front_end_configured\x18\x0e \x01(\bR\x12frontEndConfigured\x12+\n" +
+	"\x12queue_pairs_in_use\x18\x0f \x01(\rR\x0fqueuePairsInUse\x12Y\n" +
+	"\x12front_ends_refused\x18\x10 \x03(\v2+.vdpa_agent.v1.Device.FrontEndsRefusedEntryR\x10frontEndsRefused\x1aC\n" +
+	"\x15FrontEndsRefusedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01B\f\n" +
 	"\n" +
 	"_numa_node\"\xae\x01\n" +
 	"\x0fQueueStatistics\x12\x14\n" +
@@ -1145,7 +1180,7 @@ func file_device_service_proto_rawDescGZIP() []byte {
 }
 
 var file_device_service_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_device_service_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_device_service_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_device_service_proto_goTypes = []any{
 	(Role)(0),                    // 0: vdpa_agent.v1.Role
 	(DaemonState)(0),             // 1: vdpa_agent.v1.DaemonState
@@ -1164,14 +1199,15 @@ var file_device_service_proto_goTypes = []any{
 	(*QueueStatistics)(nil),      // 14: vdpa_agent.v1.QueueStatistics
 	nil,                          // 15: vdpa_agent.v1.GetStatusResponse.SettingsEntry
 	nil,                          // 16: vdpa_agent.v1.GetStatusResponse.DaemonsEntry
-	nil,                          // 17: vdpa_agent.v1.QueueStatistics.CountersEntry
-	(*durationpb.Duration)(nil),  // 18: google.protobuf.Duration
+	nil,                          // 17: vdpa_agent.v1.Device.FrontEndsRefusedEntry
+	nil,                          // 18: vdpa_agent.v1.QueueStatistics.CountersEntry
+	(*durationpb.Duration)(nil),  // 19: google.protobuf.Duration
 }
 var file_device_service_proto_depIdxs = []int32{
 	13, // 0: vdpa_agent.v1.ListDevicesResponse.devices:type_name -> vdpa_agent.v1.Device
 	13, // 1: vdpa_agent.v1.GetDeviceResponse.device:type_name -> vdpa_agent.v1.Device
 	13, // 2: vdpa_agent.v1.WatchDevicesResponse.devices:type_name -> vdpa_agent.v1.Device
-	18, // 3: vdpa_agent.v1.GetStatusResponse.uptime:type_name -> google.protobuf.Duration
+	19, // 3: vdpa_agent.v1.GetStatusResponse.uptime:type_name -> google.protobuf.Duration
 	0,  // 4: vdpa_agent.v1.GetStatusResponse.role:type_name -> vdpa_agent.v1.Role
 	12, // 5: vdpa_agent.v1.GetStatusResponse.daemon:type_name -> vdpa_agent.v1.DaemonStatus
 	15, // 6: vdpa_agent.v1.GetStatusResponse.settings:type_name -> vdpa_agent.v1.GetStatusResponse.SettingsEntry
@@ -1180,21 +1216,22 @@ var file_device_service_proto_depIdxs = []int32{
 	2,  // 9: vdpa_agent.v1.Device.state:type_name -> vdpa_agent.v1.DeviceState
 	3,  // 10: vdpa_agent.v1.Device.vhost_mode:type_name -> vdpa_agent.v1.VhostMode
 	14, // 11: vdpa_agent.v1.Device.statistics:type_name -> vdpa_agent.v1.QueueStatistics
-	17, // 12: vdpa_agent.v1.QueueStatistics.counters:type_name -> vdpa_agent.v1.QueueStatistics.CountersEntry
-	12, // 13: vdpa_agent.v1.GetStatusResponse.DaemonsEntry.value:type_name -> vdpa_agent.v1.DaemonStatus
-	4,  // 14: vdpa_agent.v1.DeviceService.ListDevices:input_type -> vdpa_agent.v1.ListDevicesRequest
-	6,  // 15: vdpa_agent.v1.DeviceService.GetDevice:input_type -> vdpa_agent.v1.GetDeviceRequest
-	8,  // 16: vdpa_agent.v1.DeviceService.WatchDevices:input_type -> vdpa_agent.v1.WatchDevicesRequest
-	10, // 17: vdpa_agent.v1.DeviceService.GetStatus:input_type -> vdpa_agent.v1.GetStatusRequest
-	5,  // 18: vdpa_agent.v1.DeviceService.ListDevices:output_type -> vdpa_agent.v1.ListDevicesResponse
-	7,  // 19: vdpa_agent.v1.DeviceService.GetDevice:output_type -> vdpa_agent.v1.GetDeviceResponse
-	9,  // 20: vdpa_agent.v1.DeviceService.WatchDevices:output_type -> vdpa_agent.v1.WatchDevicesResponse
-	11, // 21: vdpa_agent.v1.DeviceService.GetStatus:output_type -> vdpa_agent.v1.GetStatusResponse
-	18, // [18:22] is the sub-list for method output_type
-	14, // [14:18] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	17, // 12: vdpa_agent.v1.Device.front_ends_refused:type_name -> vdpa_agent.v1.Device.FrontEndsRefusedEntry
+	18, // 13: vdpa_agent.v1.QueueStatistics.counters:type_name -> vdpa_agent.v1.QueueStatistics.CountersEntry
+	12, // 14: vdpa_agent.v1.GetStatusResponse.DaemonsEntry.value:type_name -> vdpa_agent.v1.DaemonStatus
+	4,  // 15: vdpa_agent.v1.DeviceService.ListDevices:input_type -> vdpa_agent.v1.ListDevicesRequest
+	6,  // 16: vdpa_agent.v1.DeviceService.GetDevice:input_type -> vdpa_agent.v1.GetDeviceRequest
+	8,  // 17: vdpa_agent.v1.DeviceService.WatchDevices:input_type -> vdpa_agent.v1.WatchDevicesRequest
+	10, // 18: vdpa_agent.v1.DeviceService.GetStatus:input_type -> vdpa_agent.v1.GetStatusRequest
+	5,  // 19: vdpa_agent.v1.DeviceService.ListDevices:output_type -> vdpa_agent.v1.ListDevicesResponse
+	7,  // 20: vdpa_agent.v1.DeviceService.GetDevice:output_type -> vdpa_agent.v1.GetDeviceResponse
+	9,  // 21: vdpa_agent.v1.DeviceService.WatchDevices:output_type -> vdpa_agent.v1.WatchDevicesResponse
+	11, // 22: vdpa_agent.v1.DeviceService.GetStatus:output_type -> vdpa_agent.v1.GetStatusResponse
+	19, // [19:23] is the sub-list for method output_type
+	15, // [15:19] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_device_service_proto_init() }
@@ -1209,7 +1246,7 @@ func file_device_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_device_service_proto_rawDesc), len(file_device_service_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
