@@ -404,16 +404,21 @@ def test_a_daemon_without_memory(run_dir: Path, options: tuple[str, ...]) -> Non
 # ---- the daemon's own table ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_more_devices_than_the_daemon_can_hold(run_dir: Path, options: tuple[str, ...]) -> None:
     write_list(run_dir / "pciList.dat", MANY[:1030])
     with running(run_dir, *options) as agent:
-        eventually("a full table", lambda: len(agent.log.named("device_ready")) >= TABLE_SIZE, timeout_s=120)
-        eventually("the excess", lambda: len(agent.log.named("device_failed")) >= 7, timeout_s=60)
-        failures = {event["device"]: event["reason"] for event in agent.log.named("device_failed")}
-        assert set(failures) == set(MANY[TABLE_SIZE:1030])
-        assert all("1023" in reason for reason in failures.values())
-        answers = [agent.ask(address) for address in MANY[:1030]]
-        assert sum(map(bool, answers)) == TABLE_SIZE
+        eventually("a full table", lambda: len(agent.log.named("device_ready")) >= TABLE_SIZE, timeout_s=400)
+
+        def excess() -> list[str] | None:
+            unserved = [address for address in MANY[:1030] if not agent.ask(address)]
+            return unserved if len(unserved) == 1030 - TABLE_SIZE else None
+
+        # Which ones it is is a matter of who came first: on a loaded machine a device may fail once for other reasons.
+        unserved = eventually("the excess", excess, timeout_s=60)
+        for address in unserved:
+            agent.wait_logged("device_failed", device=address)
+            reasons = [event["reason"] for event in agent.log.named("device_failed", device=address)]
+            assert any("1023" in reason for reason in reasons), reasons
         assert len(agent.log.named("daemon_started")) == 1
         assert agent.process.poll() is None
