@@ -12,8 +12,10 @@ from tests.e2e.conftest import FOUR
 from tests.e2e.consumers import Frames, Guest, guest, virtio_user
 from tests.processes import PATIENCE_S, WITH_HTTP, AgentProcess, eventually, running, write_list
 
+pytestmark = pytest.mark.timeout(600)  # of an emulated machine on a busy one
+
 ONE = FOUR[0]
-FRAMES = 500
+FRAMES = 1500  # so that there is one of each size
 PACKETS = 10_000
 
 
