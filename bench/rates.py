@@ -1,6 +1,6 @@
 """Packets a second of a simulated VF beside DPDK's vhost PMD; the front end of both is testpmd's virtio-user.
 
-usage: python -m bench.rates [--rounds N] [--seconds N]
+usage: python -m bench.rates [--rounds N] [--seconds N] [--sizes N...] [--pairs N...]
 """
 
 import argparse
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.rates", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="how long each run counts")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of the frames, in bytes")
+    parser.add_argument("--pairs", type=int, nargs="+", default=PAIRS, help="how many queue pairs")
     options = parser.parse_args(argv)
     cpus = sorted(os.sched_getaffinity(0))[:2]
     if len(cpus) < 2:
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "| frame | queue pairs | the front end's thread | simulated VF, Mpps | vhost PMD, Mpps | ratio | all ratios |"
     )
     print("|---|---|---|---|---|---|---|")
-    for size, pairs, place in product(SIZES, PAIRS, PLACES):
+    for size, pairs, place in product(options.sizes, options.pairs, PLACES):
         rounds = [
             (_simulated(size, pairs, place, cpus, options.seconds), _vhost_pmd(size, pairs, cpus, options.seconds))
             for _ in range(options.rounds)
