@@ -11,7 +11,7 @@ BIN := .venv/bin
 NATIVE := build/native
 SANITIZED := build/native-sanitized
 PB := vdpa_agent/serve/pb
-C_SOURCES = $(shell find native bench -name '*.[ch]')
+C_SOURCES = $(shell find native bench tests/e2e/guest -name '*.[ch]')
 
 .PHONY: help
 help: ## Show what there is to make
@@ -88,9 +88,14 @@ interop: .venv/.installed ## Build the foreign gRPC clients that the tests and t
 chart-tools: .venv/.installed ## Build helm and what else checks the chart (needs Go)
 	@tests/chart/build
 
+.PHONY: guest
+guest: | system ## Make a Linux guest for QEMU of Debian's kernel and busybox below build/ for the tests
+	@scripts/install-packages test
+	@tests/e2e/guest/build
+
 .PHONY: prometheus
 prometheus: | system ## Unpack Debian's Prometheus and promtool below build/ for the tests
-	@scripts/unpack-prometheus
+	@scripts/unpack prometheus build/prometheus
 
 # ---- use -------------------------------------------------------------------------------------------------------------
 
@@ -109,7 +114,7 @@ run: .venv/.installed native ## Run the agent on simulated VFs below build/run u
 # ---- proof -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: .venv/.installed native native-sanitized interop chart-tools prometheus build/echo runtime ## Run all tests
+test: .venv/.installed native native-sanitized interop chart-tools prometheus guest build/echo runtime ## Run all tests
 	@scripts/install-packages test
 	meson test -C $(NATIVE) --print-errorlogs
 	meson test -C $(SANITIZED) --print-errorlogs

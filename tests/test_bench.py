@@ -43,6 +43,21 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert all(f"| {row} |" in text for row in rows)
 
 
+def test_a_quick_run_of_the_rates() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "bench.rates", "--rounds=1", "--seconds=1", "--sizes=1518", "--pairs=2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=110,
+    )
+    assert ran.returncode == 0, ran.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ran.stdout.splitlines()[2:]]
+    assert [row[:3] for row in rows] == [["1518 B", "2", "apart"], ["1518 B", "2", "on the worker's CPU"]]
+    assert all(float(figure) > 0 for row in rows for figure in row[3:6])
+
+
 def test_ratios_are_those_within_a_round() -> None:
     table = Table()
     for go, agent in ((1.0, 2.0), (10.0, 10.0), (3.0, 9.0)):

@@ -47,6 +47,22 @@ def test_it_is_refused(argument: str, message: str) -> None:
     assert message in refusal(argument)
 
 
+def _devices(count: int) -> str:
+    addresses = (f"0000:{0x80 + number // 256:02x}:{number // 8 % 32:02x}.{number % 8}" for number in range(count))
+    return f"--set=config.isolation=device,deviceList={{{','.join(addresses)}}}"
+
+
+@pytest.mark.parametrize(("limit", "enough"), [("512Mi", 49), ("1Gi", 106), ("73Mi", 1)])
+def test_too_little_memory_for_a_daemon_for_each_device(limit: str, enough: int) -> None:
+    memory = f"--set=resources.limits.memory={limit}"
+    assert template(memory, _devices(enough)).returncode == 0
+    assert f"resources.limits.memory {limit} is too little: with config.isolation device, {enough + 1} VFs need" in (
+        refusal(memory, _devices(enough + 1))
+    )
+    shared = _devices(enough + 1).replace("isolation=device", "isolation=shared")
+    assert template(memory, shared).returncode == 0
+
+
 def test_just_long_enough_is_not_refused() -> None:
     assert template("--set=config.stopGrace=60,terminationGracePeriodSeconds=65").returncode == 0
 

@@ -39,39 +39,6 @@ def test_several_queue_pairs(four: AgentProcess) -> None:
     assert len(counts["per_queue"]) == 2
 
 
-def test_a_foreign_front_end(four: AgentProcess, run_dir: Path) -> None:
-    """DPDK's own testpmd, as users run it in a pod."""
-    testpmd = ["dpdk-testpmd", "-l", "0,1", "--no-pci", "--no-telemetry", "--no-huge", "--no-shconf", "-m", "24"]
-    with subprocess.Popen(
-        [
-            *testpmd,
-            f"--vdev=net_virtio_user0,path={four.ask(FOUR[1])}",
-            "--",
-            "--total-num-mbufs=2048",
-            "--forward-mode=flowgen",
-            "--no-mlockall",
-            "--stats-period=1",
-            "--auto-start",
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.alarm(60),  # noqa: PLW1509 - it runs until it is ended
-        cwd=run_dir,
-    ) as process:
-        assert process.stdout is not None
-        printed = []
-        received = 0
-        for line in process.stdout:
-            printed.append(line)
-            if "RX-packets:" in line:
-                received = max(received, int(line.split("RX-packets:")[1].split()[0]))
-            if received > 10_000:
-                process.terminate()
-    assert received > 10_000, "".join(printed)
-
-
 def test_devices_come_and_go_without_touching_the_others(four: AgentProcess) -> None:
     pid = four.daemon_pid()
     with front_end(four.ask(FOUR[0]), "--rate=10000", "--interval=0.1") as front:

@@ -156,7 +156,23 @@ readinessProbe:
   {{- toYaml .pool.probes.readiness | nindent 2 }}
 {{- end }}
 
+{{/*
+With isolation: device each VF has a daemon, of 9 MiB and what the agent and its start take. Only where the chart knows the VFs, and
+reads the limit, can it see what is too little.
+*/}}
+{{- define "vdpa-agent.refuseTooLittleMemory" -}}
+{{- $limit := toString (dig "limits" "memory" "" .pool.resources) -}}
+{{- if and (eq (toString .options.isolation) "device") (regexMatch "^[0-9]+[MG]i$" $limit) -}}
+{{- $given := mul (regexFind "^[0-9]+" $limit | int) (ternary 1024 1 (hasSuffix "Gi" $limit)) -}}
+{{- $needed := add 64 (mul 9 (len (.pool.deviceList | default list))) -}}
+{{- if lt $given $needed -}}
+{{- fail (printf "resources.limits.memory %s is too little: with config.isolation device, %d VFs need %dMi" $limit (len .pool.deviceList) $needed) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{- define "vdpa-agent.resources" -}}
+{{- include "vdpa-agent.refuseTooLittleMemory" . -}}
 {{- $resources := deepCopy .pool.resources -}}
 {{- if ne .pool.hugepages.size "none" -}}
 {{- $_ := mergeOverwrite $resources (dict "limits" (dict (printf "hugepages-%s" .pool.hugepages.size) .pool.hugepages.amount)) -}}
