@@ -1,13 +1,15 @@
 """Lines of the control channel, sound and unsound."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vdpa_agent.daemon.messages import LINE_MAX_BYTES, Answer, Notification, Refusal, parse_message, whole_number
+from vdpa_agent.daemon.messages import LINE_MAX_BYTES, Answer, ErrorCode, Notification, Refusal, parse_message, whole_number
 
 _JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -120,3 +122,10 @@ def test_whole_numbers() -> None:
     assert [whole_number(value, bits=16) for value in (0, 65535)] == [0, 65535]
     odd: list[object] = [-1, 65536, 1.0, True, None, "1", float("nan"), float("inf"), [], 2**4000]
     assert not any(whole_number(value, bits=16) is not None for value in odd)
+
+
+def test_the_codes_are_those_of_the_daemon() -> None:
+    header = (Path(__file__).parents[2] / "native/vdpad/failure.h").read_text()
+    codes = {name: int(code) for name, code in re.findall(r"FAILURE_(\w+) = (-\d+)", header)}
+    codes["NO_SUCH_DEVICE"] = codes.pop("NO_DEVICE")
+    assert codes == {code.name: code.value for code in ErrorCode}

@@ -1,6 +1,7 @@
 /* The requests of the control end and the main loop, on devices that are made up. */
 #include "check.h"
 #include "daemon.h"
+#include "fake_devices.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -9,65 +10,6 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-
-/* What the devices do next. */
-static struct {
-    int add_error;
-    int remove_error;
-    enum link_state announced;
-    int stats_error;
-    char devargs[64];
-} next;
-
-const char *eal_version(void) {
-    return "22.11.0";
-}
-
-const struct device *devices_find(const struct devices *devices, const char *address) {
-    for (size_t i = 0; i < devices->count; i++) {
-        if (strcmp(devices->entries[i]->address, address) == 0)
-            return devices->entries[i];
-    }
-    return NULL;
-}
-
-int devices_add(struct devices *devices, const struct device_request *request, struct failure *failure) {
-    struct device *device;
-
-    if (next.add_error != 0)
-        return failure_set(failure, next.add_error, FAILURE_SOCKET, "no add");
-    device = calloc(1, sizeof(*device));
-    assert_non_null(device);
-    *device = (struct device){.type = "net", .driver = "made_up", .queue_pairs = 2, .features = UINT64_MAX};
-    snprintf(device->address, sizeof(device->address), "%s", request->address);
-    snprintf(device->socket, sizeof(device->socket), "%s", request->socket);
-    snprintf(next.devargs, sizeof(next.devargs), "%s", request->devargs);
-    assert_int_equal(links_add(&devices->links, request->address), 0);
-    devices->entries[devices->count++] = device;
-    return 0;
-}
-
-int devices_remove(struct devices *devices, const char *address, enum link_state *announced,
-                   struct failure *failure) {
-    if (devices_find(devices, address) == NULL)
-        return failure_set(failure, -ENODEV, FAILURE_NO_DEVICE, "no device %s", address);
-    /* There is one at most. */
-    free(devices->entries[--devices->count]);
-    links_remove(&devices->links, address);
-    *announced = next.announced;
-    return next.remove_error == 0 ? 0 : failure_set(failure, next.remove_error, FAILURE_DPDK, "no unplug");
-}
-
-int devices_stats(const struct device *device, devices_visit_stat *visit, void *context,
-                  struct failure *failure) {
-    (void)device;
-    if (next.stats_error != 0)
-        return failure_set(failure, next.stats_error, FAILURE_NOT_SUPPORTED, "no stats");
-    visit(context, 0, "packets", 1);
-    visit(context, 0, "bytes", UINT64_MAX);
-    visit(context, 3, "packets", 2);
-    return 0;
-}
 
 struct fixture {
     char *directory;
@@ -88,7 +30,7 @@ static int start(void **state) {
     if (f == NULL || make_directory((void **)&f->directory) != 0 ||
         socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0 || pipe2(signals, O_CLOEXEC) != 0)
         return -1;
-    memset(&next, 0, sizeof(next));
+    memset(&fake_next, 0, sizeof(fake_next));
     snprintf(f->list_directory, sizeof(f->list_directory), "%s/lists", f->directory);
     snprintf(f->list, sizeof(f->list), "%s/socketList.dat", f->list_directory);
     f->log = (struct log){.level = LEVEL_ERROR, .fd = open("/dev/null", O_WRONLY | O_CLOEXEC)};
@@ -182,7 +124,7 @@ static void test_device_comes_and_goes(void **state) {
     assert_lines(f, "device.list", "{}", "[" HEAD "\"result\":{\"devices\":[]}}]");
     assert_lines(f, "device.add", "{\"device\":\"82:00.2\",\"socket\":\"/s\",\"devargs\":\"queues=2\"}",
                  "[" HEAD "\"result\":{" DEVICE ",\"refusals\":{}}}]");
-    assert_string_equal(next.devargs, "queues=2");
+    assert_string_equal(fake_next.devargs, "queues=2");
     assert_mapping(f, "0000:82:00.2=/s ");
     links_refused(&f->daemon.devices.links, "0000:82:00.2", REFUSAL_MEMORY);
     assert_lines(f, "device.list", "{}",
@@ -214,7 +156,7 @@ static void test_no_mapping(void **state) {
 static void test_removal_under_a_front_end(void **state) {
     struct fixture *f = *state;
 
-    next.announced = LINK_CONFIGURED;
+    fake_next.announced = LINK_CONFIGURED;
     json_decref(exchange(f, "device.add", ADD));
     assert_lines(f, "device.remove", NAME,
                  "[{\"jsonrpc\":\"2.0\",\"method\":\"device.disconnected\",\"params\":{\"device\":\"0000:82:"
@@ -224,8 +166,8 @@ static void test_removal_under_a_front_end(void **state) {
 static void test_removal_that_fails(void **state) {
     struct fixture *f = *state;
 
-    next.announced = LINK_CONNECTED;
-    next.remove_error = -EIO;
+    fake_next.announced = LINK_CONNECTED;
+    fake_next.remove_error = -EIO;
     json_decref(exchange(f, "device.add", ADD));
     assert_lines(f, "device.remove", NAME,
                  "[{\"jsonrpc\":\"2.0\",\"method\":\"device.disconnected\",\"params\":{\"device\":\"0000:82:"
@@ -253,7 +195,7 @@ static void test_refusals(void **state) {
     };
     struct fixture *f = *state;
 
-    next.add_error = -EIO;
+    fake_next.add_error = -EIO;
     for (size_t i = 0; i < COUNT(cases); i++) {
         json_t *lines = exchange(f, cases[i].method, cases[i].params);
         json_t *error = json_object_get(json_array_get(lines, 0), "error");
@@ -262,7 +204,7 @@ static void test_refusals(void **state) {
             fail_msg("%s %s", cases[i].method, cases[i].params);
         json_decref(lines);
     }
-    next = (__typeof__(next)){.stats_error = -ENOTSUP};
+    fake_next = (struct fake_next){.stats_error = -ENOTSUP};
     json_decref(exchange(f, "device.add", ADD));
     assert_lines(f, "device.stats", NAME,
                  "[" HEAD
@@ -364,8 +306,8 @@ static void test_by_hand(void **state) {
     ask_to_stop(f);
     assert_int_equal(daemon_run(&f->daemon), 0);
     assert_mapping(f, "0000:82:00.2=/vhost/vdpa-0 0000:82:00.3=/vhost/vdpa-1 ");
-    assert_string_equal(next.devargs, "");
-    next.add_error = -EIO;
+    assert_string_equal(fake_next.devargs, "");
+    fake_next.add_error = -EIO;
     assert_int_equal(daemon_run(&f->daemon), -EIO);
 }
 
