@@ -10,6 +10,8 @@ BUF := 1.75.0
 BIN := .venv/bin
 NATIVE := build/native
 SANITIZED := build/native-sanitized
+FUZZERS := build/native-fuzzers
+FUZZ_SECONDS := 60
 PB := vdpa_agent/serve/pb
 C_SOURCES = $(shell find native bench tests/e2e/guest -name '*.[ch]')
 
@@ -75,6 +77,17 @@ native: $(NATIVE)/build.ninja ## Build vdpad, its software devices and the count
 .PHONY: native-sanitized
 native-sanitized: $(SANITIZED)/build.ninja ## Build the same under ASan and UBSan
 	@ninja -j $(JOBS) -C $(SANITIZED) --quiet
+
+$(FUZZERS)/build.ninja: | system
+	CC=clang meson setup --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false -Dfuzzers=true -Dsimulator=false -Dfrontend=false $(FUZZERS) native
+
+# What is found goes to build/, and from there, once it is understood, to the corpus in the tree.
+.PHONY: fuzz-native
+fuzz-native: $(FUZZERS)/build.ninja ## Run the coverage-guided fuzzers of vdpad's readers, a minute each (needs clang)
+	@ninja -j $(JOBS) -C $(FUZZERS) --quiet
+	@for name in vhost_user control mapping; do mkdir -p $(FUZZERS)/found/$$name; \
+	  $(FUZZERS)/tests/fuzz/fuzz_$$name -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 \
+	    -artifact_prefix=$(FUZZERS)/found/$$name- $(FUZZERS)/found/$$name native/tests/fuzz/corpus/$$name || exit 1; done
 
 build/echo: bench/echo.c
 	@mkdir -p build
@@ -150,7 +163,7 @@ chart-check: .venv/.installed native chart-tools ## Lint, render, validate and r
 	$(BIN)/pytest tests/chart
 
 .PHONY: fuzz
-fuzz: .venv/.installed native native-sanitized ## Ten minutes of frames, files and vhost-user messages that nobody should send or write
+fuzz: .venv/.installed native native-sanitized fuzz-native ## Ten minutes of frames, files and vhost-user messages that nobody should send or write
 	$(BIN)/python -m tests.e2e.fuzz_front_ends --seconds 120
 	$(BIN)/pytest --hypothesis-profile=fuzz --hypothesis-show-statistics --timeout=1800 tests/abuse/test_fuzz.py tests/files/test_formats.py
 

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vdpa_agent.daemon.messages import LINE_MAX_BYTES, Answer, ErrorCode, Notification, Refusal, parse_message, whole_number
+from vdpa_agent.daemon.messages import (
+    LINE_MAX_BYTES,
+    Answer,
+    ErrorCode,
+    Notification,
+    Refusal,
+    parse_message,
+    whole_number,
+)
 
 _JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
