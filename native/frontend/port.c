@@ -103,7 +103,7 @@ void port_cleanup_eal(void) {
 
 /*
  * Removes a socket that a killed front end has left.
- * -EADDRINUSE if somebody has it, or it is no socket.
+ * -EADDRINUSE if it is in use, or it is no socket.
  */
 static int remove_stale(const char *path) {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};

@@ -6,7 +6,7 @@
 
 /*
  * How far behind the newest a frame may come and still
- * be told from a duplicate; far more than all rings hold.
+ * be distinguished from a duplicate; far more than all rings hold.
  */
 enum { TALLY_WINDOW = 65536 };
 

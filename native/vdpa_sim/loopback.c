@@ -49,7 +49,7 @@ enum gathered { GATHERED, NOT_YET, NEVER };
 
 /*
  * Takes RX buffers for the packet in `from`;
- * *count tells how many. Takes none unless the answer is GATHERED.
+ * *count is how many. Takes none unless the answer is GATHERED.
  */
 static enum gathered gather(struct loopback *lb, struct ring *rx, bool mergeable, uint16_t *count) {
     int rc = 0;

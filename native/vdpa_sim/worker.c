@@ -311,7 +311,7 @@ int worker_queue_start(struct worker *worker, uint32_t index, const struct worke
     pthread_rwlock_unlock(&worker->queues_lock);
     if (rc != 0)
         goto fail;
-    signal_eventfd(worker->wakefd); /* there may be packets already, whose kick went to nobody */
+    signal_eventfd(worker->wakefd); /* there may be packets already, whose kick was not seen */
     return 0;
 
 fail:

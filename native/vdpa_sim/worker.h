@@ -32,7 +32,7 @@ struct worker_queue {
     struct worker_stats stats;
 };
 
-/* Told, from the worker's thread, of a ring that the guest broke. */
+/* Called from the worker's thread with a ring that the guest broke. */
 typedef void worker_broken_fn(void *context, uint32_t queue, const char *fault);
 
 /* How to serve the queues, fixed while the worker runs. */

@@ -144,7 +144,7 @@ static int handle_request(struct control *control, const json_t *request) {
     else
         result = method->call(control->context, params, &failure);
     if (id == NULL) {
-        /* A notification: nobody waits for an answer. */
+        /* A notification: no answer is expected. */
         json_decref(result);
         return 0;
     }

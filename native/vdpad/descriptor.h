@@ -38,7 +38,7 @@ unsigned int debt_pending(const struct debt *debt);
 
 /*
  * Closes a descriptor of any kind: at once if that cannot wait, or on a thread of its own, because close() of
- * a socket that lingers or of a file of a user's file system waits as long as somebody else likes.
+ * a socket that lingers or of a file of a user's file system waits as long as its owner likes.
  */
 void descriptor_close(int fd, struct debt *debt);
 

@@ -110,7 +110,7 @@ static int listen_privately(const char *path) {
     return fd;
 }
 
-/* The connection that DPDK has just made, and nobody else's. */
+/* The connection that DPDK has just made, and no other. */
 static int accept_own(int listener) {
     struct ucred peer;
     socklen_t size = sizeof(peer);

@@ -165,7 +165,7 @@ static void handle(int number, siginfo_t *info, void *context) {
     if (!repair(info)) {
         say(info->si_addr);
         sigaction(number, &fatal, NULL);
-        /* Sent by somebody, it does not come again by itself. */
+        /* Sent by another process, it does not come again by itself. */
         if (info->si_code <= 0)
             raise(number);
     }

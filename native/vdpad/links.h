@@ -61,7 +61,8 @@ void links_refusals(struct links *links, const char *address, uint64_t refusals[
 
 /*
  * Takes the next step to announce; false when there is none. What came and went between two looks is
- * reported as one step, so a front end that reconnects without end cannot fill anybody's memory.
+ * reported as one step, so a front end that reconnects without end cannot fill the memory of vdpad or of the
+ * agent.
  */
 bool links_next_change(struct links *links, struct link_change *change);
 

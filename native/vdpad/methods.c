@@ -187,7 +187,7 @@ static json_t *method_stats(void *context, const json_t *params, struct failure 
     return json_pack("{s:s,s:o}", "device", address, "queues", queues);
 }
 
-/* For when somebody took the file away. */
+/* For when another process removed or changed the file. */
 static json_t *method_write(void *context, const json_t *params, struct failure *failure) {
     (void)params;
     (void)failure;

@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Its name cannot be foreseen, so that nobody else has made it. */
+/* Its name cannot be foreseen, so that no other process has made it. */
 #define NAME_FORMAT "%s/vdpad-XXXXXX"
 
 int private_directory_choose(struct private_directory *directory, const char *const places[], size_t count) {

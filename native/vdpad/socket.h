@@ -34,7 +34,7 @@ struct socket_access {
     gid_t group; /* (gid_t)-1: unchanged */
 };
 
-/* Which file it is, as nobody else can make it. */
+/* Which file it is, as no other process can make it. */
 struct socket_file {
     dev_t device;
     ino_t inode;

@@ -207,3 +207,32 @@ def test_conversations_of_chance(run_dir: Path) -> None:
     """From a fixed seed; `python -m tests.e2e.fuzz_front_ends` goes on with others."""
     with Vdpad(run_dir, "native-sanitized") as vdpad:
         assert converse(vdpad, seed=1, seconds=60, conversations=150) == 150
+
+
+def test_the_corpus_hurts_only_itself(run_dir: Path) -> None:
+    """Each file of the fuzzer of vhost-user; byte 0 has the descriptors that go with the first message."""
+    corpus = sorted((Path(__file__).parents[2] / "native/tests/fuzz/corpus/vhost_user").iterdir())
+    assert len(corpus) > 30
+    memory = os.memfd_create("corpus")
+    os.ftruncate(memory, 1 << 20)
+    ends = socket.socketpair()
+    with Vdpad(run_dir, "native-sanitized") as vdpad, FrontEnd(vdpad.socket(NEIGHBOUR)) as other:
+        other.share()
+        other.start_rings()
+        settled("the neighbour is served", configured(vdpad, NEIGHBOUR))
+        before = vdpad.descriptors()
+        for path in corpus:
+            kinds, data = path.read_bytes()[0], path.read_bytes()[1:]
+            passed = [ends[0].fileno() if kinds & 16 else memory] * min(kinds & 15, 8)
+            with FrontEnd(vdpad.socket(HOSTILE)) as front:
+                front.send_bytes(data, passed)
+                front.finish()
+            assert other.ask(SET_OWNER) == bytes(8), path.name
+        settled("the hostile ones are gone", lambda: not vdpad.device(HOSTILE)["connected"])
+        settled("no descriptor is left", lambda: vdpad.descriptors() <= before)
+        refusals = vdpad.refusals(HOSTILE)
+        assert {"request", "form", "descriptors", "memory", "ring"} <= set(refusals)
+        assert configured(vdpad, NEIGHBOUR)()
+    os.close(memory)
+    for end in ends:
+        end.close()
