@@ -28,7 +28,12 @@ def test_every_log_event_is_documented_and_no_other() -> None:
             re.findall(r'\b(?:_?log\.\w+|tell|report)\(\s*(?:_LEVELS\[level\], )?"([a-z_]+)"', path.read_text())
         )
     logged |= set(re.findall(r'event\["event"\] = "([a-z_]+)"', (PACKAGE / "logs.py").read_text()))
-    logged |= {"device_failed", "device_not_removed"}  # passed on as arguments
+    logged |= {
+        "device_list_refused",
+        "mapping_refused",
+        "device_failed",
+        "device_not_removed",
+    }  # passed on as arguments
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     table = page.partition("## Events")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)

@@ -167,10 +167,11 @@ def test_the_mapping_says_what_is_served_and_is_written_again(alone: AgentProces
     write_atomically(alone.socket_list, '[{"pciAddress": "0000:82:00.2", "socketpath": "/tmp/other"}]')
     eventually("the mapping once more", lambda: _mapping(alone) == everything)
     assert alone.log.named("mapping_repaired")
-    # What is not a mapping stays, and a list is taken.
+    # What is not a mapping is kept under another name, and a list is taken.
     write_atomically(alone.socket_list, '{"not": "ours"}')
-    alone.wait_logged("mapping_not_written")
-    assert alone.socket_list.read_text() == '{"not": "ours"}'
+    alone.wait_logged("mapping_refused")
+    assert alone.socket_list.with_name("socketList.dat.refused").read_text() == '{"not": "ours"}'
+    eventually("the mapping in its place", lambda: _mapping(alone) == everything)
     write_atomically(alone.socket_list, "".join(f"{address}\n" for address in (*FOUR, NEW)))
     alone.wait_answer(NEW, _socket(alone, 4))
     eventually("the mapping of the new list", lambda: set(_mapping(alone)) == {*FOUR, NEW})

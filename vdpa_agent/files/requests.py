@@ -9,7 +9,7 @@ from vdpa_agent.config import FilesConfig
 from vdpa_agent.errors import FileRefused
 from vdpa_agent.files import disk
 from vdpa_agent.files.disk import Content, Found, Unreadable
-from vdpa_agent.files.formats import Form, decode_device_list, form_of
+from vdpa_agent.files.formats import Form, decode_device_list, decode_mapping_file, form_of
 from vdpa_agent.files.off_loop import Once
 
 _GRACE_S: Final = 1.0
@@ -66,7 +66,9 @@ def aside_of(config: FilesConfig) -> Path:
 
 
 def judge_aside(config: FilesConfig, *, takes_requests: bool) -> None:
-    """Removes what is aside; a device list is accepted, unless the present one was written after it.
+    """Removes what is aside if it is a mapping; a device list is accepted, unless the present one was written after it.
+
+    What is neither is kept under another name.
 
     Raises:
         FileRefused: it cannot be read or moved now.
@@ -81,6 +83,9 @@ def judge_aside(config: FilesConfig, *, takes_requests: bool) -> None:
         if not isinstance(present, Found) or present.modified_ns <= found.modified_ns:
             _accept(config, aside, found)
             return
+    elif isinstance(found, Found) and (reason := _spoilt(found.content)):
+        _refuse(config, aside, found, "mapping_refused", reason)
+        return
     if found is not None:
         disk.clear(aside)
 
@@ -93,9 +98,7 @@ def _accept(config: FilesConfig, source: Path, found: Found) -> None:
         OSError: it cannot be moved; a FileNotFoundError if it is not there any more.
     """
     if reason := _refusal(found.content):
-        refused = config.socket_list.with_name(f"{config.socket_list.name}.refused")
-        disk.move(source, refused, only=found)
-        log.warning("device_list_refused", file=str(config.socket_list), reason=reason, moved_to=str(refused))
+        _refuse(config, source, found, "device_list_refused", reason)
         return
     disk.move(source, config.pci_list, only=found)
     log.info(
@@ -104,6 +107,29 @@ def _accept(config: FilesConfig, source: Path, found: Found) -> None:
         moved_to=str(config.pci_list),
         devices=len(decode_device_list(found.content)[0]),
     )
+
+
+def _refuse(config: FilesConfig, source: Path, found: Found, event: str, reason: str) -> None:
+    """Keeps what is of no use under a name of its own, for people to look at.
+
+    Raises:
+        FileRefused: something is in the way that is no file.
+        OSError: it cannot be moved; a FileNotFoundError if it is not there any more.
+    """
+    refused = config.socket_list.with_name(f"{config.socket_list.name}.refused")
+    disk.move(source, refused, only=found)
+    log.warning(event, file=str(config.socket_list), reason=reason, moved_to=str(refused))
+
+
+def _spoilt(content: bytes) -> str:
+    """Why what is no device list is not a mapping either; empty if it is one, or nothing at all."""
+    if form_of(content) is not Form.JSON:
+        return ""
+    try:
+        decode_mapping_file(content)
+    except FileRefused as error:
+        return str(error)
+    return ""
 
 
 def _refusal(content: bytes) -> str:
