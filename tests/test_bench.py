@@ -19,7 +19,7 @@ def test_a_quick_run(tmp_path: Path) -> None:
         text=True,
         check=False,
         cwd=ROOT,
-        timeout=110,
+        timeout=280,
     )
     assert ran.returncode == 0, ran.stderr
     measured = json.loads(figures.read_text())
@@ -50,7 +50,7 @@ def test_a_quick_run_of_the_rates() -> None:
         text=True,
         check=False,
         cwd=ROOT,
-        timeout=110,
+        timeout=280,
     )
     assert ran.returncode == 0, ran.stderr
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ran.stdout.splitlines()[2:]]

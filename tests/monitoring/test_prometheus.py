@@ -180,8 +180,8 @@ def test_prometheus_answers_all_queries_of_the_dashboard(run_dir: Path) -> None:
             for title, expression in queries():
                 if title not in EMPTY:
                     eventually(f"data of {title}: {expression}", partial(query, address, expression))
-            names = {title for title, expression in queries() if not query(address, expression)}
-        assert names == set(EMPTY)
+            empty = {title for title in EMPTY if query(address, dict(queries())[title])}
+        assert not empty
         for variable in DASHBOARD["templating"]["list"][1:]:
             values = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
             assert values is not None

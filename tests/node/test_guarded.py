@@ -14,7 +14,7 @@ from vdpa_agent.node.guarded import Closers, DescriptorsPassed, GuardedSocket
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 
 
 @pytest.fixture
