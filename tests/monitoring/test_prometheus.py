@@ -185,8 +185,7 @@ def test_prometheus_answers_all_queries_of_the_dashboard(run_dir: Path) -> None:
         for variable in DASHBOARD["templating"]["list"][1:]:
             values = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
             assert values is not None
-            samples = query(address, expanded(values[1]))
-            assert samples
+            samples = eventually(f"values of {values[1]}", partial(query, address, expanded(values[1])))
             assert all(values[2] in sample["metric"] for sample in samples)
         eventually("an alert", lambda: query(address, 'ALERTS{alertname="VdpaPodWithoutDevice", alertstate="firing"}'))
         rules = json.loads(get_page(address, "/api/v1/rules")[1])["data"]["groups"][0]["rules"]

@@ -60,7 +60,10 @@ class Place:
         try:
             descriptor = os.open(directory, _DIRECTORY)
         except OSError as error:
-            return Standing(not_ready=f"the directory {directory} is gone: {_reason(error)}")
+            if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+                return Standing(not_ready=f"the directory {directory} is gone: {_reason(error)}")
+            remedy = "give the agent what the reason names"
+            return Standing(not_ready=f"the directory {directory} cannot be looked at: {_reason(error)}; {remedy}")
         try:
             linked = os.fstat(descriptor).st_nlink
         finally:

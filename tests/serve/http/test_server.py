@@ -1,9 +1,12 @@
 """HTTP against raw sockets: what clients may ask, and what they cannot do to each other."""
 
 import asyncio
+import fcntl
 import resource
 import socket
+import termios
 import time
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -197,7 +200,19 @@ async def _stall(connect: Callable[[], Awaitable[Streams]], requests: int = 1) -
     reader, writer = await connect()
     writer.write(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n" * requests)
     await reader.readuntil(b"\r\n\r\n")
+    # Until both ends' buffers are full it still goes on.
+    came, before = _unread(writer), -1
+    while came != before:
+        await asyncio.sleep(0.1)
+        came, before = _unread(writer), came
     return reader, writer
+
+
+def _unread(writer: asyncio.StreamWriter) -> int:
+    """How many bytes wait in the kernel for a client that does not read."""
+    count = array("i", [0])
+    fcntl.ioctl(writer.get_extra_info("socket").fileno(), termios.FIONREAD, count)
+    return count[0]
 
 
 @pytest.mark.parametrize("limits", [HttpLimits(connections=4), HttpLimits(connections_per_address=4)])
