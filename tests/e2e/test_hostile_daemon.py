@@ -88,7 +88,7 @@ def test_a_flood_of_notifications_leaves_the_agent_to_its_callers(run_dir: Path)
     with running(run_dir, *options, environment={"FAKE_VDPAD": "flood"}) as agent:
         agent.wait_answer(DEVICE, str(run_dir / "vhost" / "vdpa-0"))
         # On a loaded machine the daemon may for a while be too busy with its flood to answer.
-        assert any([agent.ask(DEVICE) for _ in range(500)])
+        assert {agent.ask(DEVICE) for _ in range(500)} - {""}
         _assert_all_is_served(agent)
         assert not agent.log.named("daemon_ended")
 

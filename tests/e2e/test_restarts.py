@@ -135,7 +135,7 @@ def test_10000_connects_during_100_restarts_see_answers_or_a_closed_door(run_dir
                 client.start()
             try:
                 client.wait_answered(life * CONNECTS // RESTARTS)
-                # One of before may have given all the answers of this life: then it has not even begun to handle signals.
+                # Where an earlier one gave all the answers of this life, it does not even handle signals yet.
                 assert agent.stop(signal.SIGKILL if life % KILLED_EVERY == 0 else signal.SIGTERM) in {0, -9, -15}
                 assert not agent.log.named("not_json"), "".join(agent.log.raw)
             finally:
