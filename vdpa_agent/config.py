@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from vdpa_agent.errors import ConfigError
 from vdpa_agent.model.backoff import Backoff
+from vdpa_agent.model.daemon import VhostMode
 from vdpa_agent.model.health import ReadyWhen
 from vdpa_agent.model.mapping import SOCKET_PATH_MAX_BYTES
 from vdpa_agent.model.naming import SocketNaming
@@ -48,13 +49,6 @@ class Isolation(StrEnum):
     """One for each of them."""
 
 
-class VhostMode(StrEnum):
-    """Which end of vhost-user opens the socket, from the daemon's point of view."""
-
-    SERVER = "server"
-    CLIENT = "client"
-
-
 class Memory(StrEnum):
     """What the daemon takes its memory from."""
 
@@ -84,14 +78,23 @@ class LogFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilesConfig:
-    """Where the two lists are."""
+    """Where the lists are.
+
+    Attributes:
+        socket_list: the mapping.
+        pci_list: the device list.
+        resource_config: the pools of VFs; None: there are none.
+    """
 
     socket_list: Path = DEFAULT_SOCKET_LIST
     pci_list: Path = DEFAULT_PCI_LIST
+    resource_config: Path | None = None
 
     def __post_init__(self) -> None:
         for option, path in (("--socket-list", self.socket_list), ("--pci-list", self.pci_list)):
             _absolute(option, path)
+        if self.resource_config is not None:
+            _absolute("--resource-config", self.resource_config)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +294,8 @@ class AgentConfig:
             "--pci-list": self.files.pci_list,
             "--socket-dir": self.daemon.socket_dir,
         }
+        if self.files.resource_config is not None:
+            paths["--resource-config"] = self.files.resource_config
         options: dict[Path, str] = {}
         for option, path in paths.items():
             other = options.setdefault(path, option)
@@ -308,6 +313,7 @@ def settings_in_force(config: AgentConfig) -> dict[str, str]:
     settings: dict[str, object] = {
         "pci-list": files.pci_list,
         "socket-list": files.socket_list,
+        "resource-config": files.resource_config or "",
         "listen": serve.listen,
         "listen-mode": f"{serve.listen_mode:04o}",
         "listen-group": "" if serve.listen_group is None else serve.listen_group,

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.memory import Names
-from vdpa_agent.config import DaemonConfig, VhostMode
+from vdpa_agent.config import DaemonConfig
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.daemon.directory import SocketDirectory
@@ -20,7 +20,7 @@ from vdpa_agent.daemon.names import Names as Given
 from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import SERVED, DeviceState
+from vdpa_agent.model.daemon import SERVED, DeviceState, VhostMode
 from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, FrontEnd, configured
 from vdpa_agent.model.loaded import Loaded

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from vdpa_agent.config import DaemonConfig, DaemonMode, Isolation, VhostMode
+from vdpa_agent.config import DaemonConfig, DaemonMode, Isolation
 from vdpa_agent.daemon.command import Command
 from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.daemon.directory import SocketDirectory
@@ -22,7 +22,7 @@ from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.daemon.supervisor import Supervisor
 from vdpa_agent.daemon.vdpad import Vdpad
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import Cause, DaemonStatus
+from vdpa_agent.model.daemon import Cause, DaemonStatus, VhostMode
 from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import Loaded

@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from vdpa_agent.config import DaemonConfig, VhostMode
+from vdpa_agent.config import DaemonConfig
 from vdpa_agent.daemon.answers import Told, parse_facts, parse_front_ends
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.directory import SocketDirectory
@@ -21,7 +21,7 @@ from vdpa_agent.daemon.names import Names
 from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.errors import RequestRefused, SocketDirUnusable
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import SERVED, Device, DeviceState
+from vdpa_agent.model.daemon import SERVED, Device, DeviceState, VhostMode
 from vdpa_agent.model.front_end import FrontEnd
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.pci import DeviceList, PciAddress, printable, shown

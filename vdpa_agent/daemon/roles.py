@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import structlog
 
-from vdpa_agent.config import DaemonConfig, DaemonMode, VhostMode
+from vdpa_agent.config import DaemonConfig, DaemonMode
 from vdpa_agent.daemon.names import NameStore
 from vdpa_agent.errors import AlreadyRunning, ListenError
 from vdpa_agent.latest import Latest
+from vdpa_agent.model.daemon import VhostMode
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping

@@ -61,6 +61,13 @@ TRANSITIONS: Final[MappingProxyType[tuple[DaemonState, DaemonEvent], DaemonState
 """Every event that can happen in a state, and the state after it; what is absent cannot happen."""
 
 
+class VhostMode(StrEnum):
+    """Which end of vhost-user opens the socket, from the daemon's point of view."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
 class Cause(StrEnum):
     """What ended a life of the daemon that nobody had ended on purpose."""
 
