@@ -25,6 +25,7 @@ from vdpa_agent.files.lists import Lists
 from vdpa_agent.files.mapping_file import MappingFile
 from vdpa_agent.files.names import NamesFile
 from vdpa_agent.files.resource_file import ResourceFile
+from vdpa_agent.kubelet.directories import Directories
 from vdpa_agent.latest import Latest
 from vdpa_agent.logs import LogWriter
 from vdpa_agent.model.daemon import DaemonStatus, Statistics, Stop
@@ -143,6 +144,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         socket_list=config.files.socket_list,
         role=roles.role,
         wanted=found.wanted,
+        pools=found.pools,
         mapping=lists.mapping,
         touched=touched,
         names=names,
@@ -171,6 +173,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         socket_list=str(config.files.socket_list),
         resource_config=str(config.files.resource_config or ""),
     )
+    directories = Directories(config.daemon.device_dir, lambda: view.served, view.revision)
     answers = Answers(view)
     sources = partial(
         Sources,
@@ -197,6 +200,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             tasks.create_task(_eternal(roles.run()), name="roles"),
             tasks.create_task(_eternal(view.run()), name="view"),
             tasks.create_task(_eternal(answers.run()), name="answers"),
+            tasks.create_task(_eternal(directories.run()), name="directories"),
             tasks.create_task(_eternal(_touch(touched, config.daemon.socket_dir)), name="sockets"),
             *(tasks.create_task(_eternal(run()), name=name) for name, run in found.runs.items()),
         ]
@@ -235,7 +239,11 @@ def _found(config: AgentConfig, lists: Lists) -> _Found:
     if path is None:
         return _Found(lists.devices, Latest(Loaded()), _nothing, {}, {})
     file = ResourceFile(path, config.files.socket_list, simulate=config.daemon.simulate)
-    discovery = Discovery(file.config, config.daemon.sysfs)
+
+    def join() -> None:
+        wanted.join()  # a device that leaves a pool leaves what is wanted in the same step
+
+    discovery = Discovery(file.config, config.daemon.sysfs, changed=join)
     wanted = Wanted(lists.devices, discovery.pools)
 
     async def first() -> None:

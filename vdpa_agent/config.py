@@ -24,6 +24,10 @@ DEFAULT_PCI_LIST: Final = RUN_DIRECTORY / "pciList.dat"
 DEFAULT_SOCKET_DIRECTORY: Final = RUN_DIRECTORY / "vhost"
 DEFAULT_LISTEN: Final = RUN_DIRECTORY / "vdpa.sock"
 
+DEVICE_SOCKET: Final = "vhost.sock"
+"""The name of the socket in the directory that a device has of its own."""
+
+_LONGEST_DEVICE_SOCKET: Final = f"/00000000:00:00.0/{DEVICE_SOCKET}"
 _LONGEST_SOCKET_NAME: Final = "/vdpa-00000000:00:00.0"
 
 
@@ -142,6 +146,11 @@ class DaemonConfig:
     stop_grace_s: float = 5.0
     drain_timeout_s: float = 30.0
     backoff: Backoff = field(default_factory=Backoff)
+
+    @property
+    def device_dir(self) -> Path:
+        """Where each device has a directory of its own: beside the sockets, on the same file system."""
+        return self.socket_dir.with_name("devices")
 
     def __post_init__(self) -> None:
         _absolute("--socket-dir", self.socket_dir)
@@ -296,6 +305,16 @@ class AgentConfig:
         }
         if self.files.resource_config is not None:
             paths["--resource-config"] = self.files.resource_config
+            longest = f"{self.daemon.device_dir}{_LONGEST_DEVICE_SOCKET}"
+            if len(longest.encode()) > SOCKET_PATH_MAX_BYTES:
+                message = (
+                    f"--socket-dir {self.daemon.socket_dir} is too long: a socket in {self.daemon.device_dir} would"
+                    f" exceed the {SOCKET_PATH_MAX_BYTES} bytes that a unix socket's path may have; shorten it"
+                )
+                raise ConfigError(message)
+        if self.daemon.device_dir == self.daemon.socket_dir:
+            message = f"--socket-dir {self.daemon.socket_dir} is the place of the devices' own directories"
+            raise ConfigError(message)
         options: dict[Path, str] = {}
         for option, path in paths.items():
             other = options.setdefault(path, option)

@@ -1,8 +1,5 @@
 """Wanted: the devices of all sources together, in one value."""
 
-import asyncio
-from typing import Any
-
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.pci import DeviceList
@@ -17,7 +14,12 @@ class Wanted:
     """
 
     def __init__(self, listed: Latest[Loaded[DeviceList]], pools: Latest[Loaded[Pools]]) -> None:
-        """Joins what there is now."""
+        """Joins what there is now.
+
+        Args:
+            listed: the device list.
+            pools: the pools; whoever changes them calls `join` in the same step.
+        """
         self.devices: Latest[Loaded[DeviceList]] = Latest(Loaded())
         self._listed = listed
         self._pools = pools
@@ -28,11 +30,6 @@ class Wanted:
         self.devices.set(together(self._listed.value, self._pools.value))
 
     async def run(self) -> None:
-        """Joins after each change, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._join_on_change(self._listed))
-            tasks.create_task(self._join_on_change(self._pools))
-
-    async def _join_on_change(self, latest: Latest[Any]) -> None:
-        async for _ in latest.changes():
+        """Joins after each change of the list, until cancelled."""
+        async for _ in self._listed.changes():
             self.join()

@@ -149,6 +149,7 @@ class Device(NamedTuple):
         facts: what the daemon told of it.
         front_end: what uses its socket, while the daemon has it.
         refusals: how many front ends were refused since the daemon has it.
+        mode: which end opens the socket.
     """
 
     address: PciAddress
@@ -158,6 +159,7 @@ class Device(NamedTuple):
     facts: DeviceFacts = NOTHING_KNOWN
     front_end: FrontEnd = NO_FRONT_END
     refusals: Refusals = NOTHING_REFUSED
+    mode: VhostMode = VhostMode.SERVER
 
 
 class DaemonStatus(NamedTuple):

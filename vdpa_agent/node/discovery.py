@@ -36,14 +36,17 @@ class Discovery:
         pools: the pools with their VFs; nothing else writes it. Its problem is that of the config, or of sysfs.
     """
 
-    def __init__(self, config: Latest[Loaded[ResourceConfig]], sysfs: Path) -> None:
+    def __init__(
+        self, config: Latest[Loaded[ResourceConfig]], sysfs: Path, changed: Callable[[], None] | None = None
+    ) -> None:
         """Looks at nothing yet.
 
         Args:
             config: the pools that are wanted.
             sysfs: where sysfs is, normally /sys.
+            changed: called right after each change of `pools`.
         """
-        self.pools: Latest[Loaded[Pools]] = Latest(Loaded())
+        self.pools: Latest[Loaded[Pools]] = Latest(Loaded(), changed)
         self._config = config
         self._devices = Devices(sysfs)
         self._worker = Worker("discovery")

@@ -155,7 +155,7 @@ class DeviceService(DeviceServiceBase):
             socket_path=served.sockets.get(device.address, ""),
             state=_DEVICE_STATES[device.state],
             reason=device.reason,
-            vhost_mode=_mode(pool, self._default_mode) if served.facts.role is Role.MANAGING else None,
+            vhost_mode=self._mode_of(device, pool) if served.facts.role is Role.MANAGING else None,
             front_end_connected=device.front_end.is_connected,
             front_end_configured=device.front_end.is_configured,
             queue_pairs_in_use=device.front_end.queue_pairs,
@@ -168,6 +168,10 @@ class DeviceService(DeviceServiceBase):
             type=facts.kind,
             resource=pool.resource if pool else "",
         )
+
+    def _mode_of(self, device: Device, pool: Pool | None) -> str:
+        """Which end opens the socket of a device; as long as the daemon does not know it, which one will."""
+        return f"VHOST_MODE_{device.mode.name}" if device.socket else _mode(pool, self._default_mode)
 
     async def _all_statistics(self) -> dict[PciAddress, Statistics]:
         """The counters of all devices, as many as the daemon tells in time; asked for everybody who waits."""
