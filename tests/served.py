@@ -41,6 +41,7 @@ def snapshots(
     return Snapshots(
         role=Latest(role),
         wanted=Latest(wanted),
+        pools=Latest(Loaded()),
         mapping=Latest(mapping),
         daemon=Latest(daemon),
         daemons=Latest(MappingProxyType({})),

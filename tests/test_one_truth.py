@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.memory import Names as Store
-from vdpa_agent.config import DaemonConfig, VhostMode
+from vdpa_agent.config import DaemonConfig
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.daemon.directory import SocketDirectory
@@ -29,7 +29,7 @@ from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.daemon.roles import Roles
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import SERVED, Cause, DaemonState, DaemonStatus, Device, Statistics, Stop
+from vdpa_agent.model.daemon import SERVED, Cause, DaemonState, DaemonStatus, Device, Statistics, Stop, VhostMode
 from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, FrontEnd, configured
 from vdpa_agent.model.health import ReadyWhen, Role, Standing
@@ -145,6 +145,7 @@ class Histories(RuleBasedStateMachine):
         snapshots = Snapshots(
             role=self.roles.role,
             wanted=self.wanted,
+            pools=Latest(Loaded()),
             mapping=self.mapping,
             daemon=status,
             daemons=daemons,

@@ -1,5 +1,6 @@
 """Trees of files such as the kernel shows in sysfs."""
 
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -42,8 +43,7 @@ class Tree:
         for name, text in {**files, "class": "0x020000", "numa_node": str(node)}.items():
             (path / name).write_text(f"{text}\n")
         if driver:
-            (self.root / "bus/pci/drivers" / driver).mkdir(parents=True, exist_ok=True)
-            (path / "driver").symlink_to(f"../../../bus/pci/drivers/{driver}")
+            self.bind(address, driver)
         if group is not None:
             (self.root / "kernel/iommu_groups" / str(group)).mkdir(parents=True, exist_ok=True)
             (path / "iommu_group").symlink_to(f"../../../kernel/iommu_groups/{group}")
@@ -53,6 +53,40 @@ class Tree:
         if pf is not None:
             (path / "physfn").symlink_to(f"../{pf}")
         return path
+
+    def bind(self, address: PciAddress, driver: str) -> None:
+        """Binds a device to a driver, in place of the one that it is bound to."""
+        link = self.root / "devices/pci0000:80" / address / "driver"
+        if link.is_symlink():
+            (link.resolve() / address).unlink()
+            link.unlink()
+        devices = self.root / "bus/pci/drivers" / driver
+        devices.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(f"../../../bus/pci/drivers/{driver}")
+        (devices / address).symlink_to(f"../../../../devices/pci0000:80/{address}")
+
+    def interface(self, pf: PciAddress, name: str) -> None:
+        """Gives a PF a network interface."""
+        (self.root / "devices/pci0000:80" / pf / "net" / name).mkdir(parents=True)
+
+    def vf(self, pf: PciAddress, number: int, address: PciAddress, *, driver: str = "vfio-pci", node: int = 1) -> None:
+        """Adds a VF of a PF, one of Intel's."""
+        self.device(address, "8086:1889", driver=driver, pf=pf, node=node)
+        (self.root / "devices/pci0000:80" / pf / f"virtfn{number}").symlink_to(f"../{address}")
+
+    def remove(self, address: PciAddress) -> None:
+        """Takes a device away, as the kernel does with a VF."""
+        path = self.root / "devices/pci0000:80" / address
+        # It keeps its inode: the kernel gives a number again only after all others.
+        gone = self.root / "gone"
+        gone.mkdir(exist_ok=True)
+        (self.root / "bus/pci/devices" / address).rename(gone / f"{address}-{len(list(gone.iterdir()))}")
+        for link in (self.root / "bus/pci/drivers").glob(f"*/{address}"):
+            link.unlink()
+        for link in path.parent.glob("*/virtfn*"):
+            if link.readlink().name == address:
+                link.unlink()
+        shutil.rmtree(path)
 
     def hugepages(self, size_kib: int, total: int, free: int) -> None:
         path = self.root / f"kernel/mm/hugepages/hugepages-{size_kib}kB"

@@ -4,12 +4,12 @@ import asyncio
 import gc
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 
@@ -18,19 +18,24 @@ from vdpa_agent.config import AgentConfig, DaemonMode, HostPort, settings_in_for
 from vdpa_agent.daemon.assembly import supervision_of
 from vdpa_agent.daemon.reaper import Reaper, reaping
 from vdpa_agent.daemon.roles import Roles
+from vdpa_agent.daemon.wanted import Wanted
 from vdpa_agent.errors import unwrapped
 from vdpa_agent.files.follow import follow
 from vdpa_agent.files.lists import Lists
 from vdpa_agent.files.mapping_file import MappingFile
 from vdpa_agent.files.names import NamesFile
+from vdpa_agent.files.resource_file import ResourceFile
+from vdpa_agent.kubelet.directories import Directories
 from vdpa_agent.latest import Latest
 from vdpa_agent.logs import LogWriter
 from vdpa_agent.model.daemon import DaemonStatus, Statistics, Stop
 from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.health import Role, Standing
-from vdpa_agent.model.loaded import Loaded
+from vdpa_agent.model.loaded import Loaded, Readings
 from vdpa_agent.model.mapping import example_mapping
-from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.model.pools import Pools
+from vdpa_agent.node.discovery import Discovery
 from vdpa_agent.node.process import has_terminal
 from vdpa_agent.node.sockets import dead_sockets
 from vdpa_agent.node.worker import Stuck, Worker
@@ -93,6 +98,7 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
         Snapshots(
             role=Latest(Role.SERVING),
             wanted=Latest(Loaded()),
+            pools=Latest(Loaded()),
             mapping=Latest(Loaded(example_mapping())),
             daemon=Latest(DaemonStatus()),
             daemons=Latest(MappingProxyType({})),
@@ -126,9 +132,10 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
     lists = Lists(
         config.files, takes_requests=takes_requests, shrink_settle_s=config.daemon.drain_timeout_s, steps=steps
     )
+    found = _found(config, lists)
     names = NamesFile(config.files.socket_list)
     roles = Roles(
-        config.daemon, wanted=lists.devices, mapping=lists.mapping, names=names, socket_list=config.files.socket_list
+        config.daemon, wanted=found.wanted, mapping=lists.mapping, names=names, socket_list=config.files.socket_list
     )
     touched = Latest(0)
     mapping_file = MappingFile(config.files, takes_requests=takes_requests)
@@ -136,7 +143,8 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         config.daemon,
         socket_list=config.files.socket_list,
         role=roles.role,
-        wanted=lists.devices,
+        wanted=found.wanted,
+        pools=found.pools,
         mapping=lists.mapping,
         touched=touched,
         names=names,
@@ -149,7 +157,8 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
     view = View(
         Snapshots(
             role=roles.role,
-            wanted=lists.devices,
+            wanted=found.wanted,
+            pools=found.pools,
             mapping=lists.mapping,
             daemon=supervisor.status,
             daemons=daemons,
@@ -162,19 +171,22 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         ready_when=config.serve.ready_when,
         pci_list=str(config.files.pci_list),
         socket_list=str(config.files.socket_list),
+        resource_config=str(config.files.resource_config or ""),
     )
+    directories = Directories(config.daemon.device_dir, lambda: view.served, view.revision)
     answers = Answers(view)
     sources = partial(
         Sources,
         view=view,
         answers=answers,
         statistics=supervisor.statistics,
-        readings=lists.readings,
+        readings={**lists.readings, **found.readings},
         restarts=supervisor.restarts,
         steps=steps,
         lines_dropped=lambda: {"agent": logs.dropped_lines, "daemon": supervisor.dropped.lines},
     )
     await lists.first()
+    await found.first()
     await roles.decide()
     async with (
         aclosing(roles),
@@ -188,7 +200,9 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             tasks.create_task(_eternal(roles.run()), name="roles"),
             tasks.create_task(_eternal(view.run()), name="view"),
             tasks.create_task(_eternal(answers.run()), name="answers"),
+            tasks.create_task(_eternal(directories.run()), name="directories"),
             tasks.create_task(_eternal(_touch(touched, config.daemon.socket_dir)), name="sockets"),
+            *(tasks.create_task(_eternal(run()), name=name) for name, run in found.runs.items()),
         ]
         supervising = tasks.create_task(supervisor.run(stop), name="supervisor")
         try:
@@ -200,6 +214,49 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             answers.end()
             for task in eternal:
                 task.cancel()
+
+
+class _Found(NamedTuple):
+    """The devices of all sources.
+
+    Attributes:
+        wanted: the union.
+        pools: the resources with their VFs.
+        first: looks at the sources beside the lists for the first time.
+        runs: what follows them, by name.
+        readings: how the contents of their files were judged.
+    """
+
+    wanted: Latest[Loaded[DeviceList]]
+    pools: Latest[Loaded[Pools]]
+    first: Callable[[], Coroutine[Any, Any, None]]
+    runs: Mapping[str, Callable[[], Coroutine[Any, Any, None]]]
+    readings: Mapping[str, Readings]
+
+
+def _found(config: AgentConfig, lists: Lists) -> _Found:
+    path = config.files.resource_config
+    if path is None:
+        return _Found(lists.devices, Latest(Loaded()), _nothing, {}, {})
+    file = ResourceFile(path, config.files.socket_list, simulate=config.daemon.simulate)
+
+    def join() -> None:
+        wanted.join()  # a device that leaves a pool leaves what is wanted in the same step
+
+    discovery = Discovery(file.config, config.daemon.sysfs, changed=join)
+    wanted = Wanted(lists.devices, discovery.pools)
+
+    async def first() -> None:
+        await file.first()
+        await discovery.first()
+        wanted.join()
+
+    runs = {"resource config": file.run, "discovery": discovery.run, "wanted": wanted.run}
+    return _Found(wanted.devices, discovery.pools, first, runs, file.readings)
+
+
+async def _nothing() -> None:
+    """There is no other source."""
 
 
 async def _touch(touched: Latest[int], directory: Path) -> None:

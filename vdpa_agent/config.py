@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from vdpa_agent.errors import ConfigError
 from vdpa_agent.model.backoff import Backoff
+from vdpa_agent.model.daemon import VhostMode
 from vdpa_agent.model.health import ReadyWhen
 from vdpa_agent.model.mapping import SOCKET_PATH_MAX_BYTES
 from vdpa_agent.model.naming import SocketNaming
@@ -23,6 +24,10 @@ DEFAULT_PCI_LIST: Final = RUN_DIRECTORY / "pciList.dat"
 DEFAULT_SOCKET_DIRECTORY: Final = RUN_DIRECTORY / "vhost"
 DEFAULT_LISTEN: Final = RUN_DIRECTORY / "vdpa.sock"
 
+DEVICE_SOCKET: Final = "vhost.sock"
+"""The name of the socket in the directory that a device has of its own."""
+
+_LONGEST_DEVICE_SOCKET: Final = f"/00000000:00:00.0/{DEVICE_SOCKET}"
 _LONGEST_SOCKET_NAME: Final = "/vdpa-00000000:00:00.0"
 
 
@@ -46,13 +51,6 @@ class Isolation(StrEnum):
     """One for all of them."""
     DEVICE = "device"
     """One for each of them."""
-
-
-class VhostMode(StrEnum):
-    """Which end of vhost-user opens the socket, from the daemon's point of view."""
-
-    SERVER = "server"
-    CLIENT = "client"
 
 
 class Memory(StrEnum):
@@ -84,14 +82,23 @@ class LogFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilesConfig:
-    """Where the two lists are."""
+    """Where the lists are.
+
+    Attributes:
+        socket_list: the mapping.
+        pci_list: the device list.
+        resource_config: the pools of VFs; None: there are none.
+    """
 
     socket_list: Path = DEFAULT_SOCKET_LIST
     pci_list: Path = DEFAULT_PCI_LIST
+    resource_config: Path | None = None
 
     def __post_init__(self) -> None:
         for option, path in (("--socket-list", self.socket_list), ("--pci-list", self.pci_list)):
             _absolute(option, path)
+        if self.resource_config is not None:
+            _absolute("--resource-config", self.resource_config)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +146,11 @@ class DaemonConfig:
     stop_grace_s: float = 5.0
     drain_timeout_s: float = 30.0
     backoff: Backoff = field(default_factory=Backoff)
+
+    @property
+    def device_dir(self) -> Path:
+        """Where each device has a directory of its own: beside the sockets, on the same file system."""
+        return self.socket_dir.with_name("devices")
 
     def __post_init__(self) -> None:
         _absolute("--socket-dir", self.socket_dir)
@@ -291,6 +303,18 @@ class AgentConfig:
             "--pci-list": self.files.pci_list,
             "--socket-dir": self.daemon.socket_dir,
         }
+        if self.files.resource_config is not None:
+            paths["--resource-config"] = self.files.resource_config
+            longest = f"{self.daemon.device_dir}{_LONGEST_DEVICE_SOCKET}"
+            if len(longest.encode()) > SOCKET_PATH_MAX_BYTES:
+                message = (
+                    f"--socket-dir {self.daemon.socket_dir} is too long: a socket in {self.daemon.device_dir} would"
+                    f" exceed the {SOCKET_PATH_MAX_BYTES} bytes that a unix socket's path may have; shorten it"
+                )
+                raise ConfigError(message)
+        if self.daemon.device_dir == self.daemon.socket_dir:
+            message = f"--socket-dir {self.daemon.socket_dir} is the place of the devices' own directories"
+            raise ConfigError(message)
         options: dict[Path, str] = {}
         for option, path in paths.items():
             other = options.setdefault(path, option)
@@ -308,6 +332,7 @@ def settings_in_force(config: AgentConfig) -> dict[str, str]:
     settings: dict[str, object] = {
         "pci-list": files.pci_list,
         "socket-list": files.socket_list,
+        "resource-config": files.resource_config or "",
         "listen": serve.listen,
         "listen-mode": f"{serve.listen_mode:04o}",
         "listen-group": "" if serve.listen_group is None else serve.listen_group,

@@ -338,7 +338,9 @@ static int refuse_socket(struct failure *failure, int error, const char *socket,
     return failure_set(failure, error, FAILURE_SOCKET, "socket %s %s", socket, reason);
 }
 
-static int check_socket(const struct devices *devices, const char *socket, struct failure *failure) {
+static int check_socket(const struct devices *devices, const struct device_request *request,
+                        struct failure *failure) {
+    const char *socket = request->socket;
     const char *problem = socket_path_problem(socket);
     char reason[256];
     int error;
@@ -351,7 +353,7 @@ static int check_socket(const struct devices *devices, const char *socket, struc
                                "socket %s is in use: it is the one of %s", socket,
                                devices->entries[i]->address);
     }
-    if (devices->settings.vhost_client)
+    if (request->vhost_client)
         error = socket_check_client(socket, reason, sizeof(reason));
     else
         error = socket_claim(socket, reason, sizeof(reason));
@@ -369,7 +371,7 @@ static int serve(struct devices *devices, struct device *device, struct failure 
     error = links_add(&devices->links, device->address);
     if (error != 0)
         return failure_set(failure, error, FAILURE_TABLE_FULL, "no room for another socket");
-    if (!devices->settings.vhost_client) {
+    if (!device->vhost_client) {
         entry.listener =
             socket_listen(entry.socket, &devices->settings.access, &entry.file, reason, sizeof(reason));
         if (entry.listener < 0) {
@@ -407,7 +409,7 @@ int devices_add(struct devices *devices, const struct device_request *request, s
             failure, -ENOSPC, FAILURE_TABLE_FULL,
             "no room for %s: there are %d devices already, the most that DPDK can serve at once",
             request->address, DEVICES_MAX);
-    error = check_socket(devices, request->socket, failure);
+    error = check_socket(devices, request, failure);
     if (error != 0)
         return error;
     device = calloc(1, sizeof(*device));
@@ -415,6 +417,7 @@ int devices_add(struct devices *devices, const struct device_request *request, s
         return failure_set(failure, -ENOMEM, FAILURE_DPDK, "out of memory");
     snprintf(device->address, sizeof(device->address), "%s", request->address);
     snprintf(device->socket, sizeof(device->socket), "%s", request->socket);
+    device->vhost_client = request->vhost_client;
     error = plug_locked(devices, request, failure);
     if (error != 0)
         goto free_device;

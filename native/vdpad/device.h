@@ -28,13 +28,14 @@ struct device {
     uint64_t protocol_features;
     struct vhost_user_offer offer;
     int numa_node;
+    bool vhost_client;       /* the front end owns the socket, and the gate connects to it again and again */
     struct socket_file file; /* of the socket; zeros where the front end makes it */
 };
 
 /* How every device of this process is plugged and served. */
 struct device_settings {
     bool simulate;     /* a software device in place of each */
-    bool vhost_client; /* the front end owns the socket, and the gate connects to it again and again */
+    bool vhost_client; /* what holds for devices of which nothing else is said */
     struct socket_access access;
     const char *socket_dir;
 };
@@ -44,6 +45,7 @@ struct device_request {
     const char *address;
     const char *devargs;
     const char *socket;
+    bool vhost_client;
 };
 
 struct devices {

@@ -2,15 +2,16 @@
 #include "gate_parts.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 /* With more closes than these that have not come back, the device lets no front end in. */
 #define DEBT_MAX 4
+/* How often it is logged at most what keeps vdpad from a front end's socket. */
+#define UNREACHABLE_EVERY_MS 10000
 
 static struct gate_connection *oldest_silent(const struct gate_device *device) {
     struct gate_connection *oldest = NULL;
@@ -70,19 +71,32 @@ void gate_listener_accept(struct gate *gate, struct gate_device *device) {
         rest(gate, device);
 }
 
+/* What a front end that is about to come does not explain; once, and seldom if it changes. */
+static void log_unreachable(const struct gate *gate, struct gate_device *device, int error) {
+    if (error == device->unreachable || error == -ENOENT || error == -ECONNREFUSED || error == -EAGAIN ||
+        (device->unreachable != 0 && device->tried_ms - device->unreachable_ms < UNREACHABLE_EVERY_MS))
+        return;
+    device->unreachable = error;
+    device->unreachable_ms = device->tried_ms;
+    if (error == -EACCES)
+        log_line(gate->log, LEVEL_WARNING,
+                 "%s: socket %s of the front end may not be written: give it mode 0777, or vdpad "
+                 "CAP_DAC_OVERRIDE",
+                 device->entry.address, device->entry.socket);
+    else
+        log_line(gate->log, LEVEL_WARNING, "%s: socket %s of the front end cannot be connected to: %s",
+                 device->entry.address, device->entry.socket, strerror(-error));
+}
+
 void gate_listener_connect(struct gate *gate, struct gate_device *device, int64_t now) {
-    struct sockaddr_un name = {.sun_family = AF_UNIX};
     int fd;
 
     if (device->connections != NULL || gate_listener_in_debt(device) || now - device->tried_ms < GATE_TICK_MS)
         return;
     device->tried_ms = now;
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0)
-        return;
-    snprintf(name.sun_path, sizeof(name.sun_path), "%s", device->entry.socket);
-    if (connect(fd, (const struct sockaddr *)&name, sizeof(name)) == 0)
+    fd = socket_connect(device->entry.socket);
+    if (fd >= 0)
         admit(gate, device, fd);
     else
-        close(fd);
+        log_unreachable(gate, device, fd);
 }

@@ -84,6 +84,8 @@ struct gate_device {
     struct gate_connection *served;      /* the one that is attached, or NULL */
     unsigned int waiting;                /* connections that have not said a word */
     int64_t tried_ms;                    /* when the listener was put to rest, or a front end last called */
+    int unreachable;                     /* why the front end's socket cannot be reached, as logged last */
+    int64_t unreachable_ms;              /* when that was */
     int64_t logged_ms[REFUSAL_COUNT];
     unsigned int unlogged[REFUSAL_COUNT];
 };

@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 /* Raised when a request or a result changes in a way that an older agent would misread. */
-#define PROTOCOL 1
+#define PROTOCOL 2
 
 #define DEVARGS_MAX 512
 
@@ -37,6 +37,22 @@ static int address_param(const json_t *params, char address[PCI_ADDRESS_SIZE], s
     return 0;
 }
 
+/* Which end opens the socket; the default where nothing is said. */
+static int mode_param(const json_t *params, struct device_request *request, struct failure *failure) {
+    const char *text;
+
+    if (json_object_get(params, "mode") == NULL)
+        return 0;
+    text = text_param(params, "mode", failure);
+    if (text == NULL)
+        return -EINVAL;
+    request->vhost_client = strcmp(text, "client") == 0;
+    if (!request->vhost_client && strcmp(text, "server") != 0)
+        return failure_set(failure, -EINVAL, FAILURE_BAD_PARAMS, "mode '%.80s' is neither server nor client",
+                           text);
+    return 0;
+}
+
 /* By reason, without those that never happened. */
 static json_t *refusals_object(struct daemon *daemon, const char *address) {
     uint64_t refusals[REFUSAL_COUNT];
@@ -53,13 +69,14 @@ static json_t *refusals_object(struct daemon *daemon, const char *address) {
 static json_t *device_object(struct daemon *daemon, const struct device *device) {
     unsigned int queue_pairs;
     enum link_state state = links_state(&daemon->devices.links, device->address, &queue_pairs);
-    json_t *object = json_pack(
-        "{s:s,s:s,s:s,s:b,s:b,s:I,s:s,s:I,s:o,s:o,s:s,s:i,s:o}", "device", device->address, "socket",
-        device->socket, "state", "started", "connected", state != LINK_DISCONNECTED, "configured",
-        state == LINK_CONFIGURED, "queue_pairs_in_use", (json_int_t)queue_pairs, "driver", device->driver,
-        "queue_pairs", (json_int_t)device->queue_pairs, "features", number_from(device->features),
-        "protocol_features", number_from(device->protocol_features), "type", device->type, "numa_node",
-        device->numa_node, "refusals", refusals_object(daemon, device->address));
+    json_t *object =
+        json_pack("{s:s,s:s,s:s,s:s,s:b,s:b,s:I,s:s,s:I,s:o,s:o,s:s,s:i,s:o}", "device", device->address,
+                  "socket", device->socket, "mode", device->vhost_client ? "client" : "server", "state",
+                  "started", "connected", state != LINK_DISCONNECTED, "configured", state == LINK_CONFIGURED,
+                  "queue_pairs_in_use", (json_int_t)queue_pairs, "driver", device->driver, "queue_pairs",
+                  (json_int_t)device->queue_pairs, "features", number_from(device->features),
+                  "protocol_features", number_from(device->protocol_features), "type", device->type,
+                  "numa_node", device->numa_node, "refusals", refusals_object(daemon, device->address));
 
     /* A string: JSON's integers are signed, and an inode may have 64 bits. */
     if (object != NULL && device->file.inode != 0) {
@@ -95,9 +112,10 @@ static json_t *method_version(void *context, const json_t *params, struct failur
 static json_t *method_add(void *context, const json_t *params, struct failure *failure) {
     struct daemon *daemon = context;
     char address[PCI_ADDRESS_SIZE];
-    struct device_request request = {.address = address, .devargs = ""};
+    struct device_request request = {
+        .address = address, .devargs = "", .vhost_client = daemon->options->vhost_client};
 
-    if (address_param(params, address, failure) != 0)
+    if (address_param(params, address, failure) != 0 || mode_param(params, &request, failure) != 0)
         return NULL;
     request.socket = text_param(params, "socket", failure);
     if (request.socket == NULL)

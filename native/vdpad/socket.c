@@ -219,6 +219,55 @@ void socket_remove(const char *path, const struct socket_file *file) {
         unlink(path);
 }
 
+/* The file itself, held open; -errno. */
+static int hold(const char *path) {
+    char above[SOCKET_PATH_SIZE];
+    char *slash;
+    int directory;
+    int fd;
+
+    snprintf(above, sizeof(above), "%s", path);
+    slash = strrchr(above, '/');
+    if (slash == NULL)
+        return -EINVAL;
+    *slash = '\0';
+    directory = open(slash == above ? "/" : above, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (directory < 0)
+        return -errno;
+    fd = openat(directory, slash + 1, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        fd = -errno;
+    close(directory);
+    return fd;
+}
+
+int socket_connect(const char *path) {
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    struct stat status;
+    int error = 0;
+    int fd = -1;
+    int file = hold(path);
+
+    if (file < 0)
+        return file;
+    if (fstat(file, &status) != 0)
+        error = -errno;
+    else if (!S_ISSOCK(status.st_mode))
+        error = -ENOTSOCK;
+    if (error == 0) {
+        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        snprintf(name.sun_path, sizeof(name.sun_path), "/proc/self/fd/%d", file);
+        if (fd < 0 || connect(fd, (const struct sockaddr *)&name, sizeof(name)) != 0)
+            error = -errno;
+    }
+    close(file);
+    if (error == 0)
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    return error;
+}
+
 int socket_check_client(const char *path, char *reason, size_t size) {
     struct stat status;
 

@@ -56,4 +56,11 @@ void socket_remove(const char *path, const struct socket_file *file);
  */
 int socket_check_client(const char *path, char *reason, size_t size);
 
+/*
+ * Connects to the socket at `path` and to nothing else: no link is followed, of the file or of its directory,
+ * whatever happens to them meanwhile. Returns a descriptor that does not wait, or -errno: -ENOTSOCK if
+ * something else is there.
+ */
+int socket_connect(const char *path);
+
 #endif

@@ -82,7 +82,7 @@ class Daemon:
             del self._mapping[params["device"]]
             self._sockets.pop(params["device"]).close()
         self._write()
-        return {"result": {"version": "0", "protocol": 1} if method == "version" else {}}
+        return {"result": {"version": "0", "protocol": 2} if method == "version" else {}}
 
     def _write(self) -> None:
         entries = [{"pciAddress": address, "socketpath": path} for address, path in self._mapping.items()]

@@ -39,18 +39,20 @@ _JSON: st.SearchStrategy[Any] = st.recursive(
 
 
 def test_a_version_is_a_text_or_an_object_with_a_protocol() -> None:
-    assert parse_version("0.1") == Version("0.1", 1)
-    assert parse_version({"version": "0.2", "protocol": 1, "dpdk": "22.11"}) == Version("0.2", 1)
-    assert parse_version("\ud800\x1b[31m" + "x" * 1000).version == "\\ud800\\x1b[31m" + "x" * 50
+    assert parse_version({"version": "0.2", "protocol": 2, "dpdk": "22.11"}) == Version("0.2", 2)
+    odd = {"version": "\ud800\x1b[31m" + "x" * 1000, "protocol": 2}
+    assert parse_version(odd).version == "\\ud800\\x1b[31m" + "x" * 50
+    with pytest.raises(DaemonUnusable, match=r"vdpad 0\.1 speaks control protocol 1"):
+        parse_version("0.1")
 
 
-@pytest.mark.parametrize("protocol", [0, 2, -1, 2**70, 10**4000])
+@pytest.mark.parametrize("protocol", [0, 1, -1, 2**70, 10**4000])
 def test_another_protocol_is_refused_with_both_numbers_and_the_remedy(protocol: int) -> None:
     with pytest.raises(DaemonUnusable) as refusal:
         parse_version({"version": "9", "protocol": protocol})
     said = str(refusal.value)
     assert (
-        f"speaks control protocol {str(protocol)[:64]}, this agent speaks 1; install the vdpad that came with" in said
+        f"speaks control protocol {str(protocol)[:64]}, this agent speaks 2; install the vdpad that came with" in said
     )
     assert len(said) < 300
 

@@ -247,7 +247,7 @@ def test_the_examples_are_understood() -> None:
     results = {
         path.stem: json.loads(path.read_text()).get("answer", {}).get("result") for path in CONTRACT.glob("*.json")
     }
-    assert parse_version(results["version"]).protocol == 1
+    assert parse_version(results["version"]).protocol == 2
     assert parse_facts(results["device.add"]).queue_pairs == 1
     assert NOTHING_KNOWN not in [parse_facts(device) for device in results["device.list"]["devices"]]
     assert parse_statistics(results["device.stats"]) == {

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.memory import Names
-from vdpa_agent.config import DaemonConfig, VhostMode
+from vdpa_agent.config import DaemonConfig
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.daemon.directory import SocketDirectory
@@ -20,7 +20,7 @@ from vdpa_agent.daemon.names import Names as Given
 from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.errors import RequestRefused
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import SERVED, DeviceState
+from vdpa_agent.model.daemon import SERVED, DeviceState, VhostMode
 from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, FrontEnd, configured
 from vdpa_agent.model.loaded import Loaded
@@ -310,13 +310,19 @@ async def test_the_same_refusal_is_a_warning_once(tmp_path: Path) -> None:
     assert ("warning", "it is another's") in levels
 
 
-async def test_a_daemon_that_serves_another_path_than_asked_is_not_believed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [{"socket": "/elsewhere/vdpa-0"}, {"mode": "server"}])
+async def test_a_daemon_that_serves_another_path_or_mode_than_asked_is_not_believed(
+    tmp_path: Path, given: dict[str, str]
+) -> None:
     world = World(tmp_path)
-    world.daemon.answers["device.add"] = {"socket": "/elsewhere/vdpa-0"}
+    world.daemon.answers["device.add"] = given
     async with world.followed():
         await world.until(A, lambda state: state is DeviceState.FAILED)
     reason = world.devices.published.value[A].reason
-    assert reason == f"the daemon serves '/elsewhere/vdpa-0' instead of {tmp_path}/vhost/vdpa-0"
+    ours = f"{tmp_path}/vhost/vdpa-0"
+    theirs, mode = given.get("socket", ours), given.get("mode", "client")
+    assert reason.startswith(f"the daemon serves {theirs[:60]!r}"[:-1])
+    assert reason.endswith(f" as '{mode}' instead of {ours} as client")
 
 
 async def test_a_device_in_use_drains_and_goes_when_its_front_end_leaves(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.memory import Names
-from vdpa_agent.config import DaemonConfig, DaemonMode, VhostMode
+from vdpa_agent.config import DaemonConfig, DaemonMode
 from vdpa_agent.daemon.roles import Roles
 from vdpa_agent.errors import AlreadyRunning
 from vdpa_agent.latest import Latest
+from vdpa_agent.model.daemon import VhostMode
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping

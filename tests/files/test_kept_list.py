@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from tests.files.test_disk import ODD, SECRET, Trap, odd
 from vdpa_agent.config import FilesConfig
-from vdpa_agent.files.kept_list import KeptList
+from vdpa_agent.files.kept_list import kept_device_list
 from vdpa_agent.model.pci import PciAddress
 
 pytestmark = pytest.mark.anyio
@@ -30,13 +30,13 @@ def path(config: FilesConfig) -> Path:
 async def test_what_is_kept_is_read_in_its_order_by_the_next_agent(
     config: FilesConfig, path: Path, devices: tuple[PciAddress, ...]
 ) -> None:
-    await KeptList(config).keep(devices)
+    await kept_device_list(config).keep(devices)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert await KeptList(config).read() == devices
+    assert await kept_device_list(config).read() == devices
 
 
 async def test_nothing_is_written_where_it_is_so_already(config: FilesConfig, path: Path) -> None:
-    kept = KeptList(config)
+    kept = kept_device_list(config)
     await kept.keep(DEVICES)
     before = path.stat()
     await kept.keep(DEVICES)
@@ -48,14 +48,14 @@ async def test_nothing_is_written_where_it_is_so_already(config: FilesConfig, pa
 
 async def test_without_a_kept_list_there_is_none(config: FilesConfig) -> None:
     with capture_logs() as logs:
-        assert await KeptList(config).read() is None
+        assert await kept_device_list(config).read() is None
     assert logs == []
 
 
 async def test_one_that_makes_no_sense_is_none(config: FilesConfig, path: Path) -> None:
     path.write_text("garbage")
     with capture_logs() as logs:
-        assert await KeptList(config).read() is None
+        assert await kept_device_list(config).read() is None
     assert [(log["event"], log["reason"].partition(";")[0]) for log in logs] == [
         ("kept_list_unreadable", "line 1: 'garbage' is not a PCI address such as 0000:82:00.2")
     ]
@@ -69,7 +69,7 @@ async def test_what_is_no_file_is_neither_read_nor_written_and_logged_once(
     secret.parent.mkdir()
     secret.write_bytes(SECRET)
     trap(path, secret)
-    kept = KeptList(config)
+    kept = kept_device_list(config)
     with capture_logs() as logs:
         assert await kept.read() is None
         await kept.keep(DEVICES)
@@ -80,7 +80,7 @@ async def test_what_is_no_file_is_neither_read_nor_written_and_logged_once(
 
 
 async def test_a_failure_is_logged_again_after_it_worked(config: FilesConfig, path: Path) -> None:
-    kept = KeptList(config)
+    kept = kept_device_list(config)
     with capture_logs() as logs:
         for _ in range(2):
             path.mkdir()

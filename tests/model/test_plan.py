@@ -2,7 +2,7 @@
 
 import pytest
 
-from vdpa_agent.model.daemon import NOTHING_KNOWN, Device, DeviceFacts, DeviceState
+from vdpa_agent.model.daemon import NOTHING_KNOWN, Device, DeviceFacts, DeviceState, VhostMode
 from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, configured
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.model.plan import Record, Step, next_look_s, next_step
@@ -39,10 +39,27 @@ DEAD = SERVED.refused("nobody listens", 10.0, 0.0)
         (SERVED.leaving(None, "left").refused("busy", 10.0, 0.0), False, 11.0, Step.REMOVE),
         (SERVED.leaving(None, "left").given_up(), True, 0.0, Step.ADD),
         (USED.lost("the daemon ended"), True, 0.0, Step.ADD),
+        (NEW.moved(VhostMode.CLIENT, "/d/vhost.sock"), True, 0.0, Step.ADD),
+        (SERVED.moved(VhostMode.CLIENT, "/d/vhost.sock"), True, 0.0, Step.RENEW),
+        (SERVED.moved(VhostMode.SERVER, "/v/vdpa-0"), True, 0.0, Step.NOTHING),
+        (USED.moved(VhostMode.CLIENT, "/d/vhost.sock"), True, 0.0, Step.NOTHING),
+        (DRAINING.moved(VhostMode.CLIENT, "/d/vhost.sock"), True, 0.0, Step.RESTORE),
+        (DEAD.moved(VhostMode.CLIENT, "/d/vhost.sock"), True, 10.0, Step.RENEW),
+        (SERVED.leaving(None, "left").moved(VhostMode.CLIENT, "/d/vhost.sock"), True, 0.0, Step.RENEW),
     ],
 )
 def test_next_step(record: Record, *, wanted: bool, now_s: float, step: Step) -> None:
     assert next_step(record, wanted=wanted, now_s=now_s) is step
+
+
+def test_a_socket_that_is_to_be_another_one_stays_as_long_as_a_front_end_uses_it() -> None:
+    assert USED.moved(VhostMode.CLIENT, "/d/vhost.sock") is USED
+    left = USED.used(NO_FRONT_END).moved(VhostMode.CLIENT, "/d/vhost.sock")
+    assert (left.device.mode, left.device.socket, left.device.state) == (
+        VhostMode.CLIENT,
+        "/d/vhost.sock",
+        DeviceState.WANTED,
+    )
 
 
 def test_states() -> None:

@@ -33,7 +33,9 @@ def run(options: argparse.Namespace) -> int:
     from vdpa_agent.node.process import has_terminal  # noqa: PLC0415
 
     config = AgentConfig(
-        files=FilesConfig(socket_list=options.socket_list, pci_list=options.pci_list),
+        files=FilesConfig(
+            socket_list=options.socket_list, pci_list=options.pci_list, resource_config=options.resource_config
+        ),
         daemon=DaemonConfig(
             mode=_daemon_mode(options),
             program=options.vdpad,
@@ -192,6 +194,7 @@ def status(options: argparse.Namespace) -> int:
         *((("last exit", daemon.last_exit),) if daemon.last_exit else ()),
         *((("unhealthy", daemon.unhealthy),) if daemon.unhealthy else ()),
         *_problems(told),
+        *_pools(told),
     ]
     if options.output == "wide":
         rows += [(f"--{name}", value) for name, value in sorted(told.settings.items())]
@@ -208,6 +211,7 @@ def _problems(told: "pb.GetStatusResponse") -> Iterator[tuple[str, str]]:
 
     role = word("Role", told.role)
     for name, option, problem, other_role, absent in (
+        ("resource config", "resource-config", told.resource_config_problem, "", "write one to {}"),
         ("device list", "pci-list", told.device_list_problem, "serving", "write one PCI address a line to {}"),
         ("mapping", "socket-list", told.mapping_problem, "managing", "start the daemon that writes {}"),
     ):
@@ -223,6 +227,25 @@ def _problems(told: "pb.GetStatusResponse") -> Iterator[tuple[str, str]]:
                     "none needed, the agent writes it again; what keeps it from that is logged as mapping_not_written"
                 )
             yield "", f"fix: {remedy}"
+
+
+def _pools(told: "pb.GetStatusResponse") -> Iterator[tuple[str, str]]:
+    """The pools with what each selector matched, and the VFs that are in none."""
+    from vdpa_agent.cli.client import word  # noqa: PLC0415
+
+    for pool in told.pools:
+        yield "pool", f"{pool.resource}: {len(pool.pci_addresses)} VFs, vhost mode {word('VhostMode', pool.vhost_mode)}"
+        yield from (("", f"{selector.vfs} by {selector.selector}") for selector in pool.selectors)
+    for vf in told.contested_vfs:
+        yield "contested", f"{vf.pci_address} is in {vf.resource}, and {vf.other_resource} asks for it too"
+    for outside in told.vfs_outside_pools:
+        yield "in no pool", f"{_first_of(outside.pci_addresses)}: {outside.reason}"
+
+
+def _first_of(addresses: Sequence[str]) -> str:
+    """Some addresses of many."""
+    more = f" and {len(addresses) - _SHOWN_ADDRESSES} more" if len(addresses) > _SHOWN_ADDRESSES else ""
+    return ", ".join(addresses[:_SHOWN_ADDRESSES]) + more
 
 
 def health(options: argparse.Namespace) -> int:
@@ -263,6 +286,8 @@ def completion(options: argparse.Namespace) -> int:
     print_script(shtab.complete(options.parser, shell=options.shell))
     return 0
 
+
+_SHOWN_ADDRESSES: Final = 4
 
 T = TypeVar("T")
 

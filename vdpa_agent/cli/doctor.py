@@ -18,8 +18,8 @@ from vdpa_agent.config import (
     FilesConfig,
     Memory,
     ServeConfig,
-    VhostMode,
 )
+from vdpa_agent.model.daemon import VhostMode
 from vdpa_agent.model.diagnosis import Check, Diagnosis, diagnose
 from vdpa_agent.model.pci import parse_pci_address
 from vdpa_agent.model.text import printable
@@ -61,6 +61,7 @@ def _config(options: argparse.Namespace, settings: Mapping[str, str]) -> AgentCo
         files=FilesConfig(
             pci_list=setting("pci-list", Path, DEFAULT_PCI_LIST),
             socket_list=setting("socket-list", Path, DEFAULT_SOCKET_LIST),
+            resource_config=setting("resource-config", _path_or_none, None),
         ),
         daemon=DaemonConfig(
             mode=DaemonMode.COMMAND if command else setting("daemon", DaemonMode, DaemonMode.AUTO),
@@ -77,6 +78,10 @@ def _config(options: argparse.Namespace, settings: Mapping[str, str]) -> AgentCo
         ),
         serve=ServeConfig(listen=options.address),
     )
+
+
+def _path_or_none(text: str) -> Path | None:
+    return Path(text) if text else None
 
 
 def _result(check: Check) -> str:

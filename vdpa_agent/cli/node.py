@@ -10,21 +10,19 @@ import stat
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final, NamedTuple, TypeVar
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from vdpa_agent.cli import client
-from vdpa_agent.config import AgentConfig, DaemonConfig, DaemonMode, VhostMode
+from vdpa_agent.cli.sources import Sources, sources_of_agent, sources_of_files
+from vdpa_agent.config import AgentConfig, DaemonConfig, DaemonMode
 from vdpa_agent.daemon.child import find_program
-from vdpa_agent.errors import DaemonUnusable, FileRefused, NotReachable
-from vdpa_agent.files.disk import Content, Unreadable, read
-from vdpa_agent.files.formats import Form, decode_device_list, decode_mapping_file, form_of
-from vdpa_agent.model.daemon import DeviceState
+from vdpa_agent.errors import DaemonUnusable, NotReachable
+from vdpa_agent.model.daemon import DeviceState, VhostMode
 from vdpa_agent.model.health import Role
-from vdpa_agent.model.loaded import ABSENT, Loaded
+from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.node import (
     VFIO_CONTAINER,
@@ -105,8 +103,12 @@ def look_around(config: AgentConfig, told: Told, only: DeviceList) -> Node:
         told: what the running agent told.
         only: the devices to look at; none: those of the lists.
     """
-    wanted, mapping = _lists(config, told)
-    role = _role(config, told, wanted, mapping)
+    if told.status is not None:
+        sources = sources_of_agent(config, told.status, told.devices)
+    else:
+        sources = sources_of_files(config)
+    mapping = sources.mapping
+    role = _role(config, told, sources)
     managed = role is not Role.SERVING
     daemon_pid = _daemon_pid(told)
     vdpad = managed and config.daemon.mode is not DaemonMode.COMMAND
@@ -122,11 +124,13 @@ def look_around(config: AgentConfig, told: Told, only: DeviceList) -> Node:
         role=role,
         pci_list=str(config.files.pci_list),
         socket_list=str(config.files.socket_list),
-        wanted=wanted,
+        wanted=sources.wanted,
         mapping=mapping,
+        pools=sources.pools,
+        pooled=frozenset(sources.pooled),
         program=_program(config) if managed else None,
         directories=tuple(_directory(path) for path in sorted(directories)),
-        devices=_devices(config, told, only or _addresses(role, wanted, mapping), mapping, vdpad=vdpad),
+        devices=_devices(config, told, only or _addresses(role, sources), mapping, vdpad=vdpad),
         hardware=hardware,
         vfio=read_driver(VFIO, config.daemon.sysfs),
         numa=read_numa(os.sched_getaffinity(0), config.daemon.sysfs),
@@ -161,42 +165,15 @@ def _daemon_pid(told: Told) -> int | None:
     return min(pids, default=None)
 
 
-def _lists(config: AgentConfig, told: Told) -> tuple[Loaded[DeviceList], Loaded[SocketMapping]]:
-    """The two lists; a running agent's word for them counts, as it may see other files and keeps the last good ones."""
-    if told.status is not None:
-        role, problems = told.status.role, (told.status.device_list_problem, told.status.mapping_problem)
-        sockets = {PciAddress(device.pci_address): device.socket_path for device in told.devices}
-        return (
-            Loaded(tuple(sockets) if role == pb.ROLE_MANAGING else None, problems[0]),
-            Loaded(SocketMapping(MappingProxyType(sockets)) if role == pb.ROLE_SERVING else None, problems[1]),
-        )
-    pci_list, socket_list = read(config.files.pci_list), read(config.files.socket_list)
-    if isinstance(socket_list, bytes) and form_of(socket_list) is Form.LINES:
-        # An agent would take it as the device list.
-        pci_list, socket_list = socket_list, None
-    return _loaded(pci_list, lambda content: decode_device_list(content)[0]), _loaded(socket_list, decode_mapping_file)
-
-
-def _loaded(content: Content, decode: Callable[[bytes], T]) -> Loaded[T]:
-    if content is None:
-        return Loaded(None, ABSENT)
-    if isinstance(content, Unreadable):
-        return Loaded(None, content.reason, refused=True)
-    try:
-        return Loaded(decode(content))
-    except FileRefused as error:
-        return Loaded(None, str(error), refused=True)
-
-
-def _role(config: AgentConfig, told: Told, wanted: Loaded[DeviceList], mapping: Loaded[SocketMapping]) -> Role:
+def _role(config: AgentConfig, told: Told, sources: Sources) -> Role:
     """Who owns the sockets, or would if an agent were started."""
     if config.daemon.mode is DaemonMode.NONE:
         return Role.SERVING
     if told.status is not None:
         return Role[pb.Role.Name(told.status.role).removeprefix("ROLE_")]
-    if wanted.value is not None:
+    if sources.has_devices:
         return Role.MANAGING
-    return Role.WAITING if mapping.value is None else Role.SERVING
+    return Role.WAITING if sources.mapping.value is None else Role.SERVING
 
 
 def _program(config: AgentConfig) -> ProgramFacts:
@@ -243,10 +220,10 @@ def _directory(path: Path) -> DirectoryFacts:
     )
 
 
-def _addresses(role: Role, wanted: Loaded[DeviceList], mapping: Loaded[SocketMapping]) -> DeviceList:
+def _addresses(role: Role, sources: Sources) -> DeviceList:
     if role is Role.MANAGING:
-        return wanted.value or ()
-    return tuple(address for address, _ in mapping.value or ())
+        return tuple(dict.fromkeys((*(sources.wanted.value or ()), *sources.pooled)))
+    return tuple(address for address, _ in sources.mapping.value or ())
 
 
 def _devices(

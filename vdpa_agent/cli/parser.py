@@ -235,6 +235,7 @@ def _add_doctor(parser: _Parser) -> None:
     option = parser.option
     option("--pci-list", kind=path, default=None, metavar="PATH", help_text="the device list")
     option("--socket-list", kind=path, default=None, metavar="PATH", help_text="the mapping file")
+    option("--resource-config", kind=path, default=None, metavar="PATH", help_text="the pools of VFs")
     option("--vdpad", kind=str, default=None, metavar="PROGRAM", help_text="the daemon, a path or a name on the PATH")
     option("--socket-dir", kind=path, default=None, metavar="DIRECTORY", help_text="where the sockets are made")
     option("--sysfs", kind=path, default=None, metavar="DIRECTORY", help_text="where sysfs, or a copy of it, is")
@@ -259,8 +260,8 @@ def _add_run(parser: _Parser) -> None:
         LogFormat,
         LogLevel,
         Memory,
-        VhostMode,
     )
+    from vdpa_agent.model.daemon import VhostMode  # noqa: PLC0415
     from vdpa_agent.model.health import ReadyWhen  # noqa: PLC0415
     from vdpa_agent.model.naming import SocketNaming  # noqa: PLC0415
 
@@ -268,6 +269,14 @@ def _add_run(parser: _Parser) -> None:
     option = parser.option
     option("--socket-list", kind=path, default=DEFAULT_SOCKET_LIST, metavar="PATH", help_text="the mapping file")
     option("--pci-list", kind=path, default=DEFAULT_PCI_LIST, metavar="PATH", help_text="the device list")
+    option(
+        "--resource-config",
+        kind=path,
+        default=None,
+        metavar="PATH",
+        help_text="pools of VFs that are found in sysfs, in the form of the SR-IOV network device plugin's config.json;"
+        " they are served beside those of the device list",
+    )
     option(
         "--listen", kind=listen_path, default=DEFAULT_LISTEN, metavar="SOCKET", help_text="the unix socket to answer on"
     )

@@ -10,7 +10,7 @@ from vdpa_agent.model.daemon import DeviceFacts, Statistics
 from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, FrontEnd, Refusals, configured
 from vdpa_agent.model.pci import printable
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """The version of the control protocol that this agent speaks: PROTOCOL of native/vdpad/methods.c."""
 
 _NAME_CHARACTERS: Final = 64

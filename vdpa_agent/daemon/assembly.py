@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from vdpa_agent.config import DaemonConfig, DaemonMode, Isolation, VhostMode
+from vdpa_agent.config import DaemonConfig, DaemonMode, Isolation
 from vdpa_agent.daemon.command import Command
 from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.daemon.directory import SocketDirectory
@@ -22,12 +22,13 @@ from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.daemon.supervisor import Supervisor
 from vdpa_agent.daemon.vdpad import Vdpad
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import Cause, DaemonStatus
+from vdpa_agent.model.daemon import Cause, DaemonStatus, VhostMode
 from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.model.pools import Pools
 from vdpa_agent.node.worker import Stuck
 
 STARTS_AT_ONCE: Final = 4
@@ -42,6 +43,7 @@ def supervision_of(
     socket_list: Path,
     role: Latest[Role],
     wanted: Latest[Loaded[DeviceList]],
+    pools: Latest[Loaded[Pools]],
     mapping: Latest[Loaded[SocketMapping]],
     touched: Latest[int],
     names: NameStore,
@@ -58,6 +60,7 @@ def supervision_of(
         socket_list: the mapping file.
         role: whether the agent manages a daemon at all.
         wanted: the devices to run, as the list says.
+        pools: the pools, which may choose the vhost mode of their devices.
         mapping: what the mapping file says.
         touched: changes after each change in the directory of the sockets.
         names: keeps the socket names over restarts of the agent.
@@ -74,7 +77,14 @@ def supervision_of(
 
     def one(address: PciAddress, its: Latest[Loaded[DeviceList]], changed: Callable[[], None]) -> Supervision:
         devices = Devices(
-            config, wanted=its, names=given, directory=directory, repair=None, spread=spread, changed=changed
+            config,
+            wanted=its,
+            names=given,
+            pools=pools,
+            directory=directory,
+            repair=None,
+            spread=spread,
+            changed=changed,
         )
         program = Vdpad(config, devices=devices, directory=directory, names=given, socket_list=None, alone=address)
         return Supervisor(
@@ -106,7 +116,9 @@ def supervision_of(
     if config.mode is DaemonMode.COMMAND:
         program = Command(config, socket_list, wanted, mapping, touched)
     else:
-        devices = Devices(config, wanted=wanted, names=given, directory=directory, repair=repair, spread=spread)
+        devices = Devices(
+            config, wanted=wanted, names=given, pools=pools, directory=directory, repair=repair, spread=spread
+        )
         program = Vdpad(config, devices=devices, directory=directory, names=given, socket_list=socket_list)
     supervisor = Supervisor(
         config,

@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import structlog
 
-from vdpa_agent.config import DaemonConfig, VhostMode
+from vdpa_agent.config import DaemonConfig
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.errors import DaemonUnusable
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import Device, DeviceState, Statistics
+from vdpa_agent.model.daemon import Device, DeviceState, Statistics, VhostMode
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress

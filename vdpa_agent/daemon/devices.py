@@ -7,11 +7,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
-from vdpa_agent.config import DaemonConfig, VhostMode
+from vdpa_agent.config import DEVICE_SOCKET, DaemonConfig
 from vdpa_agent.daemon.answers import Told, parse_facts, parse_front_ends
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.directory import SocketDirectory
@@ -21,11 +21,12 @@ from vdpa_agent.daemon.names import Names
 from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.errors import RequestRefused, SocketDirUnusable
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import SERVED, Device, DeviceState
+from vdpa_agent.model.daemon import SERVED, Device, DeviceState, VhostMode
 from vdpa_agent.model.front_end import FrontEnd
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.pci import DeviceList, PciAddress, printable, shown
 from vdpa_agent.model.plan import Record, Step, next_look_s, next_step
+from vdpa_agent.model.pools import Pool, Pools
 from vdpa_agent.model.preflight import assess, devargs_of, takes_hugepages
 from vdpa_agent.node.sysfs import read_facts, read_hugepages, read_numa
 from vdpa_agent.node.worker import Stuck
@@ -58,6 +59,7 @@ class Devices:
         *,
         wanted: Latest[Loaded[DeviceList]],
         names: Names,
+        pools: Latest[Loaded[Pools]] | None = None,
         directory: SocketDirectory,
         repair: MappingRepair | None,
         spread: Callable[[], float],
@@ -69,6 +71,7 @@ class Devices:
             config: where sockets are and how they are named.
             wanted: what the list says.
             names: gives the socket names.
+            pools: the pools, which may choose the vhost mode of their devices; None: there are none.
             directory: that of the sockets.
             repair: compares the mapping file with what the daemon acknowledged; None: another one writes that file.
             spread: where in its jitter a backoff is, -1 to 1.
@@ -78,6 +81,7 @@ class Devices:
         self._config = config
         self._wanted = wanted
         self._names = names
+        self._pools = Latest(Loaded()) if pools is None else pools
         self._directory = directory
         self._repair = repair
         self._spread = spread
@@ -97,7 +101,8 @@ class Devices:
             DaemonLost: the control channel failed.
         """
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._wake_on_change(), name="list")
+            tasks.create_task(self._wake_on_change(self._wanted), name="list")
+            tasks.create_task(self._wake_on_change(self._pools), name="pools")
             tasks.create_task(self._look_on_change(), name="sockets")
             if self._repair is not None:
                 tasks.create_task(self._repair.wake_on_change(self._wake), name="mapping")
@@ -150,8 +155,8 @@ class Devices:
         async for _ in self._directory.touched.changes():
             self.look()
 
-    async def _wake_on_change(self) -> None:
-        async for _ in self._wanted.changes():
+    async def _wake_on_change(self, latest: Latest[Any]) -> None:
+        async for _ in latest.changes():
             self._wake.set()
 
     async def _reconcile(self, control: Control) -> None:
@@ -196,7 +201,8 @@ class Devices:
         if refusal:
             self._refused(address, refusal, "device_failed")
             return
-        request = {"device": address, "devargs": devargs, "socket": record.device.socket}
+        mode, socket = record.device.mode, record.device.socket
+        request = {"device": address, "devargs": devargs, "socket": socket, "mode": str(mode)}
         try:
             await self._directory.make()
             answer = await control.call("device.add", request, timeout_s=None)
@@ -204,9 +210,10 @@ class Devices:
             self._refused(address, str(error), "device_failed")
             return
         self._records[address] = self._records[address]._replace(added=True)
-        given = answer.get("socket", record.device.socket) if isinstance(answer, dict) else record.device.socket
-        if given != record.device.socket:
-            reason = f"the daemon serves {shown(str(given))} instead of {record.device.socket}"
+        told = answer if isinstance(answer, dict) else {}
+        given, of_mode = told.get("socket", socket), told.get("mode", mode)
+        if (given, of_mode) != (socket, mode):
+            reason = f"the daemon serves {shown(str(given))} as {shown(str(of_mode))} instead of {socket} as {mode}"
             self._refused(address, reason, "device_failed")
             return
         self._records[address] = self._records[address].served(parse_facts(answer))
@@ -253,10 +260,12 @@ class Devices:
 
     async def _look(self) -> None:
         """Finds sockets that died or were replaced without the daemon's doing, and names that are kept no more."""
-        if self._config.vhost_mode is VhostMode.SERVER:
-            served = {
-                address: record.device for address, record in self._records.items() if record.device.state in SERVED
-            }
+        served = {
+            address: record.device
+            for address, record in self._records.items()
+            if record.device.state in SERVED and record.device.mode is VhostMode.SERVER
+        }
+        if served:
             with suppress(Stuck):
                 lost = await self._directory.lost({device.socket: device.facts.file for device in served.values()})
                 for address, device in served.items():
@@ -306,13 +315,25 @@ class Devices:
         return max(0.0, min(times) - self._now_s()) if times else None
 
     async def _name(self, wanted: DeviceList) -> None:
-        """Gives each device of the list its socket name, and a record."""
+        """Gives each device of the list its socket, and a record."""
         names = await self._names.give()
+        pools = self._pools.value.value.by_device if self._pools.value.value else {}
         for address in wanted:
-            # Without a name it has left the whole list meanwhile.
-            if address not in self._records and address in names:
-                socket = str(self._config.socket_dir / names[address])
-                self._records[address] = Record(Device(address, socket, DeviceState.WANTED))
+            if address not in names:
+                continue  # it has left the whole list meanwhile
+            mode, socket = self._place(address, names[address], pools.get(address))
+            record = self._records.get(address)
+            if record is None:
+                self._records[address] = Record(Device(address, socket, DeviceState.WANTED, mode=mode))
+            else:
+                self._records[address] = record.moved(mode, socket)
+
+    def _place(self, address: PciAddress, name: str, pool: Pool | None) -> tuple[VhostMode, str]:
+        """Which end opens the socket of a device, and where: a front end of a pool's device in that one's directory."""
+        mode = (pool.vhost_mode if pool else None) or self._config.vhost_mode
+        if pool is not None and mode is VhostMode.CLIENT:
+            return mode, str(self._config.device_dir / address / DEVICE_SOCKET)
+        return mode, str(self._config.socket_dir / name)
 
     def _added(self) -> dict[PciAddress, str]:
         """The devices that the daemon has, each with its socket."""

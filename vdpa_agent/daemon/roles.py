@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import structlog
 
-from vdpa_agent.config import DaemonConfig, DaemonMode, VhostMode
+from vdpa_agent.config import DaemonConfig, DaemonMode
 from vdpa_agent.daemon.names import NameStore
 from vdpa_agent.errors import AlreadyRunning, ListenError
 from vdpa_agent.latest import Latest
+from vdpa_agent.model.daemon import VhostMode
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
@@ -92,7 +93,7 @@ class Roles:
         may_manage = self._config.mode is DaemonMode.AUTO
         if may_manage and mapping.value is not None and self.role.value is not Role.MANAGING:
             names = (await self._names.read()).names
-            looks_own = is_own(mapping.value, names, self._config.socket_dir)
+            looks_own = is_own(mapping.value, names, self._config.socket_dir, self._config.device_dir)
             leftover = looks_own and await self._is_dead(mapping.value)
         role = role_after(self.role.value, self._wanted.value, mapping, may_manage=may_manage, leftover=leftover)
         if role is Role.MANAGING and not self._claimed:
@@ -122,7 +123,7 @@ class Roles:
         """Whether nothing serves any socket of a mapping; where front ends open them, that cannot be seen."""
         if self._config.vhost_mode is VhostMode.CLIENT:
             return True
-        paths = [path for _, path in mapping]
+        paths = [path for _, path in mapping if Path(path).parent.parent != self._config.device_dir]
         try:
             return len(await self._worker.run(lambda: dead_sockets(paths), timeout_s=_DISK_S)) == len(paths)
         except Stuck:

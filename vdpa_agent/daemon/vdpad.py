@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import structlog
 
-from vdpa_agent.config import DaemonConfig, Memory, VhostMode
+from vdpa_agent.config import DaemonConfig, Memory
 from vdpa_agent.daemon.answers import parse_front_end, parse_statistics, parse_version
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
@@ -16,7 +16,7 @@ from vdpa_agent.daemon.directory import SocketDirectory
 from vdpa_agent.daemon.names import Names
 from vdpa_agent.errors import DaemonError
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import Device, Statistics
+from vdpa_agent.model.daemon import Device, Statistics, VhostMode
 from vdpa_agent.model.pci import PciAddress, function_number
 from vdpa_agent.model.preflight import forbidden
 from vdpa_agent.node.sysfs import read_hugepages, read_near_cpus

@@ -1,24 +1,21 @@
 """The last good contents of the device list and of the mapping, as two Latest values."""
 
 import asyncio
-from collections.abc import Callable, Sized
+from collections.abc import Sized
 from contextlib import aclosing, suppress
 from functools import partial
 from operator import ne
-from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
 from vdpa_agent.config import FilesConfig
 from vdpa_agent.errors import FileRefused
-from vdpa_agent.files import disk
-from vdpa_agent.files.disk import Content, Found, Unreadable
 from vdpa_agent.files.follow import follow
 from vdpa_agent.files.formats import decode_device_list, decode_mapping_file
-from vdpa_agent.files.kept_list import KeptList
+from vdpa_agent.files.kept_list import kept_device_list
 from vdpa_agent.files.last_good import Caution, LastGood
-from vdpa_agent.files.off_loop import OffLoop
+from vdpa_agent.files.reader import Reader, content_of
 from vdpa_agent.files.requests import Requests, judge_aside
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.destructive import DestructiveSteps
@@ -27,12 +24,6 @@ from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList
 
 T = TypeVar("T", bound=Sized)
-
-_FIRST_WAIT_S: Final = 0.2
-"""The longest wait of the first look: for what is refused to stay so."""
-
-_FIRST_LOOKS: Final = 5
-"""The most looks of the first: a file may be written all the time."""
 
 _KEEP_S: Final = 10.0
 """How often the kept list is looked at without any event, in seconds."""
@@ -61,7 +52,7 @@ class Lists:
         self._config = config
         self._takes_requests = takes_requests
         self._requests = Requests(config)
-        self._kept = KeptList(config)
+        self._kept = kept_device_list(config)
         self._device_list = LastGood(
             config.pci_list,
             self.devices,
@@ -70,9 +61,9 @@ class Lists:
             keeps_when_absent=True,
         )
         self._mapping_file = LastGood(config.socket_list, self.mapping, decode_mapping_file)
-        self._device_reader = _Reader(config.pci_list, self._device_list, _content)
-        self._mapping_reader = _Reader(
-            config.socket_list, self._mapping_file, self._requests.take if takes_requests else _content
+        self._device_reader = Reader(config.pci_list, self._device_list, content_of)
+        self._mapping_reader = Reader(
+            config.socket_list, self._mapping_file, self._requests.take if takes_requests else content_of
         )
 
     @property
@@ -95,7 +86,7 @@ class Lists:
 
     async def run(self) -> None:
         """Follows the files until cancelled."""
-        readers: list[_Reader[Mapping] | _Reader[DeviceList]] = [self._mapping_reader]
+        readers: list[Reader[Mapping] | Reader[DeviceList]] = [self._mapping_reader]
         async with asyncio.TaskGroup() as tasks:
             if self._takes_requests:
                 readers.append(self._device_reader)
@@ -128,65 +119,6 @@ class Lists:
         if duplicates:
             log.info("duplicates_merged", file=str(self._config.pci_list), duplicates=duplicates)
         return addresses
-
-
-class _Reader(Generic[T]):
-    """Shows one file to its LastGood, off the event loop, when it may have changed.
-
-    Attributes:
-        name: the file's.
-        changed: set when the file may have changed.
-        off_loop: where its file is worked on.
-    """
-
-    def __init__(
-        self, path: Path, last_good: LastGood[T], take: Callable[[Found | Unreadable | None, float], Content]
-    ) -> None:
-        self.name = path.name
-        self.changed = asyncio.Event()
-        self._path = path
-        self._last_good = last_good
-        self._take = take
-        self.off_loop = OffLoop(f"read {path.name}")
-        self._detached = False
-
-    async def run(self) -> None:
-        while True:
-            self.changed.clear()
-            wait_s = await self._look()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self.changed.wait()
-
-    async def first(self) -> None:
-        for _ in range(_FIRST_LOOKS):
-            wait_s = await self._look()
-            if wait_s is None or wait_s > _FIRST_WAIT_S:
-                return
-            await asyncio.sleep(wait_s)
-
-    async def _look(self) -> float | None:
-        now = asyncio.get_running_loop().time()
-        try:
-            content = await self.off_loop.do(partial(self._read, now), self._path)
-        except FileRefused as error:
-            content = Unreadable(str(error))
-        return self._last_good.look(content, now)
-
-    def _read(self, now: float) -> Content:
-        found = disk.find(self._path)
-        if isinstance(found, Found) and found.detached and not self._detached:
-            log.warning(
-                "file_detached",
-                file=str(self._path),
-                remedy="it was replaced where it is mounted from and never changes here: mount its directory",
-            )
-        self._detached = isinstance(found, Found) and found.detached
-        return self._take(found, now)
-
-
-def _content(found: Found | Unreadable | None, _now: float) -> Content:
-    return found.content if isinstance(found, Found) else found
 
 
 def _lost(old: DeviceList, new: DeviceList) -> int:

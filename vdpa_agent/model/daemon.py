@@ -61,6 +61,13 @@ TRANSITIONS: Final[MappingProxyType[tuple[DaemonState, DaemonEvent], DaemonState
 """Every event that can happen in a state, and the state after it; what is absent cannot happen."""
 
 
+class VhostMode(StrEnum):
+    """Which end of vhost-user opens the socket, from the daemon's point of view."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
 class Cause(StrEnum):
     """What ended a life of the daemon that nobody had ended on purpose."""
 
@@ -142,6 +149,7 @@ class Device(NamedTuple):
         facts: what the daemon told of it.
         front_end: what uses its socket, while the daemon has it.
         refusals: how many front ends were refused since the daemon has it.
+        mode: which end opens the socket.
     """
 
     address: PciAddress
@@ -151,6 +159,7 @@ class Device(NamedTuple):
     facts: DeviceFacts = NOTHING_KNOWN
     front_end: FrontEnd = NO_FRONT_END
     refusals: Refusals = NOTHING_REFUSED
+    mode: VhostMode = VhostMode.SERVER
 
 
 class DaemonStatus(NamedTuple):

@@ -8,7 +8,7 @@ from vdpa_agent.model.daemon import SERVED
 from vdpa_agent.model.health import Role, no_device_list, no_mapping, not_served
 from vdpa_agent.model.loaded import ABSENT
 from vdpa_agent.model.mapping import Mapping
-from vdpa_agent.model.node import VFIO_CONTAINER, DeviceFacts, Node, Presence
+from vdpa_agent.model.node import VFIO_CONTAINER, DeviceFacts, Node, PoolsFacts, Presence
 from vdpa_agent.model.preflight import (
     VFIO,
     Finding,
@@ -22,6 +22,9 @@ from vdpa_agent.model.preflight import (
 _OPEN_FILES_BASE: Final = 64
 _OPEN_FILES_PER_DEVICE: Final = 16
 """A device takes a socket, and its front end a connection and two descriptors for each of a few queues."""
+
+_SHOWN: Final = 8
+"""So many of several are named."""
 
 _OTHERS_MAY_WRITE: Final = 0o002
 _STICKY: Final = 0o1000
@@ -101,7 +104,9 @@ def _agent(node: Node, told: AbstractSet[str]) -> Iterator[Check]:
 
 
 def _lists(node: Node) -> Iterator[Check]:
-    if node.role is not Role.SERVING:
+    if node.pools is not None:
+        yield from _pools(node, node.pools)
+    if node.role is not Role.SERVING and not (node.pools is not None and node.wanted.problem == ABSENT):
         yield from _device_list(node)
     if node.role is not Role.MANAGING:
         yield from _mapping(node)
@@ -123,6 +128,27 @@ def _device_list(node: Node) -> Iterator[Check]:
         yield Check("device list", f"{path} names no device", severity, every_vf)
     if wanted.problem:
         yield Check("device list", f"its last good content counts: {wanted.problem}", Severity.DOUBT, correct)
+
+
+def _pools(node: Node, pools: PoolsFacts) -> Iterator[Check]:
+    if pools.problem:
+        severity = Severity.DOUBT if pools.is_loaded or node.devices else Severity.BLOCKS
+        told = "its last good content counts" if pools.is_loaded else "no resource config is loaded"
+        yield Check("resource config", f"{pools.path}: {told}: {pools.problem}", severity, f"correct {pools.path}")
+    for pool in pools.pools:
+        by = "; ".join(f"{count} by {selector}" for selector, count in pool.selectors[:_SHOWN])
+        told = f"{pool.devices} VFs{': ' + by if by else ''}"
+        if pool.devices:
+            yield Check(f"pool {pool.resource}", told)
+        else:
+            remedy = f"correct its selectors in {pools.path}; what VFs in no pool lack is said of them"
+            yield Check(f"pool {pool.resource}", told, Severity.DOUBT, remedy)
+    for address, owner, other in pools.contested[:_SHOWN]:
+        told = f"{address} is in {owner}, and {other} asks for it too"
+        yield Check(f"pool {owner}", told, Severity.DOUBT, f"have their selectors in {pools.path} exclude each other")
+    for reason, addresses in pools.outside:
+        more = f" and {len(addresses) - _SHOWN} more" if len(addresses) > _SHOWN else ""
+        yield Check("in no pool", f"{', '.join(addresses[:_SHOWN])}{more}: {reason}")
 
 
 def _mapping(node: Node) -> Iterator[Check]:
@@ -275,7 +301,7 @@ def _unlisted(node: Node, device: DeviceFacts) -> Check | None:
             return None
         start = f"have the daemon that writes {node.socket_list} serve it"
         return Check(address, f"{address} is not in {node.socket_list}", Severity.BLOCKS, start)
-    if address in (node.wanted.value or ()):
+    if address in (node.wanted.value or ()) or address in node.pooled:
         return None
     add = f"echo {address} >> {node.pci_list}"
     return Check(address, f"{address} is not in {node.pci_list}", Severity.DOUBT, add)

@@ -7,6 +7,7 @@ from vdpa_agent.model.daemon import DeviceState
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.model.pools import Pools
 
 
 class Role(StrEnum):
@@ -92,6 +93,11 @@ def no_mapping(mapping: Loaded[Mapping], path: str) -> str:
 def no_device_list(wanted: Loaded[DeviceList], path: str) -> str:
     """Why there is no device list, likewise."""
     return f"no device list is loaded: {path}: {wanted.problem or 'nothing was read yet'}"
+
+
+def no_resource_config(pools: Loaded[Pools], path: str) -> str:
+    """Why there is no resource config, likewise."""
+    return f"no resource config is loaded: {path}: {pools.problem or 'nothing was read yet'}"
 
 
 def not_served(address: PciAddress, state: DeviceState, reason: str) -> str:

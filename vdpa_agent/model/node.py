@@ -149,6 +149,40 @@ class LimitFacts(NamedTuple):
     locked_bytes: int | None
 
 
+class PoolFacts(NamedTuple):
+    """A pool of VFs.
+
+    Attributes:
+        resource: the resource of the kubelet.
+        devices: how many VFs it has, simulated ones too.
+        selectors: what it asks for, each with how many VFs it has by that.
+    """
+
+    resource: str
+    devices: int
+    selectors: tuple[tuple[str, int], ...] = ()
+
+
+class PoolsFacts(NamedTuple):
+    """The pools of the resource config.
+
+    Attributes:
+        path: the resource config.
+        problem: what is wrong with it, or with sysfs.
+        is_loaded: whether it counts, or an earlier content of it.
+        pools: the pools.
+        contested: VFs that two of them claim, each with who has it and who would.
+        outside: the VFs that belong to none, by the reason.
+    """
+
+    path: str
+    problem: str = ""
+    is_loaded: bool = True
+    pools: tuple[PoolFacts, ...] = ()
+    contested: tuple[tuple[str, str, str], ...] = ()
+    outside: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
 class Node(NamedTuple):
     """All that is known of a node.
 
@@ -162,6 +196,8 @@ class Node(NamedTuple):
         socket_list: the path of the mapping.
         wanted: the device list.
         mapping: the mapping.
+        pools: the pools of VFs; None: there is no resource config.
+        pooled: the VFs of all pools.
         program: the daemon's program; None where somebody else's daemon runs.
         directories: where the agent and its daemon write.
         devices: the devices that are judged.
@@ -186,6 +222,8 @@ class Node(NamedTuple):
     socket_list: str
     wanted: Loaded[DeviceList]
     mapping: Loaded[Mapping]
+    pools: PoolsFacts | None
+    pooled: frozenset[PciAddress]
     program: ProgramFacts | None
     directories: tuple[DirectoryFacts, ...]
     devices: tuple[DeviceFacts, ...]

@@ -4,7 +4,7 @@ from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from vdpa_agent.model.backoff import Backoff
-from vdpa_agent.model.daemon import SERVED, Device, DeviceFacts, DeviceState
+from vdpa_agent.model.daemon import SERVED, Device, DeviceFacts, DeviceState, VhostMode
 from vdpa_agent.model.front_end import NO_FRONT_END, NOTHING_REFUSED, FrontEnd
 
 RETRY: Final = Backoff(first_s=1.0, cap_s=4.0)
@@ -51,6 +51,13 @@ class Record(NamedTuple):
     def in_use(self) -> bool:
         """Whether a front end is connected: one that is not configured may be so at any time."""
         return self.device.front_end.is_connected
+
+    def moved(self, mode: VhostMode, socket: str) -> "Record":
+        """Its socket is to be another one; as long as a front end uses the present one, that stays."""
+        if (self.device.mode, self.device.socket) == (mode, socket) or (self.added and self.in_use):
+            return self
+        device = self.device._replace(mode=mode, socket=socket, state=DeviceState.WANTED, reason="")
+        return self._replace(device=device, refusals=0, due_s=0.0, drained_s=None)
 
     def asked(self) -> "Record":
         """The daemon is being asked for it."""

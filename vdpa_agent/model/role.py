@@ -31,7 +31,7 @@ def role_after(
     return Role.WAITING if mapping.value is None or leftover else Role.SERVING
 
 
-def is_own(mapping: Mapping, names: ReadOnly[PciAddress, str], directory: PurePath) -> bool:
+def is_own(mapping: Mapping, names: ReadOnly[PciAddress, str], directory: PurePath, device_dir: PurePath) -> bool:
     """Whether each entry of a mapping names the socket that this agent gave to that device.
 
     A mapping without entries is one that a daemon of this agent may have left, if the agent ever named a device here.
@@ -40,7 +40,11 @@ def is_own(mapping: Mapping, names: ReadOnly[PciAddress, str], directory: PurePa
         mapping: what the mapping file says.
         names: the socket names that this agent, or one before it, gave.
         directory: where its sockets are.
+        device_dir: where each device has a directory of its own, in which front ends make theirs.
     """
     if not names:
         return False
-    return all(address in names and path == str(directory / names[address]) for address, path in mapping)
+    return all(
+        address in names and (path == str(directory / names[address]) or PurePath(path).parent == device_dir / address)
+        for address, path in mapping
+    )

@@ -14,11 +14,13 @@ from vdpa_agent.model.health import (
     Standing,
     no_device_list,
     no_mapping,
+    no_resource_config,
     not_served,
 )
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.model.pools import Pool, Pools
 
 Devices = ReadOnly[PciAddress, Device]
 
@@ -31,7 +33,8 @@ class Facts(NamedTuple):
 
     Attributes:
         role: who owns the vhost-user sockets.
-        wanted: the device list.
+        wanted: the devices of all sources; what is wrong is said of the device list.
+        pools: the resources with their VFs; without a value where there is no resource config, or none that counts.
         mapping: what the mapping file says.
         daemon: the daemon of this agent; in `Served` what is true of several of them together.
         daemons: where each device has a daemon of its own, those that there are.
@@ -44,10 +47,12 @@ class Facts(NamedTuple):
         ready_when: what readiness takes.
         pci_list: where the device list is, for messages.
         socket_list: where the mapping is, likewise.
+        resource_config: where the resource config is, likewise; empty: there is to be none.
     """
 
     role: Role = Role.WAITING
     wanted: Loaded[DeviceList] = Loaded()
+    pools: Loaded[Pools] = Loaded()
     mapping: Loaded[Mapping] = Loaded()
     daemon: DaemonStatus = DaemonStatus()
     daemons: ReadOnly[PciAddress, DaemonStatus] = MappingProxyType({})
@@ -60,6 +65,7 @@ class Facts(NamedTuple):
     ready_when: ReadyWhen = ReadyWhen.RUNNING
     pci_list: str = "the device list"
     socket_list: str = "the mapping"
+    resource_config: str = ""
 
     @property
     def ending(self) -> bool:
@@ -76,6 +82,7 @@ class Served(NamedTuple):
     Attributes:
         facts: what it was computed from.
         devices: every device of the list and of the daemon, or of the external mapping, in that order.
+        pools: the pool of each VF that belongs to one.
         sockets: the path that is promised for each device that is ready.
         awaited: the devices that are not ready and may become so; None: any address may be one, since no list has been
             read yet.
@@ -84,6 +91,7 @@ class Served(NamedTuple):
 
     facts: Facts
     devices: Devices
+    pools: ReadOnly[PciAddress, Pool]
     sockets: ReadOnly[PciAddress, str]
     awaited: frozenset[PciAddress] | None
     health: Health
@@ -104,6 +112,7 @@ def serve(facts: Facts) -> Served:
     return Served(
         facts=facts,
         devices=MappingProxyType(devices),
+        pools=MappingProxyType(facts.pools.value.by_device if facts.pools.value else {}),
         sockets=MappingProxyType(sockets),
         awaited=_awaited(facts, sockets),
         health=_health(facts, devices),
@@ -173,6 +182,9 @@ def _role_checks(facts: Facts) -> Iterator[Check]:
     if facts.role is Role.WAITING:
         yield Check("mapping", no_mapping(facts.mapping, facts.socket_list) if _is_refused(facts.mapping) else "")
     yield Check("device list", no_device_list(facts.wanted, facts.pci_list) if _is_refused(facts.wanted) else "")
+    if facts.resource_config:
+        refused = _is_refused(facts.pools)
+        yield Check("resource config", no_resource_config(facts.pools, facts.resource_config) if refused else "")
     if facts.wanted.value:
         problem = _daemon_problem(facts.daemon)
         several = f"none of {len(facts.daemons)} daemons serves: " if problem and facts.daemons else ""
@@ -195,14 +207,15 @@ def _degraded(facts: Facts, devices: Devices) -> Iterator[Check]:
 
 def _waiting_for(facts: Facts) -> str:
     """What a node without any list waits for; empty where nothing is missing."""
-    if facts.role is Role.WAITING and facts.wanted.value is None:
-        return f"a device list at {facts.pci_list}, or a mapping at {facts.socket_list}"
-    if facts.role is Role.MANAGING and facts.wanted.value is None:
-        return f"a device list at {facts.pci_list}"
-    return ""
+    if facts.role is Role.SERVING or facts.wanted.value is not None:
+        return ""
+    sources = [f"a device list at {facts.pci_list}"]
+    sources += [f"a resource config at {facts.resource_config}"] if facts.resource_config else []
+    sources += [f"a mapping at {facts.socket_list}"] if facts.role is Role.WAITING else []
+    return ", or ".join(sources)
 
 
-def _is_refused(loaded: Loaded[DeviceList] | Loaded[Mapping]) -> bool:
+def _is_refused(loaded: Loaded[DeviceList] | Loaded[Mapping] | Loaded[Pools]) -> bool:
     """Whether there is a file and nothing of it counts, nor of an earlier one."""
     return loaded.value is None and loaded.refused
 

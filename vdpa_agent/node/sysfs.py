@@ -133,6 +133,38 @@ def read_near_cpus(address: PciAddress, cpus: Iterable[int], sysfs: Path) -> fro
     return frozenset(cpu for cpu in cpus if _has_cpu(directory, frozenset({cpu}))) or None
 
 
+def read_identity(directory: Path) -> tuple[str, str, int | None]:
+    """Returns vendor and device id of a device, four hexadecimal digits each, and its NUMA node; nothing is raised.
+
+    Args:
+        directory: that of the device; an id that cannot be read is empty.
+    """
+    reading = _Directory(directory)
+    vendor, device = (reading.number(name, _ID_MAX) for name in ("vendor", "device"))
+    return (
+        "" if vendor is None else f"{vendor:04x}",
+        "" if device is None else f"{device:04x}",
+        reading.node(),
+    )
+
+
+def read_link(path: str) -> str:
+    """Returns the last part of what a link points to; empty where there is none, or its name makes no sense."""
+    try:
+        name = os.readlink(path).rpartition("/")[2]  # noqa: PTH115 - asked for each VF each second
+    except (OSError, ValueError):
+        return ""
+    return name if _DRIVER.fullmatch(name) else ""
+
+
+def read_names(directory: Path) -> tuple[str, ...]:
+    """Returns the names in a directory that are plain ASCII, in order; none where it cannot be read."""
+    try:
+        return tuple(sorted(name for name in os.listdir(directory) if _DRIVER.fullmatch(name)))  # noqa: PTH208 - likewise
+    except (OSError, ValueError):
+        return ()
+
+
 class _Directory:
     """A device's directory, with the names in it that could not be read so far."""
 

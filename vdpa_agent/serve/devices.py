@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import grpclib.server
 from google.protobuf.duration_pb2 import Duration
@@ -17,6 +17,7 @@ from vdpa_agent.errors import AddressError
 from vdpa_agent.model.daemon import DaemonState, DaemonStatus, Device, DeviceState, Statistics
 from vdpa_agent.model.health import Role
 from vdpa_agent.model.pci import PciAddress, parse_pci_address
+from vdpa_agent.model.pools import Pool, Pools
 from vdpa_agent.model.served import Served
 from vdpa_agent.rpc.calls import Framed
 from vdpa_agent.serve.pb import device_service_pb2 as pb
@@ -55,7 +56,7 @@ class DeviceService(DeviceServiceBase):
         self._one_at_a_time = asyncio.Lock()
         self._counted: dict[PciAddress, Statistics] = {}
         self._counted_s = self._started_s
-        self._vhost_mode = f"VHOST_MODE_{settings.get('vhost-mode', 'unspecified').upper()}"
+        self._default_mode = f"VHOST_MODE_{settings.get('vhost-mode', 'unspecified').upper()}"
 
     async def ListDevices(  # noqa: N802 - the names on the wire
         self, stream: "grpclib.server.Stream[pb.ListDevicesRequest, pb.ListDevicesResponse]"
@@ -130,6 +131,8 @@ class DeviceService(DeviceServiceBase):
                 degraded_reasons=[check.reason for check in health.degraded],
                 waiting_for=health.waiting_for,
                 settings=self._settings,
+                resource_config_problem=facts.pools.problem,
+                **_pools(facts.pools.value, self._default_mode),
             )
         )
 
@@ -146,12 +149,13 @@ class DeviceService(DeviceServiceBase):
     def _device(self, device: Device) -> pb.Device:
         facts = device.facts
         served = self._view.served
+        pool = served.pools.get(device.address)
         return pb.Device(
             pci_address=device.address,
             socket_path=served.sockets.get(device.address, ""),
             state=_DEVICE_STATES[device.state],
             reason=device.reason,
-            vhost_mode=self._vhost_mode if served.facts.role is Role.MANAGING else pb.VHOST_MODE_UNSPECIFIED,
+            vhost_mode=self._mode_of(device, pool) if served.facts.role is Role.MANAGING else None,
             front_end_connected=device.front_end.is_connected,
             front_end_configured=device.front_end.is_configured,
             queue_pairs_in_use=device.front_end.queue_pairs,
@@ -162,7 +166,12 @@ class DeviceService(DeviceServiceBase):
             driver=facts.driver,
             numa_node=facts.numa_node,
             type=facts.kind,
+            resource=pool.resource if pool else "",
         )
+
+    def _mode_of(self, device: Device, pool: Pool | None) -> str:
+        """Which end opens the socket of a device; as long as the daemon does not know it, which one will."""
+        return f"VHOST_MODE_{device.mode.name}" if device.socket else _mode(pool, self._default_mode)
 
     async def _all_statistics(self) -> dict[PciAddress, Statistics]:
         """The counters of all devices, as many as the daemon tells in time; asked for everybody who waits."""
@@ -226,6 +235,38 @@ def _daemon(daemon: DaemonStatus) -> pb.DaemonStatus:
         last_exit=daemon.last_exit,
         unhealthy=daemon.unhealthy,
     )
+
+
+def _pools(pools: Pools | None, default_mode: str) -> dict[str, Any]:
+    """The fields of the status that are about pools."""
+    if pools is None:
+        return {}
+    return {
+        "pools": [
+            pb.Pool(
+                resource=pool.resource,
+                vhost_mode=_mode(pool, default_mode),
+                pci_addresses=devices,
+                selectors=[
+                    pb.Selector(selector=str(selector), vfs=vfs)
+                    for selector, vfs in zip(pool.selectors, taken, strict=True)
+                ],
+            )
+            for pool, devices, taken in pools.members
+        ],
+        "vfs_outside_pools": [
+            pb.VfsOutsidePools(reason=reason, pci_addresses=addresses) for reason, addresses in pools.outside
+        ],
+        "contested_vfs": [
+            pb.ContestedVf(pci_address=address, resource=owner, other_resource=other)
+            for address, owner, other in pools.contested
+        ],
+    }
+
+
+def _mode(pool: Pool | None, default: str) -> str:
+    """Which end opens the sockets of the VFs of a pool."""
+    return default if pool is None or pool.vhost_mode is None else f"VHOST_MODE_{pool.vhost_mode.name}"
 
 
 def _with(device: pb.Device, statistics: Statistics) -> pb.Device:

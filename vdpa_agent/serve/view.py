@@ -12,6 +12,7 @@ from vdpa_agent.model.health import ReadyWhen, Role, Standing
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.model.pools import Pools
 from vdpa_agent.model.served import Devices, Facts, Served, serve
 
 _LOOK_S: Final = 4.0
@@ -42,7 +43,8 @@ class Snapshots(NamedTuple):
 
     Attributes:
         role: who owns the sockets.
-        wanted: the device list.
+        wanted: the devices of all sources.
+        pools: the resources with their VFs.
         mapping: the mapping.
         daemon: the daemon.
         daemons: each, where each device has its own.
@@ -52,6 +54,7 @@ class Snapshots(NamedTuple):
 
     role: Latest[Role]
     wanted: Latest[Loaded[DeviceList]]
+    pools: Latest[Loaded[Pools]]
     mapping: Latest[Loaded[SocketMapping]]
     daemon: Latest[DaemonStatus]
     daemons: Latest[Mapping[PciAddress, DaemonStatus]]
@@ -77,6 +80,7 @@ class View:
         ready_when: ReadyWhen = ReadyWhen.RUNNING,
         pci_list: str = "the device list",
         socket_list: str = "the mapping",
+        resource_config: str = "",
     ) -> None:
         """Follows nothing yet.
 
@@ -88,6 +92,7 @@ class View:
             ready_when: what readiness takes.
             pci_list: where the device list is, for messages.
             socket_list: where the mapping is, likewise.
+            resource_config: where the resource config is; empty: there is to be none.
         """
         self.revision = Latest(0)
         self.ended = False
@@ -100,7 +105,11 @@ class View:
         self._timers: set[asyncio.TimerHandle] = set()
         self._made_of: tuple[object, ...] = ()
         self._base = Facts(
-            require_sockets=require_sockets, ready_when=ready_when, pci_list=pci_list, socket_list=socket_list
+            require_sockets=require_sockets,
+            ready_when=ready_when,
+            pci_list=pci_list,
+            socket_list=socket_list,
+            resource_config=resource_config,
         )
         self._served = serve(self._base)
 
@@ -108,9 +117,9 @@ class View:
     def served(self) -> Served:
         """What is true now, also between a change of a snapshot and the revision that reports it."""
         # By identity: a snapshot never changes, and to compare contents would cost more than the look-up.
-        role, wanted, mapping, daemon, daemons, devices, standing = self._snapshots
+        role, wanted, pools, mapping, daemon, daemons, devices, standing = self._snapshots
         made_of = (
-            *(role.value, wanted.value, mapping.value, daemon.value, daemons.value, devices.value, standing.value),
+            *(snapshot.value for snapshot in self._snapshots),
             *(self._looked, self.ended, self._leavings),
         )
         if len(made_of) == len(self._made_of) and all(a is b for a, b in zip(self._made_of, made_of, strict=True)):
@@ -121,6 +130,7 @@ class View:
             self._base._replace(
                 role=role.value,
                 wanted=wanted.value,
+                pools=pools.value,
                 mapping=mapping.value,
                 daemon=daemon.value,
                 daemons=daemons.value,

@@ -27,8 +27,13 @@ int devices_add(struct devices *devices, const struct device_request *request, s
         return failure_set(failure, fake_next.add_error, FAILURE_SOCKET, "no add");
     device = calloc(1, sizeof(*device));
     assert_non_null(device);
-    *device = (struct device){
-        .type = "net", .driver = "made_up", .queue_pairs = 2, .features = UINT64_MAX, .file = fake_next.file};
+    *device = (struct device){.type = "net",
+                              .driver = "made_up",
+                              .queue_pairs = 2,
+                              .features = UINT64_MAX,
+                              .vhost_client = request->vhost_client};
+    if (!request->vhost_client)
+        device->file = fake_next.file;
     snprintf(device->address, sizeof(device->address), "%s", request->address);
     snprintf(device->socket, sizeof(device->socket), "%s", request->socket);
     snprintf(fake_next.devargs, sizeof(fake_next.devargs), "%s", request->devargs);

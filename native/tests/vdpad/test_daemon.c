@@ -111,7 +111,8 @@ static void assert_mapping(const struct fixture *f, const char *expected) {
 
 #define DEVICE                                                                                               \
     "\"device\":\"0000:82:00.2\",\"socket\":\"/"                                                             \
-    "s\",\"state\":\"started\",\"connected\":false,\"configured\":false,\"queue_pairs_in_use\":0,"           \
+    "s\",\"mode\":\"server\",\"state\":\"started\",\"connected\":false,\"configured\":false,\"queue_pairs_"  \
+    "in_use\":0,"                                                                                            \
     "\"driver\":\"made_up\",\"queue_pairs\":2,\"features\":9223372036854775807,\"protocol_features\":0,"     \
     "\"type\":\"net\",\"numa_node\":0"
 #define HEAD "{\"jsonrpc\":\"2.0\",\"id\":1,"

@@ -246,6 +246,41 @@ static void test_client(void **state) {
     assert_int_equal(socket_check_client(path, reason, sizeof(reason)), -EEXIST);
 }
 
+/* A front end's directory, as it may make it look. */
+static void test_connect(void **state) {
+    char path[96];
+    char aside[96];
+    char link[64];
+    int listener;
+    int fd;
+
+    snprintf(path, sizeof(path), "%s/s", (char *)*state);
+    snprintf(aside, sizeof(aside), "%s/aside", (char *)*state);
+    assert_int_equal(socket_connect(path), -ENOENT);
+    listener = bound(path);
+    assert_int_equal(socket_connect(path), -ECONNREFUSED);
+    assert_int_equal(listen(listener, 1), 0);
+    fd = socket_connect(path);
+    assert_true(fd >= 0);
+    assert_int_equal(fcntl(fd, F_GETFL) & O_NONBLOCK, O_NONBLOCK);
+    close(fd);
+    /* A link to a living socket, of the file and of its directory. */
+    assert_int_equal(rename(path, aside), 0);
+    assert_int_equal(symlink(aside, path), 0);
+    assert_int_equal(socket_connect(path), -ENOTSOCK);
+    assert_int_equal(unlink(path), 0);
+    snprintf(link, sizeof(link), "%s-link", (char *)*state);
+    assert_int_equal(symlink(*state, link), 0);
+    snprintf(path, sizeof(path), "%s/aside", link);
+    assert_int_equal(socket_connect(path), -ENOTDIR);
+    assert_int_equal(unlink(link), 0);
+    close(listener);
+    assert_int_equal(unlink(aside), 0);
+    /* What would make an open() wait. */
+    assert_int_equal(mkfifo(aside, 0600), 0);
+    assert_int_equal(socket_connect(aside), -ENOTSOCK);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_paths),
@@ -257,6 +292,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_claim_refused, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_directory_is_a_link, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_client, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_connect, make_directory, remove_directory),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -140,7 +140,7 @@ DAEMON_BACKOFF: Final = _family(
 READINGS: Final = _family(
     "vdpa_agent_file_readings_total",
     Kind.COUNTER,
-    "New contents of the device list and of the mapping: those that count (loaded), those that do not (refused), and"
+    "New contents of the lists and of the resource config: those that count (loaded), those that do not (refused), and"
     " how often the file was gone (absent).",
     "file",
     "result",

@@ -107,7 +107,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "uptime", "role", "daemon", "live", "ready", "not_ready_reasons", "device_list_problem", "mapping_problem", "settings", "degraded_reasons", "waiting_for", "daemons")
+    __slots__ = ("version", "uptime", "role", "daemon", "live", "ready", "not_ready_reasons", "device_list_problem", "mapping_problem", "settings", "degraded_reasons", "waiting_for", "daemons", "resource_config_problem", "pools", "vfs_outside_pools", "contested_vfs")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +135,10 @@ class GetStatusResponse(_message.Message):
     DEGRADED_REASONS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
     DAEMONS_FIELD_NUMBER: _ClassVar[int]
+    RESOURCE_CONFIG_PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    VFS_OUTSIDE_POOLS_FIELD_NUMBER: _ClassVar[int]
+    CONTESTED_VFS_FIELD_NUMBER: _ClassVar[int]
     version: str
     uptime: _duration_pb2.Duration
     role: Role
@@ -148,7 +152,49 @@ class GetStatusResponse(_message.Message):
     degraded_reasons: _containers.RepeatedScalarFieldContainer[str]
     waiting_for: str
     daemons: _containers.MessageMap[str, DaemonStatus]
-    def __init__(self, version: _Optional[str] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., role: _Optional[_Union[Role, str]] = ..., daemon: _Optional[_Union[DaemonStatus, _Mapping]] = ..., live: _Optional[bool] = ..., ready: _Optional[bool] = ..., not_ready_reasons: _Optional[_Iterable[str]] = ..., device_list_problem: _Optional[str] = ..., mapping_problem: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., degraded_reasons: _Optional[_Iterable[str]] = ..., waiting_for: _Optional[str] = ..., daemons: _Optional[_Mapping[str, DaemonStatus]] = ...) -> None: ...
+    resource_config_problem: str
+    pools: _containers.RepeatedCompositeFieldContainer[Pool]
+    vfs_outside_pools: _containers.RepeatedCompositeFieldContainer[VfsOutsidePools]
+    contested_vfs: _containers.RepeatedCompositeFieldContainer[ContestedVf]
+    def __init__(self, version: _Optional[str] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., role: _Optional[_Union[Role, str]] = ..., daemon: _Optional[_Union[DaemonStatus, _Mapping]] = ..., live: _Optional[bool] = ..., ready: _Optional[bool] = ..., not_ready_reasons: _Optional[_Iterable[str]] = ..., device_list_problem: _Optional[str] = ..., mapping_problem: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., degraded_reasons: _Optional[_Iterable[str]] = ..., waiting_for: _Optional[str] = ..., daemons: _Optional[_Mapping[str, DaemonStatus]] = ..., resource_config_problem: _Optional[str] = ..., pools: _Optional[_Iterable[_Union[Pool, _Mapping]]] = ..., vfs_outside_pools: _Optional[_Iterable[_Union[VfsOutsidePools, _Mapping]]] = ..., contested_vfs: _Optional[_Iterable[_Union[ContestedVf, _Mapping]]] = ...) -> None: ...
+
+class Pool(_message.Message):
+    __slots__ = ("resource", "vhost_mode", "pci_addresses", "selectors")
+    RESOURCE_FIELD_NUMBER: _ClassVar[int]
+    VHOST_MODE_FIELD_NUMBER: _ClassVar[int]
+    PCI_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    SELECTORS_FIELD_NUMBER: _ClassVar[int]
+    resource: str
+    vhost_mode: VhostMode
+    pci_addresses: _containers.RepeatedScalarFieldContainer[str]
+    selectors: _containers.RepeatedCompositeFieldContainer[Selector]
+    def __init__(self, resource: _Optional[str] = ..., vhost_mode: _Optional[_Union[VhostMode, str]] = ..., pci_addresses: _Optional[_Iterable[str]] = ..., selectors: _Optional[_Iterable[_Union[Selector, _Mapping]]] = ...) -> None: ...
+
+class Selector(_message.Message):
+    __slots__ = ("selector", "vfs")
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    VFS_FIELD_NUMBER: _ClassVar[int]
+    selector: str
+    vfs: int
+    def __init__(self, selector: _Optional[str] = ..., vfs: _Optional[int] = ...) -> None: ...
+
+class VfsOutsidePools(_message.Message):
+    __slots__ = ("reason", "pci_addresses")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PCI_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    pci_addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, reason: _Optional[str] = ..., pci_addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ContestedVf(_message.Message):
+    __slots__ = ("pci_address", "resource", "other_resource")
+    PCI_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    RESOURCE_FIELD_NUMBER: _ClassVar[int]
+    OTHER_RESOURCE_FIELD_NUMBER: _ClassVar[int]
+    pci_address: str
+    resource: str
+    other_resource: str
+    def __init__(self, pci_address: _Optional[str] = ..., resource: _Optional[str] = ..., other_resource: _Optional[str] = ...) -> None: ...
 
 class DaemonStatus(_message.Message):
     __slots__ = ("state", "pid", "restarts", "crash_loop", "last_exit", "unhealthy")
@@ -167,7 +213,7 @@ class DaemonStatus(_message.Message):
     def __init__(self, state: _Optional[_Union[DaemonState, str]] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., crash_loop: _Optional[bool] = ..., last_exit: _Optional[str] = ..., unhealthy: _Optional[str] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("pci_address", "socket_path", "state", "reason", "vhost_mode", "front_end_connected", "queue_pairs", "features", "protocol_features", "driver", "numa_node", "type", "statistics", "front_end_configured", "queue_pairs_in_use", "front_ends_refused")
+    __slots__ = ("pci_address", "socket_path", "state", "reason", "vhost_mode", "front_end_connected", "queue_pairs", "features", "protocol_features", "driver", "numa_node", "type", "statistics", "front_end_configured", "queue_pairs_in_use", "front_ends_refused", "resource")
     class FrontEndsRefusedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +237,7 @@ class Device(_message.Message):
     FRONT_END_CONFIGURED_FIELD_NUMBER: _ClassVar[int]
     QUEUE_PAIRS_IN_USE_FIELD_NUMBER: _ClassVar[int]
     FRONT_ENDS_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    RESOURCE_FIELD_NUMBER: _ClassVar[int]
     pci_address: str
     socket_path: str
     state: DeviceState
@@ -207,7 +254,8 @@ class Device(_message.Message):
     front_end_configured: bool
     queue_pairs_in_use: int
     front_ends_refused: _containers.ScalarMap[str, int]
-    def __init__(self, pci_address: _Optional[str] = ..., socket_path: _Optional[str] = ..., state: _Optional[_Union[DeviceState, str]] = ..., reason: _Optional[str] = ..., vhost_mode: _Optional[_Union[VhostMode, str]] = ..., front_end_connected: _Optional[bool] = ..., queue_pairs: _Optional[int] = ..., features: _Optional[int] = ..., protocol_features: _Optional[int] = ..., driver: _Optional[str] = ..., numa_node: _Optional[int] = ..., type: _Optional[str] = ..., statistics: _Optional[_Iterable[_Union[QueueStatistics, _Mapping]]] = ..., front_end_configured: _Optional[bool] = ..., queue_pairs_in_use: _Optional[int] = ..., front_ends_refused: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    resource: str
+    def __init__(self, pci_address: _Optional[str] = ..., socket_path: _Optional[str] = ..., state: _Optional[_Union[DeviceState, str]] = ..., reason: _Optional[str] = ..., vhost_mode: _Optional[_Union[VhostMode, str]] = ..., front_end_connected: _Optional[bool] = ..., queue_pairs: _Optional[int] = ..., features: _Optional[int] = ..., protocol_features: _Optional[int] = ..., driver: _Optional[str] = ..., numa_node: _Optional[int] = ..., type: _Optional[str] = ..., statistics: _Optional[_Iterable[_Union[QueueStatistics, _Mapping]]] = ..., front_end_configured: _Optional[bool] = ..., queue_pairs_in_use: _Optional[int] = ..., front_ends_refused: _Optional[_Mapping[str, int]] = ..., resource: _Optional[str] = ...) -> None: ...
 
 class QueueStatistics(_message.Message):
     __slots__ = ("queue", "counters")
