@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import AgentProcess, eventually, front_end, running, write_atomically
+from tests.processes import AgentProcess, FrontEnd, eventually, front_end, running, write_atomically
 
 A, B = "ffff:00:00.0", "ffff:00:00.1"
 ALONE = ("--rate=2000", "--interval=0.1")
@@ -50,6 +50,12 @@ def test_in_server_mode_the_directory_shows_the_new_socket_after_a_death(
         assert own(run_dir, A).parent.stat().st_ino == directory
 
 
+def _wait_passing_again(front: FrontEnd) -> None:
+    """Waits for packets in an interval that has not begun yet."""
+    seen = len(front.lines.events)
+    eventually("packets", lambda: any(line.get("received", 0) > 0 for line in front.lines.events[seen + 1 :]))
+
+
 def test_in_client_mode_traffic_returns_by_itself(run_dir: Path, options: tuple[str, ...]) -> None:
     where = configure(run_dir, vhostMode="client")
     with running(run_dir, *options, where) as agent:
@@ -60,13 +66,11 @@ def test_in_client_mode_traffic_returns_by_itself(run_dir: Path, options: tuple[
             assert json.loads(agent.socket_list.read_text())[0]["socketpath"] == str(own(run_dir, A))
             os.kill(agent.daemon_pid(), signal.SIGKILL)
             connected(agent, A, count=2)
+            _wait_passing_again(front)
             agent.stop()
             with running(run_dir, *options, where) as again:
                 connected(again, A)
-                outage = len(front.lines.events)
-                eventually(
-                    "packets", lambda: any(line.get("received", 0) > 0 for line in front.lines.events[outage + 1 :])
-                )
+                _wait_passing_again(front)
                 counts = front.stop()
     assert counts["corrupt"] == 0
     assert counts["outages"] == 2
