@@ -29,5 +29,5 @@ def test_all_kinds_together_are_bounded() -> None:
     assert sum(bool(repeats.due(number)) for number in range(100_000, 165_536)) == 0
     clock.now_s = 10.0
     assert sum(bool(repeats.due(number)) for number in range(200_000, 265_536)) == 50
-    assert len(repeats._buckets) <= 4_096
+    assert len(repeats._allowances) <= 4_096
     assert len(repeats._counts) <= 4_096

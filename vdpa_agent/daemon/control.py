@@ -42,7 +42,7 @@ class Control:
         self._ids = count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._rest = bytearray()
-        self._allowance = Allowance(asyncio.get_running_loop().time(), burst=_BURST, per_s=_PER_S)
+        self._allowance = Allowance(asyncio.get_running_loop().time, burst=_BURST, per_s=_PER_S)
 
     async def call(self, method: str, params: Mapping[str, str] | None = None, *, timeout_s: float | None) -> Any:
         """Asks the daemon and returns its raw result. Cancellation forgets the request; the daemon still does it.
@@ -125,7 +125,7 @@ class Control:
             return
         self._allowance.spend(1 + size_bytes // _LINE_BYTES)
         # Others have their turn after each of a flood of lines.
-        await asyncio.sleep(self._allowance.wait_s(asyncio.get_running_loop().time()))
+        await asyncio.sleep(self._allowance.wait_s())
 
     def _settle(self, identifier: int, message: Answer | Refusal) -> bool:
         """Ends the call with that id; False if there is none, or its caller gave up."""

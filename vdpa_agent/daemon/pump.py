@@ -116,9 +116,8 @@ class LogPump(asyncio.Protocol):
         self._lost = asyncio.Event()
         self._rest = b""
         self._last: deque[bytes] = deque(maxlen=_KEPT_LINES)
-        now_s = self._loop.time()
-        self._allowance = Allowance(now_s, burst=_BURST_LINES, per_s=_LINES_PER_S)
-        self._severe_allowance = Allowance(now_s, burst=_BURST_LINES, per_s=_LINES_PER_S)
+        self._allowance = Allowance(self._loop.time, burst=_BURST_LINES, per_s=_LINES_PER_S)
+        self._severe_allowance = Allowance(self._loop.time, burst=_BURST_LINES, per_s=_LINES_PER_S)
         self._forms: dict[tuple[str, str, str], _Form] = {}
         self._report_due: asyncio.TimerHandle | None = None
         self._reported = replace(dropped)
@@ -181,14 +180,13 @@ class LogPump(asyncio.Protocol):
             return
         self._last.extend(line[:_LINE_MAX_BYTES] for line in block.rsplit(b"\n", _KEPT_LINES)[-_KEPT_LINES:])
         self._keep_error(block)
-        now_s = self._loop.time()
-        allowed = _lines(self._allowance, now_s)
+        allowed = _lines(self._allowance)
         lines = block.split(b"\n", allowed)
         excess = lines.pop() if len(lines) > allowed else b""
         for line in lines:
             self._allowance.spend(self._log(line))
         if excess:
-            self._thin_out(excess, now_s)
+            self._thin_out(excess)
 
     def _keep_error(self, block: bytes) -> None:
         if any(mark[1:] in block for mark in _ERROR_MARKS):
@@ -197,11 +195,11 @@ class LogPump(asyncio.Protocol):
             if begin >= 0:
                 self._error = block[begin:].partition(b"\n")[0][:_LINE_MAX_BYTES]
 
-    def _thin_out(self, block: bytes, now_s: float) -> None:
+    def _thin_out(self, block: bytes) -> None:
         """Logs the severe lines of a block as far as allowed, and drops the others."""
         lines = block.count(b"\n") + 1
         size = len(block) - lines + 1
-        allowed = _lines(self._severe_allowance, now_s)
+        allowed = _lines(self._severe_allowance)
         if allowed and any(mark in block for mark in _SEVERE_MARKS):
             for line, _ in zip(_SEVERE_LINE.finditer(block), range(allowed), strict=False):
                 self._severe_allowance.spend(self._log(line[0]))
@@ -270,9 +268,9 @@ class LogPump(asyncio.Protocol):
             )
 
 
-def _lines(allowance: Allowance, now_s: float) -> int:
+def _lines(allowance: Allowance) -> int:
     """How many lines may be logged now."""
-    return max(0, int(allowance.left(now_s)))
+    return max(0, int(allowance.left()))
 
 
 def _readable(raw: bytes) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable
 from typing import Final
 
-from vdpa_agent.rpc.limits import TokenBucket
+from vdpa_agent.model.allowance import Allowance
 
 _KINDS_MAX: Final = 4_096
 """Kinds that are remembered; beyond, those that were seen last are forgotten with the rest."""
@@ -24,20 +24,20 @@ class Repeats:
         self._clock = clock
         self._at_once = at_once
         self._every_s = every_s
-        self._all = TokenBucket(of_all / 10, of_all, clock)
-        self._buckets: dict[Hashable, TokenBucket] = {}
+        self._all = Allowance(clock, burst=of_all, per_s=of_all / 10)
+        self._allowances: dict[Hashable, Allowance] = {}
         self._counts: dict[Hashable, int] = {}
 
     def due(self, kind: Hashable) -> int:
         """Counts one more of a kind; how many there were since its last line if it is to be logged, else 0."""
-        bucket = self._buckets.get(kind)
-        if bucket is None:
-            if len(self._buckets) >= _KINDS_MAX:
-                self._buckets.clear()
+        allowance = self._allowances.get(kind)
+        if allowance is None:
+            if len(self._allowances) >= _KINDS_MAX:
+                self._allowances.clear()
                 self._counts.clear()
-            bucket = self._buckets[kind] = TokenBucket(1 / self._every_s, self._at_once, self._clock)
+            allowance = self._allowances[kind] = Allowance(self._clock, burst=self._at_once, per_s=1 / self._every_s)
         count = self._counts.get(kind, 0) + 1
-        if bucket.take() and self._all.take():
+        if allowance.take() and self._all.take():
             self._counts.pop(kind, None)
             return count
         self._counts[kind] = count
