@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -324,7 +323,7 @@ def _make(directory: int, name: str, mode: int) -> tuple[str, int]:
     try:
         return name, os.open(name, _MAKE, mode, dir_fd=directory)
     except FileExistsError:
-        name = f"{name}.{secrets.token_hex(8)}"
+        name = f"{name}.{os.urandom(8).hex()}"
         return name, os.open(name, _MAKE, mode, dir_fd=directory)
 
 
