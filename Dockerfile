@@ -47,7 +47,7 @@ FROM tools AS system
 COPY scripts/image-root /usr/local/bin/
 RUN image-root /system \
       base-files libc6 libgcc-s1 libstdc++6 \
-      libexpat1 libffi8 libssl3t64 libzstd1 libpython3.13-minimal libpython3.13-stdlib python3.13-minimal zlib1g \
+      libexpat1 libffi8 libnghttp2-14 libssl3t64 libzstd1 libpython3.13-minimal libpython3.13-stdlib python3.13-minimal zlib1g \
       libbsd0 libfdt1 libjansson4 libmd0 libnuma1 \
       librte-bus-auxiliary25 librte-bus-pci25 librte-bus-vdev25 librte-common-mlx5-25 librte-common-nfp25 \
       librte-common-sfc-efx25 librte-cryptodev25 librte-dmadev25 librte-eal25 librte-ethdev25 librte-hash25 librte-kvargs25 \

@@ -165,7 +165,7 @@ chart-check: .venv/.installed native chart-tools ## Lint, render, validate and r
 .PHONY: fuzz
 fuzz: .venv/.installed native native-sanitized fuzz-native ## Ten minutes of frames, files and vhost-user messages that nobody should send or write
 	$(BIN)/python -m tests.e2e.fuzz_front_ends --seconds 120
-	$(BIN)/pytest --hypothesis-profile=fuzz --hypothesis-show-statistics --timeout=1800 tests/abuse/test_fuzz.py tests/files/test_formats.py
+	$(BIN)/pytest --hypothesis-profile=fuzz --hypothesis-show-statistics --timeout=1800 tests/abuse/test_fuzz.py tests/abuse/test_differential.py tests/files/test_formats.py
 
 .PHONY: soak
 soak: .venv/.installed native ## Ten minutes of random faults, which must end with everything served and nothing leaked
@@ -191,6 +191,7 @@ define generate
 	sed -i 's/^import vdpadpdk_pb2/from vdpa_agent.serve.pb import vdpadpdk_pb2/' $(1)/vdpadpdk_grpc.py
 	mv $(1)/vdpa_agent/v1/device_service_* $(1) && rm -r $(1)/vdpa_agent
 	sed -i 's/^import vdpa_agent.v1.device_service_pb2/from vdpa_agent.serve.pb import device_service_pb2/; s/vdpa_agent\.v1\.device_service_pb2\./device_service_pb2./g' $(1)/device_service_grpc.py
+	sed -i -f scripts/generated.sed $(1)/vdpadpdk_grpc.py $(1)/device_service_grpc.py
 endef
 
 .PHONY: proto

@@ -18,8 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from bench import figures, report
-from bench.peers import ADDRESSES, AGENT, ALL, FAST, GO, GRPC, Server, serving
+from bench import figures, large, report
+from bench.peers import ADDRESSES, AGENT, ALL, GO, GRPC, Server, serving
 from tests.processes import ROOT, built, eventually, running, write_list
 
 STREAMS: Final = (1, 16, 128)
@@ -41,6 +41,8 @@ class Plan:
         starts: how often each server is started.
         many_calls: the calls after which memory is compared.
         idle_s: how long idle servers are watched, in seconds.
+        rest_s: how long after the many clients memory is compared again, in seconds.
+        lists: how often all devices are listed.
         changes: how often a file is changed.
         kills: how often the daemon is killed.
     """
@@ -54,6 +56,8 @@ class Plan:
     starts: int = 10
     many_calls: int = 100_000
     idle_s: float = 20.0
+    rest_s: float = 30.0
+    lists: int = 100
     changes: int = 100
     kills: int = 8
 
@@ -68,6 +72,8 @@ QUICK: Final = Plan(
     starts=1,
     many_calls=500,
     idle_s=0.5,
+    rest_s=0.1,
+    lists=3,
     changes=3,
     kills=1,
 )
@@ -135,14 +141,18 @@ def compare(plan: Plan, directory: Path) -> list[dict[str, Any]]:
         for _ in range(plan.storms):
             _take_turns(turns, servers, lambda server: _storm(table, plan, server))
         _take_turns(turns, servers, lambda server: _memory(table, f"after {plan.storm:,} at once", server))
+        time.sleep(plan.rest_s)
+        _take_turns(turns, servers, lambda server: _memory(table, f"{plan.rest_s:g} s later", server))
         # The slowest of them would need longer for this than for all else, and nobody asks.
         _take_turns(
             turns,
-            [server for server in servers if server.name in {AGENT, FAST, GO}],
+            [server for server in servers if server.name in {AGENT, GO}],
             lambda server: _many_calls(table, plan, server),
         )
     for number in range(plan.starts):
-        _take_turns(turns, ALL, lambda name, number=number: _start(table, name, directory / f"{name} {number}"))  # type: ignore[misc]
+        for entries, names in ((ENTRIES, ALL), (MANY_ENTRIES, GRPC)):
+            start = partial(_start, table, directory / f"{number} of {entries}", entries)
+            _take_turns(turns, names, start)
     return table.rows()
 
 
@@ -151,9 +161,10 @@ def _take_turns(turns: random.Random, all_of_them: Sequence[T], do: Callable[[T]
         do(one)
 
 
-def _start(table: Table, name: str, directory: Path) -> None:
-    with serving(name, directory, ENTRIES) as (_, seconds):
-        table.add("start to first answer", "ms", name, seconds * 1000)
+def _start(table: Table, directory: Path, entries: int, name: str) -> None:
+    with serving(name, directory / name, entries) as (_, seconds):
+        what = "start to first answer" if entries == ENTRIES else f"start to first answer, {entries:,} entries"
+        table.add(what, "ms", name, seconds * 1000)
 
 
 def _memory(table: Table, when: str, server: Server) -> None:
@@ -172,14 +183,20 @@ def _idle(table: Table, plan: Plan, servers: Sequence[Server]) -> None:
 
 def _calls(table: Table, plan: Plan, server: Server) -> None:
     for mode, what, calls in (("cold", "connect, call, close", plan.cold), ("warm", "call", plan.warm)):
+        before_s = server.cpu_s()
         found = figures.spread(server.load(mode, calls=calls)["latencies_us"], 1)
         for share in ("p50", "p99"):
             table.add(f"{what}: {share}", "µs", server.name, found[share])
+        table.add(f"{what}: CPU", "µs", server.name, (server.cpu_s() - before_s) / calls * 1e6)
 
 
 def _call_of_many_entries(table: Table, plan: Plan, server: Server) -> None:
-    found = figures.spread(server.load("warm", calls=plan.warm, address=ADDRESSES[MANY_ENTRIES - 1])["latencies_us"], 1)
-    table.add(f"call, {MANY_ENTRIES:,} entries: p50", "µs", server.name, found["p50"])
+    for mode, what, calls in (("cold", "connect, call, close", plan.cold), ("warm", "call", plan.warm)):
+        told = server.load(mode, calls=calls, address=ADDRESSES[MANY_ENTRIES - 1])
+        table.add(
+            f"{what}, {MANY_ENTRIES:,} entries: p50", "µs", server.name, figures.spread(told["latencies_us"], 1)["p50"]
+        )
+    _memory(table, f"with {MANY_ENTRIES:,} entries", server)
 
 
 def _streams(table: Table, plan: Plan, server: Server) -> None:
@@ -212,6 +229,8 @@ def agent_alone(plan: Plan) -> dict[str, dict[str, Any]]:
         "the same without a pause between changes, ms": figures.mapping_to_answer(plan.changes, pause_s=0.0),
         "kill -9 of the daemon to 4 VFs served again, s": figures.recovery(4, plan.kills),
         "idle, 4 VFs served": figures.idle(plan.idle_s),
+        **large.of_devices(64, plan.lists),
+        **large.of_devices(1_023, plan.lists),
     }
 
 

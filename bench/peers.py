@@ -16,11 +16,10 @@ from bench.figures import NO_RATE
 from tests.processes import ROOT, built, mapping_text
 
 AGENT: Final = "vdpa-agent"
-FAST: Final = "fast path"
 GO: Final = "plain Go"
 AIO: Final = "grpc.aio"
 ECHO: Final = "C echo"
-GRPC: Final = (AGENT, FAST, GO, AIO)
+GRPC: Final = (AGENT, GO, AIO)
 ALL: Final = (*GRPC, ECHO)
 
 LOAD_S: Final = 120.0
@@ -140,7 +139,6 @@ def _argv(name: str, socket: Path, mapping: Path) -> Sequence[str | Path]:
     installed = built("runtime/bin/python", "runtime")
     argv: Mapping[str, Sequence[str | Path]] = {
         AGENT: (installed, "-m", "vdpa_agent", *options),
-        FAST: (installed, "-m", "bench.fast_path", *options),
         GO: (built("go/bin/plain-server", "interop"), f"-listen={socket}", f"-list={mapping}"),
         AIO: (sys.executable, ROOT / "bench" / "aio_server.py", socket, mapping),
         ECHO: (built("echo", "build/echo"), socket),

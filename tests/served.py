@@ -1,12 +1,12 @@
-"""The services with their example data, and connections to them without a socket."""
+"""The services with their example data, and connections to them without an event loop between."""
 
 import asyncio
 import os
+import socket
 from collections.abc import Mapping as ReadOnly
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Final
-
-from grpclib.reflection.service import ServerReflection
 
 from vdpa_agent.config import LimitsConfig
 from vdpa_agent.latest import Latest
@@ -15,12 +15,16 @@ from vdpa_agent.model.health import Role, Standing
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping, example_mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
-from vdpa_agent.rpc.calls import Services
-from vdpa_agent.rpc.connection import READ_BYTES, HttpConnection
+from vdpa_agent.node.guarded import Closers, GuardedSocket
+from vdpa_agent.rpc.connection import Connection
+from vdpa_agent.rpc.limits import Patience
 from vdpa_agent.rpc.peers import Peer, Peers
+from vdpa_agent.rpc.room import READ_BYTES, Room
+from vdpa_agent.rpc.services import Services
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import DeviceService
 from vdpa_agent.serve.health import HealthService
+from vdpa_agent.serve.reflection import Reflection
 from vdpa_agent.serve.vdpadpdk import VdpaDpdk
 from vdpa_agent.serve.view import Snapshots, View
 
@@ -61,54 +65,6 @@ class KeptPeers(Peers):
         self.defects.append(error)
 
 
-class KeptTransport(asyncio.Transport):
-    """Keeps what is written; while its peer does not read, only abort() ends it.
-
-    Attributes:
-        written: all of it.
-        writes: how often something was.
-        blocked: whether its peer does not read.
-    """
-
-    def __init__(self, protocol: HttpConnection) -> None:
-        super().__init__()
-        self.written = b""
-        self.writes = 0
-        self.blocked = False
-        self._protocol = protocol
-        self._closing = False
-        self._lost = False
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        pass  # it never pauses by itself
-
-    def write(self, data: Any) -> None:
-        assert not self._closing
-        self.written += data
-        self.writes += 1
-
-    def is_closing(self) -> bool:
-        return self._closing
-
-    def close(self) -> None:
-        self._closing = True
-        if not self.blocked:
-            self.abort()
-
-    def abort(self) -> None:
-        self._closing = True
-        if not self._lost:
-            self._lost = True
-            asyncio.get_running_loop().call_soon(self._lose)
-
-    def _lose(self) -> None:
-        self._protocol.connection_lost(None)
-        self._protocol._peers.leave(self._protocol._account)  # as the socket does
-
-    def get_write_buffer_size(self) -> int:
-        return len(self.written)
-
-
 def example_services() -> list[Any]:
     """All services but reflection, with the example data."""
     view = View(snapshots(mapping=Loaded(example_mapping()), role=Role.SERVING))
@@ -119,31 +75,97 @@ def example_services() -> list[Any]:
     return [VdpaDpdk(Answers(view), 0.0), DeviceService(view, no_statistics, {}), HealthService(view)]
 
 
+def all_services() -> list[Any]:
+    """The same, and what describes them."""
+    services = example_services()
+    return [*services, Reflection(services)]
+
+
+class Counted(GuardedSocket):
+    """Counts what is written.
+
+    Attributes:
+        writes: how often something was.
+    """
+
+    def __init__(self, connected: socket.socket, closers: Closers) -> None:
+        super().__init__(connected, closers)
+        self.writes = 0
+        send = self.send
+
+        def counted(data: Any, *arguments: Any) -> int:
+            self.writes += 1
+            return send(data, *arguments)
+
+        self.send = counted
+
+
 class Served:
-    """The services with their example data, without a socket."""
+    """The services with their example data, on sockets that nobody but the test reads from.
+
+    Attributes:
+        gone: the connections that have ended.
+    """
 
     def __init__(self) -> None:
-        self.services = Services(ServerReflection.extend(example_services()))
-        self.room = bytearray(READ_BYTES)
+        self.services = Services(all_services())
+        self.room = Room()
         self.peers = KeptPeers()
+        self.closers = Closers()
+        self.gone: list[Connection] = []
+        self._opened: list[tuple[Connection, socket.socket]] = []
         self.complaints: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self.complaints.append(context))
 
-    def connect(self) -> tuple[HttpConnection, KeptTransport]:
-        """A new connection."""
+    def connect(self, room_bytes: int = 0) -> tuple[Connection, socket.socket, Counted]:
+        """A new connection, the other end of its socket, and its own; `room_bytes`: what the kernel keeps, if not all.
+
+        The event loop sees nothing of it: `receive` has it read.
+        """
         account = self.peers.account_of(ME)
         assert self.peers.enter(ME, account)
-        connection = HttpConnection(self.services, self.peers, ME, account, self.room)
-        transport = KeptTransport(connection)
-        connection.connection_made(transport)
-        return connection, transport
+        ours, theirs = socket.socketpair()
+        theirs.settimeout(0)
+        if room_bytes:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room_bytes)
+        connected = Counted(ours, self.closers)
+        connected.ended = lambda: self.peers.leave(account)
+        connection = Connection(
+            connected,
+            self.services,
+            self.peers,
+            ME,
+            account,
+            room=self.room,
+            patience=Patience(),
+            gone=self.gone.append,
+        )
+        self._opened.append((connection, theirs))
+        connection.start()
+        asyncio.get_running_loop().remove_reader(connected)
+        return connection, theirs, connected
+
+    def close(self) -> None:
+        """Ends what is left."""
+        for connection, theirs in self._opened:
+            connection.abort()
+            theirs.close()
+        self._opened.clear()
 
 
-def receive(connection: HttpConnection, data: bytes) -> None:
-    """Has a connection read some bytes, as much at once as it would; none once it is closed, as asyncio's."""
+def receive(connection: Connection, theirs: socket.socket, data: bytes) -> None:
+    """Has a connection read some bytes, as much at once as it would; none once it is closed, or where it reads none."""
     for begin in range(0, len(data), READ_BYTES):
-        if connection._transport.is_closing():
+        if connection._over or not connection._reads:
             return
-        piece = data[begin : begin + READ_BYTES]
-        connection.get_buffer(-1)[: len(piece)] = piece
-        connection.buffer_updated(len(piece))
+        theirs.send(data[begin : begin + READ_BYTES])
+        connection._take_what_came()
+
+
+def heard(theirs: socket.socket) -> bytes:
+    """All that a connection has sent and nobody has read."""
+    came = b""
+    with suppress(BlockingIOError):
+        while piece := theirs.recv(1_000_000):
+            came += piece
+    return came

@@ -45,6 +45,7 @@ from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import Ask, DeviceService
 from vdpa_agent.serve.health import HealthService
 from vdpa_agent.serve.http.sources import Sources
+from vdpa_agent.serve.reflection import Reflection
 from vdpa_agent.serve.vdpadpdk import VdpaDpdk
 from vdpa_agent.serve.view import DeadSockets, Snapshots, View
 
@@ -311,13 +312,14 @@ async def _http(listen: HostPort | None, sources: Sources) -> AsyncIterator[None
 
 
 def _services(config: AgentConfig, view: View, answers: Answers, statistics: Ask) -> list[Any]:
-    """Everything that is served, but reflection."""
+    """Everything that is served."""
     hold_s = 0.0 if config.serve.example_data else config.serve.hold_timeout_s
-    return [
+    services: list[Any] = [
         VdpaDpdk(answers, hold_s),
         DeviceService(view, statistics, settings_in_force(config)),
         HealthService(view),
     ]
+    return [*services, Reflection(services)]
 
 
 async def _no_statistics(_address: PciAddress) -> Statistics:

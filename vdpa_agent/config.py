@@ -28,6 +28,9 @@ DEVICE_SOCKET: Final = "vhost.sock"
 """The name of the socket in the directory that a device has of its own."""
 
 _LONGEST_DEVICE_SOCKET: Final = f"/00000000:00:00.0/{DEVICE_SOCKET}"
+CONNECTIONS_FOR_ROOT: Final = 64
+"""Connections that only root gets: the CNI plugins', however many others there are."""
+
 _LONGEST_SOCKET_NAME: Final = "/vdpa-00000000:00:00.0"
 
 
@@ -199,51 +202,32 @@ class HostPort(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsConfig:
-    """Who may call, and how much anybody may take of the agent from the others.
+    """Who may call, and how much one user may take of the agent from the others.
 
-    `GetSocketpath` owes an answer to every well-formed request: the rates are far above what a node's CNI plugins can
-    ask for, which start a pod or two a second, not hundreds.
+    What a single connection may take is fixed, see rpc/limits.py. `GetSocketpath` owes an answer to every well-formed
+    request: the rate is far above what a node's CNI plugins ask for, which start a pod or two a second, not hundreds.
 
     Attributes:
         allow_uids: the users who may call; root and the agent's own user always may.
         allow_gids: the groups whose members may call.
-        message_bytes: the longest request; more is RESOURCE_EXHAUSTED before any of it is kept.
-        header_bytes: the longest list of headers of a request, and the longest block that carries it.
-        streams: open calls of a connection; more are REFUSED_STREAM, which clients retry.
-        connections: connections of everybody together.
-        connections_for_root: those of them that only root gets.
+        connections: connections of everybody together, of which `CONNECTIONS_FOR_ROOT` are root's alone.
         connections_per_uid: connections of one user other than root; of all who may not call together, a quarter.
         open_calls_per_uid: calls of one user that wait for their answers.
-        calls_per_s: calls that one user may make for long, a second, and twice as many at once; more are
-            RESOURCE_EXHAUSTED.
-        unread_bytes: what may wait in memory for a peer to read it; more closes its connection.
-        unread_s: how long anything may wait for a peer that reads nothing, in seconds.
-        preface_s: how long a connection may take to speak HTTP/2, in seconds.
-        idle_s: how long a connection without a call that is being answered may be silent, in seconds.
-        backlog: connections that wait to be accepted; the kernel lowers it to net.core.somaxconn.
+        calls_per_s: calls that one user may make for long, a second, and twice as many at once; more have to wait.
     """
 
     allow_uids: frozenset[int] = frozenset()
     allow_gids: frozenset[int] = frozenset()
-    message_bytes: int = 64 * 1024
-    header_bytes: int = 16 * 1024
-    streams: int = 100
     connections: int = 2_048
-    connections_for_root: int = 64
     connections_per_uid: int = 64
     open_calls_per_uid: int = 4_096
     calls_per_s: int = 1_000
-    unread_bytes: int = 1024 * 1024
-    unread_s: float = 30.0
-    preface_s: float = 5.0
-    idle_s: float = 300.0
-    backlog: int = 4_096
 
     def __post_init__(self) -> None:
-        if self.connections_for_root >= self.connections:
+        if self.connections <= CONNECTIONS_FOR_ROOT:
             message = (
-                f"--connections-for-root {self.connections_for_root} leaves nothing of"
-                f" --max-connections {self.connections} to others, lower it"
+                f"--max-connections {self.connections} leaves nothing to others than root, who has"
+                f" {CONNECTIONS_FOR_ROOT} of them, raise it"
             )
             raise ConfigError(message)
 
@@ -338,18 +322,10 @@ def settings_in_force(config: AgentConfig) -> dict[str, str]:
         "listen-group": "" if serve.listen_group is None else serve.listen_group,
         "allow-uid": " ".join(map(str, sorted(limits.allow_uids))),
         "allow-gid": " ".join(map(str, sorted(limits.allow_gids))),
-        "max-message-bytes": limits.message_bytes,
-        "max-header-bytes": limits.header_bytes,
-        "max-streams": limits.streams,
         "max-connections": limits.connections,
         "max-connections-per-uid": limits.connections_per_uid,
-        "connections-for-root": limits.connections_for_root,
         "max-open-calls-per-uid": limits.open_calls_per_uid,
         "max-calls-per-second": limits.calls_per_s,
-        "max-unread-bytes": limits.unread_bytes,
-        "preface-timeout": f"{limits.preface_s:g}",
-        "idle-timeout": f"{limits.idle_s:g}",
-        "backlog": limits.backlog,
         "http-listen": serve.http_listen or "",
         "hold-timeout": f"{serve.hold_timeout_s:g}",
         "ready-when": serve.ready_when,

@@ -10,6 +10,7 @@ AgentError                 exit code 1
 │   └── RequestRefused     1    it answered a control request with an error
 ├── SocketDirUnusable      1    the directory of the vhost-user sockets cannot be used
 ├── NoThread               1    the machine has no thread left for the agent
+├── LibraryMissing         1    a shared library that the agent needs is not there, or too old
 ├── ListenError            1    the gRPC socket or the HTTP address cannot be opened
 │   └── AlreadyRunning     100  another instance holds it
 ├── NoSuchDevice           4    the agent knows no socket for an address
@@ -80,6 +81,20 @@ class NoThread(AgentError):
 
     def __init__(self) -> None:
         super().__init__("no thread can be started; raise the limit of processes (nproc, or pids of the container)")
+
+
+class LibraryMissing(AgentError):
+    """A shared library that the agent needs is not there, or too old.
+
+    Attributes:
+        problem: what is wrong.
+        remedy: how to get it.
+    """
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"{problem}; {remedy}")
+        self.problem = problem
+        self.remedy = remedy
 
 
 class ListenError(AgentError):

@@ -127,7 +127,7 @@ def empty_data(listen: str) -> Seen:
 
 
 def data_after_the_end(listen: str) -> Seen:
-    """DATA for a call that was answered, each of which h2 answers with a reset."""
+    """DATA for a call that was answered and whose request had ended."""
     wire = Wire(listen)
     wire.ask(1)
     return _repeat(wire, DataFrame(1, b"x").serialize())

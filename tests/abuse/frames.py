@@ -22,6 +22,8 @@ DATA, HEADERS_FRAME, PRIORITY_FRAME, RESET, SETTINGS, PING, GOAWAY, WINDOW_UPDAT
 )
 END_STREAM, END_HEADERS, PADDED, PRIORITY = 1, 4, 8, 32
 
+_GOOD: Final = tuple((name.encode(), value.encode()) for name, value in HEADERS)
+
 NEW: Final = -1
 """Stands for the next stream of a connection; -2 for its last one, -3 for the one before that, and so on."""
 
@@ -53,6 +55,7 @@ class Block:
     """Headers, which are encoded in the order in which they are sent."""
 
     headers: tuple[tuple[bytes, bytes], ...]
+    pad: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +228,53 @@ def conversations(draw: st.DrawFn) -> list[Step]:
     return _cut(parts, draw(st.lists(st.integers(1, 40), max_size=4)), draw(st.sampled_from([1024, 1024, 9, 1])))
 
 
+_asked = st.sampled_from([request(), request("0000:99:00.0"), message(b"")])
+_good = st.one_of(
+    *[
+        st.builds(
+            lambda body: [Sent(HEADERS_FRAME, END_HEADERS, NEW, Block(_GOOD)), Sent(DATA, END_STREAM, -2, body)], _asked
+        )
+    ]
+    * 4,
+    st.builds(
+        lambda body, pad, cut: [
+            Sent(HEADERS_FRAME, END_HEADERS | PADDED, NEW, Block(_GOOD, pad)),
+            Sent(DATA, PADDED, -2, bytes([pad]) + body[:cut] + b"\0" * pad),
+            Sent(DATA, END_STREAM, -2, body[cut:]),
+        ],
+        *(_asked, st.integers(0, 9), st.integers(0, 20)),
+    ),
+    st.builds(
+        lambda body: [
+            Sent(HEADERS_FRAME, END_HEADERS, NEW, Block(_GOOD)),
+            Sent(DATA, 0, -2, body),
+            Sent(HEADERS_FRAME, 5, -2, Block(((b"x-more", b"1"),))),
+        ],
+        _asked,
+    ),
+    st.builds(lambda: [Sent(HEADERS_FRAME, END_HEADERS, NEW, Block(_GOOD)), Sent(RESET, 0, -2, b"\0\0\0\x08")]),
+    st.builds(lambda more: [Sent(WINDOW_UPDATE, 0, 0, more)], _small),
+    st.builds(lambda data: [Sent(PING, 0, 0, data + data)], _word),
+    st.builds(lambda data: [Sent(190, 255, 0, data)], st.binary(max_size=9)),
+)
+_greeted = st.sampled_from(
+    [b"", *(b"\0\4" + size for size in (b"\0\0\0\0", b"\0\0\0\5", b"\0\0\0\x40", b"\0\1\0\0"))]
+).map(lambda windows: [Sent(SETTINGS, 0, 0, windows)])
+_acknowledged: Final[list[Sent]] = [Sent(SETTINGS, 1, 0, b"")]
+
+
+@st.composite
+def good_conversations(draw: st.DrawFn) -> list[bytes]:
+    """Nothing but what a client may send, in pieces of any size."""
+    scenes: list[list[Sent] | Step] = [draw(_greeted), *draw(st.lists(_good, min_size=1, max_size=14)), _acknowledged]
+    return _pieces(draw, [PREFACE, *_rendered(scenes)])
+
+
+def _pieces(draw: st.DrawFn, parts: list[Step]) -> list[bytes]:
+    steps = _cut(parts, draw(st.lists(st.integers(1, 40), max_size=4)), draw(st.sampled_from([1024, 1024, 100, 9])))
+    return [step for step in steps if isinstance(step, bytes)]
+
+
 def _rendered(scenes: list[list[Sent] | Step]) -> list[Step]:
     encoder = Encoder()
     last = -1
@@ -244,7 +294,10 @@ def _rendered(scenes: list[list[Sent] | Step]) -> list[Step]:
 def _bytes_of(frame: Sent, stream: int, encoder: Encoder) -> bytes:
     payload = frame.payload
     if isinstance(payload, Block):
+        pad = payload.pad
         payload = encoder.encode(list(payload.headers))
+        if pad is not None:
+            payload = bytes([pad]) + payload + b"\0" * pad
     length = max(0, len(payload) + frame.lie)
     return length.to_bytes(3, "big") + bytes([frame.kind, frame.flags]) + stream.to_bytes(4, "big") + payload
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -18,7 +19,7 @@ from h2.errors import ErrorCodes
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFrame
 
 from tests.abuse.conftest import AGENT_UID, STRANGER_UID, under
-from tests.abuse.wire import KNOWN_SOCKET, PREFACE, Answer, Wire, message, request, with_headers
+from tests.abuse.wire import KNOWN_SOCKET, Answer, Wire, message, request, with_headers
 from tests.processes import ROOT, AgentProcess, eventually, running
 
 WATCH: Final = "/vdpa_agent.v1.DeviceService/WatchDevices"
@@ -211,34 +212,22 @@ def test_a_refused_call_that_its_peer_has_ended(run_dir: Path, connect: Connect,
         # In one piece: all of it is known before any of it is answered.
         wire.send(wire.call(1, headers=with_headers(_path="/nowhere")) + reset + wire.call(3, request()) + end)
         wire.wait(3)
+        if end:
+            wire.wait_closed()
         assert wire.closed == bool(end)
         assert status(connect(agent).ask(1)) == ("200", "0")
     no_defect(agent)
 
 
-def test_more_streams_than_allowed(run_dir: Path, connect: Connect) -> None:
-    with running(run_dir, "--example-data", "--max-streams=3") as agent:
+def test_more_calls_a_second_than_allowed_have_to_wait(run_dir: Path, connect: Connect) -> None:
+    with running(run_dir, "--example-data", "--max-calls-per-second=20") as agent:
         wire = connect(agent)
-        wire.send(b"".join(wire.call(stream, end=False) for stream in (1, 3, 5)))
-        assert wire.ask(7).reset == ErrorCodes.REFUSED_STREAM
-        wire.send(DataFrame(1, request(), flags=["END_STREAM"]).serialize())
-        assert status(wire.wait(1)) == ("200", "0")
-        assert status(wire.ask(9)) == ("200", "0")
-    no_defect(agent)
-
-
-def test_more_calls_a_second_than_allowed(run_dir: Path, connect: Connect) -> None:
-    with running(run_dir, "--example-data", "--max-calls-per-second=5") as agent:
-        wire = connect(agent)
-        streams = range(1, 61, 2)
-        wire.send(b"".join(wire.call(stream, request()) for stream in streams))
-        answers = [wire.wait(stream) for stream in streams]
-        assert {status(answer) for answer in answers} == {("200", "0"), ("200", "8")}
-        assert [status(answer)[1] for answer in answers[:10]] == ["0"] * 10
-        assert {reason(answer) for answer in answers if status(answer)[1] == "8"} == {"CALL_RATE"}
-        # A token comes back every 200 ms.
-        again = iter(range(61, 1_000, 2))
-        eventually("taken again", lambda: status(wire.ask(next(again))) == ("200", "0"))
+        began = time.monotonic()
+        for stream in range(1, 161, 2):
+            assert status(wire.ask(stream)) == ("200", "0")
+        assert time.monotonic() - began >= 1.9  # 40 at once, then one every 50 ms
+        (line,) = agent.log.named("peer_misbehaved")
+        assert line["reason"] == "call_rate"
     no_defect(agent)
 
 
@@ -253,35 +242,6 @@ def test_more_open_calls_than_allowed(run_dir: Path, connect: Connect) -> None:
         wire.close()
         again = iter(range(3, 1_000, 2))
         eventually("taken again", lambda: status(other.ask(next(again))) == ("200", "0"))
-    no_defect(agent)
-
-
-def test_who_does_not_greet_in_time_is_closed(run_dir: Path, connect: Connect) -> None:
-    with running(run_dir, "--example-data", "--preface-timeout=0.2") as agent:
-        silent, half = connect(agent, greet=False), connect(agent, greet=False)
-        half.send(PREFACE[:10])
-        greeted = connect(agent)
-        assert status(greeted.ask(1)) == ("200", "0")
-        for wire in (silent, half):
-            wire.wait_closed()
-            assert (wire.closed, wire.goaway) == (True, ErrorCodes.SETTINGS_TIMEOUT)
-        assert status(greeted.ask(3)) == ("200", "0")
-    no_defect(agent)
-
-
-def test_who_is_idle_is_closed_and_who_waits_for_an_answer_is_not(run_dir: Path, connect: Connect) -> None:
-    with running(run_dir, "--example-data", "--idle-timeout=0.5") as agent:
-        watching, idle, unfinished = (connect(agent) for _ in range(3))
-        watching.send(watching.call(1, message(b""), headers=with_headers(_path=WATCH)))
-        watching.read_until(lambda: KNOWN_SOCKET in watching.wait(1, 0).data)
-        idle.ask(1)
-        unfinished.send(unfinished.call(1, end=False))
-        for wire in (idle, unfinished):
-            wire.wait_closed()
-            assert (wire.closed, wire.goaway) == (True, ErrorCodes.NO_ERROR)
-        watching.read(0)
-        assert not watching.closed
-        assert status(watching.ask(3)) == ("200", "0")
     no_defect(agent)
 
 

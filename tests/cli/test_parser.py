@@ -94,7 +94,7 @@ def test_where_http_cannot_be_served(capsys: pytest.CaptureFixture[str], text: s
         (["run", "--socket-mode=1777"], {}, "'1777' is not a mode such as 0660 (or"),
         (["run", "--socket-mode=-1"], {}, "'-1' is not a mode such as 0660 (or"),
         (["run", "--stop-grace=-1"], {}, "'-1' is not a number of seconds"),
-        (["run", "--max-streams=0"], {}, "'0' is not a whole number from 1 to 1000000000"),
+        (["run", "--max-connections=0"], {}, "'0' is not a whole number from 1 to 1000000000"),
         (["run", "--allow-uid=nobody-at-all"], {}, "there is no user 'nobody-at-all' here, give a number"),
         (["run", "--allow-uid=4294967295"], {}, "4294967295 is not the number of a user, which is at most 4294967294"),
         (["run", "--hold-timeout=-1"], {}, "'-1' is not a number of seconds from 0 to 86400"),

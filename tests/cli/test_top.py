@@ -95,7 +95,7 @@ class Terminal:
         """Waits for the end of top; returns its exit code and what it complained about."""
         assert self.process.stderr is not None
         complaint = self.process.stderr.read().decode()
-        return self.process.wait(60), complaint
+        return self.process.wait(20), complaint
 
     def close(self) -> None:
         self.process.kill()
@@ -238,10 +238,7 @@ def test_once(run_dir: Path) -> None:
 def test_a_device_whose_packets_nobody_counts(run_dir: Path) -> None:
     with running(run_dir, "--example-data") as agent:
         shown = _once("--once", f"--address={agent.listen}", "--interval=0.1")
-    assert (
-        "0000:82:00.2  ready  -          -            -             -             /var/run/vdpa/vhost/vdpa-0"
-        in shown.stdout
-    )
+    assert "0000:82:00.2  ready  -          -             -             /var/run/vdpa/vhost/vdpa-0" in shown.stdout
 
 
 def test_refusals(run_dir: Path) -> None:

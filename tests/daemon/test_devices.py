@@ -97,7 +97,7 @@ class World:
             await asyncio.wait({following})
 
     async def until(self, address: PciAddress, wanted: Callable[[DeviceState | None], bool]) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             await self.devices.published.wait_for(
                 lambda devices: wanted(devices[address].state if address in devices else None)
             )
@@ -124,7 +124,7 @@ async def test_very_many_comings_and_goings_are_counted_and_not_logged_one_by_on
                 world.devices.front_end(A, CONNECTED)
                 world.devices.front_end(A, NO_FRONT_END)
             world.devices.look()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(20):
                 while not any(log["event"] == "front_end_changes" for log in logs):
                     await asyncio.sleep(0.001)
     assert len(logs) < 20
@@ -145,7 +145,7 @@ async def test_queue_pairs_that_come_one_by_one_are_one_line_and_each_way_back_i
             world.devices.front_end(A, CONNECTED)
             for queue_pairs in (1, 2, 3, 4):
                 world.devices.front_end(A, configured(queue_pairs))
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(20):
                 while len(_front_ends(logs)) < 2:
                     await asyncio.sleep(0.001)
             assert world.devices.published.value[A].front_end == configured(4)
@@ -187,7 +187,7 @@ async def test_what_no_notification_said_is_learned_from_the_list(
         await world.until(A, lambda state: state in SERVED)
         world.devices.front_end(A, configured(1))  # the rest was lost
         world.devices.look()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             await world.devices.published.wait_for(lambda devices: devices[A].front_end == front_end)
         connected = world.devices.published.value[A].state is DeviceState.CONNECTED
     assert connected == front_end.is_connected
@@ -208,7 +208,7 @@ async def test_a_notification_that_comes_while_the_list_is_asked_for_is_newer(
         await world.until(A, lambda state: state is DeviceState.READY)
         world.daemon.during["device.list"] = meanwhile
         world.devices.look()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             await world.devices.published.wait_for(lambda devices: bool(devices[A].refusals))
         assert world.devices.published.value[A].front_end == configured(3)
 
@@ -234,7 +234,7 @@ async def test_a_list_that_says_nothing_changes_nothing(
         await world.until(A, lambda state: state is DeviceState.READY)
         world.devices.front_end(A, configured(3))
         asked = world.daemon.calls.count(("device.list", ""))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             while world.daemon.calls.count(("device.list", "")) < asked + 2:  # so one was taken in between
                 world.devices.look()
                 await asyncio.sleep(0.001)
@@ -251,7 +251,7 @@ async def test_refused_front_ends_are_counted_and_logged_together(
     async def see(refusals: dict[str, int]) -> None:
         world.daemon.answers["device.list"] = _listed(NO_FRONT_END, {**refusals, "odd": -1, "none": 0, "no": "x"})
         world.devices.look()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             await world.devices.published.wait_for(lambda devices: devices[A].refusals == refusals)
 
     async with world.followed():
@@ -287,7 +287,7 @@ async def test_a_device_that_the_daemon_does_not_let_go_stays_and_is_not_promise
         world.daemon.answers["device.remove"] = RequestRefused(BUSY, "it is busy")
         with capture_logs() as logs:
             world.wanted.set(Loaded(()))
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(20):
                 await world.devices.published.wait_for(lambda devices: devices[A].reason == "it is busy")
         assert world.devices.published.value[A].state is DeviceState.REMOVING
         assert [log["event"] for log in logs] == ["device_not_removed"]
@@ -299,7 +299,7 @@ async def test_the_same_refusal_is_a_warning_once(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.daemon.answers["device.add"] = RequestRefused(BUSY, "it is busy")
     with capture_logs() as logs:
-        async with world.followed(), asyncio.timeout(60):
+        async with world.followed(), asyncio.timeout(20):
             while world.daemon.calls.count(("device.add", A)) < 2:
                 await asyncio.sleep(0.01)
             world.daemon.answers["device.add"] = RequestRefused(BUSY, "it is another's")
@@ -362,7 +362,7 @@ async def test_names_that_are_lost_are_kept_again(tmp_path: Path) -> None:
     async with world.followed():
         await world.until(A, lambda state: state is DeviceState.READY)
         world.names.kept = {}
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             while world.names.kept != {A: "vdpa-0"}:
                 world.devices.look()
                 await asyncio.sleep(0.01)
@@ -374,7 +374,7 @@ async def test_a_mapping_that_another_process_changed_is_written_again_and_count
         await world.until(A, lambda state: state is DeviceState.READY)
         with capture_logs() as logs:
             world.mapping.set(Loaded(SocketMapping({A: "/v/foreign"})))  # type: ignore[arg-type]
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(20):
                 while not world.steps:
                     await asyncio.sleep(0.01)
     assert world.steps == {Destructive.MAPPING_REPAIRED: 1}
@@ -388,7 +388,7 @@ async def test_what_is_not_a_mapping_is_taken_away_before_it_is_written_again(tm
     async with world.followed():
         await world.until(A, lambda state: state is DeviceState.READY)
         world.mapping.set(Loaded(SocketMapping({A: "/v/a"}), "it is empty", refused=True))  # type: ignore[arg-type]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             while not world.steps:
                 await asyncio.sleep(0.01)
     assert world.daemon.calls.index(("retire", "")) < world.daemon.calls.index(("mapping.write", ""))
@@ -400,7 +400,7 @@ async def test_a_mapping_that_cannot_be_written_is_an_error_and_tried_again(tmp_
     with capture_logs() as logs:
         async with world.followed():
             await world.until(A, lambda state: state is DeviceState.READY)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(20):
                 while world.daemon.calls.count(("mapping.write", "")) < 2:
                     await asyncio.sleep(0.01)
                 world.daemon.answers["mapping.write"] = {}

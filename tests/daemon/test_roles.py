@@ -72,7 +72,7 @@ async def test_living_sockets_are_of_another_process_until_they_die(run_dir: Pat
         world.map(world.path)
         assert await world.decided() is Role.SERVING
         running = asyncio.ensure_future(world.roles.run())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(20):
         await world.roles.role.wait_for(lambda role: role is Role.WAITING)  # without any event
     running.cancel()
 

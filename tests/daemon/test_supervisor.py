@@ -62,7 +62,7 @@ def test_stopping_while_the_daemon_has_not_answered_yet(run_dir: Path, isolation
 
 
 def test_a_second_sigterm_waits_for_nothing_and_leaves_no_orphan(run_dir: Path, isolation: str) -> None:
-    agent = _agent(run_dir, "deaf", isolation, "--stop-grace=600")
+    agent = _agent(run_dir, "deaf", isolation, "--stop-grace=60")
     try:
         agent.wait_logged("device_ready", count=2)
         pid = agent.daemon_pid()

@@ -116,7 +116,7 @@ class Vdpad:
         subprocess.run(
             [
                 str(built("native/frontend/vdpa-front", "native")),
-                *(f"--path={self.socket(address)}", "--memory=none", "--packets=100", "--connect-timeout=60"),
+                *(f"--path={self.socket(address)}", "--memory=none", "--packets=100", "--connect-timeout=10"),
             ],
             check=True,
             capture_output=True,

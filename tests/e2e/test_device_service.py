@@ -23,7 +23,7 @@ def _unary(agent: AgentProcess, method: str, request: Any, reply: Any) -> Any:
     call = agent.channel.unary_unary(
         method, request_serializer=type(request).SerializeToString, response_deserializer=reply.FromString
     )
-    return call(request, timeout=60)
+    return call(request, timeout=10)
 
 
 def _device(agent: AgentProcess, address: str) -> pb.Device:

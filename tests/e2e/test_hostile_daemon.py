@@ -110,4 +110,4 @@ def _call(agent: AgentProcess, method: str, request: Any, response: Any) -> Any:
         request_serializer=type(request).SerializeToString,
         response_deserializer=response.FromString,
     )
-    return call(request, timeout=60)
+    return call(request, timeout=20)

@@ -263,7 +263,7 @@ def test_a_program_that_was_never_there_ends_the_agent(run_dir: Path) -> None:
     write_list(run_dir / "pciList.dat", FOUR)
     agent = AgentProcess(run_dir, ["--simulate", f"--vdpad={run_dir}/absent", DEVICE], {})
     try:
-        assert agent.process.wait(60) == 3
+        assert agent.process.wait(20) == 3
     finally:
         agent.kill()
 

@@ -81,7 +81,7 @@ def test_an_agent_whose_log_nobody_reads_answers_and_keeps_its_daemon_going(run_
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=60,
+                timeout=20,
             )
             return str(run_dir / "vhost" / "vdpa-0") in asked.stdout
 
@@ -93,7 +93,7 @@ def test_an_agent_whose_log_nobody_reads_answers_and_keeps_its_daemon_going(run_
         log = JsonLines(process.stderr)
         log.wait(process, "log_lines_dropped" if log.named("log_lines_dropped") else "daemon_output_dropped")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(20) == 0
         log.end()
         assert not log.named("not_json")
         assert log.events[-1]["event"] == "agent_stopped"
@@ -129,7 +129,7 @@ def test_an_agent_whose_log_nobody_reads_stops(run_dir: Path) -> None:
 def test_why_the_agent_failed_comes_after_all_log_lines(run_dir: Path) -> None:
     write_atomically(run_dir / "pciList.dat", f"{DEVICE}\n")
     agent = AgentProcess(run_dir, ["--simulate", "--vdpad=no-such-vdpad"], {})
-    assert agent.process.wait(60) == 3
+    assert agent.process.wait(20) == 3
     agent.kill()
     assert agent.log.raw[-1].startswith("vdpa-agent: no-such-vdpad is not an executable program")
     assert [event["event"] for event in agent.log.events].count("not_json") == 1

@@ -43,7 +43,7 @@ class _ProcessOne(AgentProcess):
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Asks process 1 itself, as a container runtime does; unshare ends with its exit code."""
         os.kill(self.pid(), number)
-        code = self.process.wait(60)
+        code = self.process.wait(20)
         self.log.end()
         return code
 

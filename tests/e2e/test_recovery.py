@@ -40,7 +40,7 @@ def test_front_ends_that_own_their_socket_pass_packets_again_by_themselves(
     socket = str(run_dir / "vhost" / "vdpa-0")
     with running(run_dir, *options, "--vhost-mode=client") as agent:
         agent.wait_answer("0000:82:00.2", socket)
-        with front_end(socket, "--server", "--rate=5000", "--interval=0.1", "--connect-timeout=60") as front:
+        with front_end(socket, "--server", "--rate=5000", "--interval=0.1", "--connect-timeout=20") as front:
             front.wait_passing()
             os.kill(agent.daemon_pid(), signal.SIGKILL)
             agent.wait_logged("device_ready", count=2)
@@ -58,7 +58,7 @@ def test_a_missing_daemon_ends_the_agent_with_3_and_the_remedy(run_dir: Path) ->
     write_atomically(run_dir / "pciList.dat", "0000:82:00.2\n")
     agent = AgentProcess(run_dir, ["--vdpad=/nowhere/vdpad"], {})
     try:
-        assert agent.process.wait(60) == 3
+        assert agent.process.wait(20) == 3
         agent.log.end()
         said = agent.log.raw[-1]
         assert said == (
@@ -72,7 +72,7 @@ def test_refused_arguments_end_the_agent_with_3_and_the_daemons_words(run_dir: P
     write_atomically(run_dir / "pciList.dat", "0000:82:00.2\n")
     agent = AgentProcess(run_dir, [*options, "--socket-group=no-such-group"], {})
     try:
-        assert agent.process.wait(60) == 3
+        assert agent.process.wait(20) == 3
         agent.log.end()
         assert "refused its arguments" in agent.log.raw[-1]
         assert "no-such-group" in agent.log.raw[-1]
@@ -137,7 +137,7 @@ def test_daemon_none_never_manages(run_dir: Path) -> None:
 def test_a_second_agent_is_sent_away_and_the_first_answers_on(four: AgentProcess, options: tuple[str, ...]) -> None:
     second = AgentProcess(four.directory, options, {})
     try:
-        assert second.process.wait(60) == 100
+        assert second.process.wait(20) == 100
         second.log.end()
         assert f"process {four.process.pid} on {socket.gethostname()}, holds {four.socket_list}" in second.log.raw[-1]
     finally:
@@ -151,7 +151,7 @@ def test_a_second_agent_with_a_socket_of_its_own_takes_nothing_from_the_first(
     before = four.socket_list.read_text()
     second = AgentProcess(four.directory, [*options, f"--listen={four.directory / 'second.sock'}"], {})
     try:
-        assert second.process.wait(60) == 100
+        assert second.process.wait(20) == 100
         second.log.end()
         assert f"holds {four.socket_list}; stop it or choose another --socket-list" in second.log.raw[-1]
     finally:

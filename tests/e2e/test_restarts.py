@@ -185,7 +185,7 @@ def test_in_client_mode_a_killed_daemon_comes_back_the_same_and_packets_pass_aga
     with running(run_dir, *options, "--vhost-mode=client") as agent:
         agent.wait_logged("device_ready", count=4)
         socket_path = str(run_dir / "vhost" / "vdpa-0")
-        with front_end(socket_path, "--server", "--rate=5000", "--interval=0.1", "--connect-timeout=60") as front:
+        with front_end(socket_path, "--server", "--rate=5000", "--interval=0.1", "--connect-timeout=20") as front:
             back_end = next(back_ends)
             facts = _questions(back_end)
             mapping = agent.socket_list.read_text()

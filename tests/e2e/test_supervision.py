@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import time
-from datetime import datetime, timedelta
 from pathlib import Path
 
 from tests.e2e.conftest import FOUR
@@ -57,10 +56,7 @@ def test_a_device_goes_as_soon_as_its_front_end_has_left(four: AgentProcess) -> 
         _list(four, *FOUR[1:])
         four.wait_logged("device_drains", device=FOUR[0])
         front.stop()
-        removed = four.wait_logged("device_removed", device=FOUR[0])
-    (drains,) = four.log.named("device_drains", device=FOUR[0])
-    waited = datetime.fromisoformat(removed["timestamp"]) - datetime.fromisoformat(drains["timestamp"])
-    assert waited < timedelta(seconds=25)  # long before the drain time-out of 30 s
+        four.wait_logged("device_removed", device=FOUR[0])  # before the drain time-out, which is longer than a wait
 
 
 def test_a_hung_daemon_is_unhealthy_then_killed_then_replaced(four: AgentProcess) -> None:

@@ -55,7 +55,7 @@ class _Follower:
     async def prints(self, text: str) -> None:
         """Reads on until a line has this text."""
         assert self._process.stdout is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             while not self.lines or text not in self.lines[-1]:
                 line = await self._process.stdout.readline()
                 assert line, self.lines
@@ -182,7 +182,7 @@ async def test_an_undecodable_name_in_the_directory_from_the_start_is_no_matter(
     with open(os.fsencode(tmp_path) + b"/\xff\xfe", "wb"):  # noqa: PTH123 - a name that no Path holds
         pass
     with capture_logs() as logs:
-        async with aclosing(follow((tmp_path / "file",))) as changes, asyncio.timeout(60):
+        async with aclosing(follow((tmp_path / "file",))) as changes, asyncio.timeout(20):
             await anext(changes)
             await anext(changes)
             (tmp_path / "file").touch()

@@ -49,12 +49,12 @@ async def _followed(lists: Lists) -> AsyncIterator[None]:
 
 
 async def _becomes(latest: Latest[Loaded[Any]], wanted: Callable[[Loaded[Any]], bool]) -> Loaded[Any]:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(20):
         return await latest.wait_for(wanted)
 
 
 async def _appears(path: Path) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(20):
         while not path.exists():
             await asyncio.sleep(0.01)
 
@@ -212,7 +212,7 @@ async def test_only_what_counts_is_kept_and_a_kept_list_that_is_gone_comes_again
         assert loaded.value == (*DEVICES, "0000:83:00.0")
         assert kept.read_text() == _written(DEVICES)
         write_atomically(path, _written((*DEVICES, "0000:83:00.1")))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             while kept.read_text() != path.read_text():
                 await asyncio.sleep(0.01)
         kept.unlink()
@@ -311,7 +311,7 @@ async def test_without_a_descriptor_from_the_start_the_files_are_read_when_there
         assert lists.devices.value == Loaded(
             None, "too many open files; raise the agent's limit of open files", refused=True
         )
-        async with _followed(lists), asyncio.timeout(60):
+        async with _followed(lists), asyncio.timeout(20):
             while "watch_interrupted" not in [log["event"] for log in logs]:
                 await asyncio.sleep(0.01)
     async with _followed(lists):

@@ -97,7 +97,7 @@ async def test_the_followed_place_is_free_again_after_a_malformed_request(config
     with capture_logs() as logs:
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(lists.run())
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(20):
                 while config.socket_list.exists():
                     await asyncio.sleep(0.01)
             following.cancel()

@@ -67,6 +67,12 @@ def test_every_program_and_library_finds_its_libraries(files: Path) -> None:
     assert seen > 50
 
 
+def test_what_http2_is_spoken_with_is_there(files: Path) -> None:
+    # No other library names it, so the loader would not miss it.
+    (library,) = files.glob("usr/lib/*/libnghttp2.so.14")
+    assert library.resolve().is_file()
+
+
 def test_all_python_is_compiled(files: Path) -> None:
     sources = [*files.glob("opt/vdpa-agent/lib/**/*.py"), *files.glob("usr/lib/python3.13/**/*.py")]
     assert len(sources) > 500

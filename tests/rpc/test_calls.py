@@ -1,12 +1,11 @@
 """Calls that are answered at once, and those that have to wait."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from grpclib.const import Status
 from h2.connection import H2Connection
-from h2.errors import ErrorCodes
 from h2.events import (
     DataReceived,
     Event,
@@ -17,11 +16,13 @@ from h2.events import (
     TrailersReceived,
 )
 from h2.settings import SettingCodes
-from hyperframe.frame import DataFrame, Frame, GoAwayFrame, RstStreamFrame
+from hyperframe.frame import DataFrame, Frame, GoAwayFrame
 
 from tests.abuse.wire import HEADERS, KNOWN, KNOWN_SOCKET, PATH, message, request
-from tests.served import Served, receive
-from vdpa_agent.rpc.connection import HttpConnection
+from tests.served import Served, heard, receive
+from vdpa_agent.rpc.calls import Calls
+from vdpa_agent.rpc.connection import Connection
+from vdpa_agent.rpc.nghttp2 import ErrorCode
 
 pytestmark = pytest.mark.anyio
 
@@ -31,10 +32,10 @@ CANCELLED = (PATH, Status.CANCELLED)
 
 
 class _Client:
-    """A client by h2 of a connection without a socket."""
+    """A client by h2, of a connection that reads what it is given at once."""
 
     def __init__(self, served: Served, settings: dict[SettingCodes | int, int] | None = None) -> None:
-        self.connection, self.transport = served.connect()
+        self.connection, self.socket, self.counted = served.connect()
         self.http = H2Connection()
         self.http.initiate_connection()
         if settings:
@@ -43,7 +44,7 @@ class _Client:
 
     def send(self) -> None:
         """Has the agent read all that is to be sent, at once."""
-        receive(self.connection, self.http.data_to_send())
+        receive(self.connection, self.socket, self.http.data_to_send())
 
     def ask(self, stream: int, address: str = KNOWN) -> None:
         """Prepares a whole call."""
@@ -52,8 +53,7 @@ class _Client:
 
     def heard(self) -> list[Event]:
         """What came since last time."""
-        came, self.transport.written = self.transport.written, b""
-        events = self.http.receive_data(came)
+        events = self.http.receive_data(heard(self.socket))
         for event in events:
             if isinstance(event, DataReceived):
                 self.http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
@@ -71,8 +71,10 @@ def _answered(events: list[Event]) -> bool:
 
 
 @pytest.fixture
-async def served() -> Served:
-    return Served()
+async def served() -> AsyncIterator[Served]:
+    served = Served()
+    yield served
+    served.close()
 
 
 async def test_a_call_that_came_whole_is_answered_before_anybody_else_has_a_turn(served: Served) -> None:
@@ -85,15 +87,16 @@ async def test_a_call_that_came_whole_is_answered_before_anybody_else_has_a_turn
     assert served.services.handled.codes[OK] == 1
 
 
-async def test_the_greeting_goes_out_with_the_answer_to_the_peers(served: Served) -> None:
-    silent, transport = served.connect()
-    assert transport.written == b""
-    silent.close()
+async def test_the_greeting_goes_out_with_the_answer_to_the_peers_and_an_answer_is_one_write(served: Served) -> None:
     client = _Client(served)
-    assert client.transport.writes == 1
+    assert client.counted.writes == 1
     greeted, acknowledged = client.heard()
     assert isinstance(greeted, RemoteSettingsChanged)
     assert isinstance(acknowledged, SettingsAcknowledged)
+    client.ask(1)
+    client.send()
+    assert client.counted.writes == 2
+    assert _answered(client.heard())
 
 
 async def test_more_calls_than_fit_into_the_window_of_a_connection(served: Served) -> None:
@@ -120,26 +123,11 @@ async def test_a_call_without_room_for_its_answer_waits_for_room(served: Served)
     client = _Client(served, {SettingCodes.INITIAL_WINDOW_SIZE: 10})
     client.ask(1)
     client.send()
-    assert len(client.connection.running) == 1
-    begun: list[Event] = []
-    while not any(isinstance(event, DataReceived) for event in begun):
-        await asyncio.sleep(0.001)
-        begun += client.heard()
+    begun = client.heard()
+    assert sum(len(event.data) for event in begun if isinstance(event, DataReceived)) == 10
     client.http.increment_flow_control_window(1_000, 1)
     client.send()
-    await _settled(client.connection)
     assert _answered(begun + client.heard())
-
-
-async def test_a_call_of_who_does_not_read_waits(served: Served) -> None:
-    client = _Client(served)
-    client.connection.pause_writing()
-    client.ask(1)
-    client.send()
-    assert len(client.connection.running) == 1
-    client.connection.resume_writing()
-    await _settled(client.connection)
-    assert _answered(client.heard())
 
 
 async def test_an_answer_that_is_not_at_hand_takes_a_call(served: Served) -> None:
@@ -155,44 +143,105 @@ async def test_an_answer_that_is_not_at_hand_takes_a_call(served: Served) -> Non
 async def test_a_call_that_is_cancelled_as_it_comes_is_counted_so_and_the_next_is_answered(served: Served) -> None:
     client = _Client(served)
     client.heard()
-    client.ask(1)
+    client.http.send_headers(1, HEADERS)
     client.http.reset_stream(1)
     client.ask(3)
     client.send()
     assert _answered(client.heard())
-    await _settled(client.connection)
     assert (served.services.handled.codes[OK], served.services.handled.codes[CANCELLED]) == (1, 1)
+    assert client.connection._account.open_calls == 0
     assert served.peers.defects == []
 
 
-async def test_a_call_of_who_then_goes_is_counted_as_cancelled(served: Served) -> None:
+async def test_a_call_that_is_cancelled_while_it_runs_is_counted_so(served: Served) -> None:
     client = _Client(served)
+    client.http.send_headers(1, HEADERS)
+    client.send()
+    client.http.reset_stream(1)
+    client.send()
+    await _settled(client.connection)
+    assert served.services.handled.codes[CANCELLED] == 1
+    assert client.connection._account.open_calls == 0
+
+
+async def test_who_then_goes_still_gets_what_was_asked(served: Served) -> None:
+    client = _Client(served)
+    client.heard()
     client.ask(1)
+    client.http.send_headers(3, HEADERS)
     client.http.close_connection()
     client.send()
-    await client.connection.gone
-    assert served.services.handled.codes[CANCELLED] == 1
+    assert not served.gone  # a call is open
+    client.socket.close()
+    client.connection._take_what_came()
+    assert served.gone == [client.connection]
+    await _settled(client.connection)
+    assert (served.services.handled.codes[OK], served.services.handled.codes[CANCELLED]) == (1, 1)
+    assert served.peers.turned_away.total() == 0
     assert served.peers.defects == []
 
 
-async def test_after_a_goaway_calls_are_refused_and_those_that_run_go_on(served: Served) -> None:
+async def test_after_a_goaway_no_call_is_begun_and_those_that_run_go_on(served: Served) -> None:
     client = _Client(served)
     client.heard()
     client.http.send_headers(1, HEADERS)
     client.send()
     client.connection.go_away()
-    client.http.send_headers(3, HEADERS)
-    client.http.send_data(3, request(), end_stream=True)
+    client.ask(3)
     client.send()
     client.http.send_data(1, request(), end_stream=True)
     client.send()
     await _settled(client.connection)
-    frames = list(_frames(client.transport.written))
+    frames = list(_frames(heard(client.socket)))
     (goaway,) = [frame for frame in frames if isinstance(frame, GoAwayFrame)]
     assert (goaway.error_code, goaway.last_stream_id) == (0, 1)
-    (reset,) = [frame for frame in frames if isinstance(frame, RstStreamFrame)]
-    assert (reset.stream_id, reset.error_code) == (3, ErrorCodes.REFUSED_STREAM)
-    assert b"".join(frame.data for frame in frames if isinstance(frame, DataFrame) and frame.stream_id == 1) == ANSWER
+    assert {frame.stream_id for frame in frames} == {0, 1}
+    assert b"".join(frame.data for frame in frames if isinstance(frame, DataFrame)) == ANSWER
+    assert served.gone == [client.connection]
+    assert served.peers.turned_away.total() == 0
+
+
+async def test_a_defect_of_what_is_called_back_ends_its_connection_alone(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, client = _Client(served), _Client(served)
+    with monkeypatch.context() as patched:
+        patched.setattr(Calls, "took_end", lambda *_: 1 / 0)
+        client.ask(1)
+        client.send()
+    assert [type(defect) for defect in served.peers.defects] == [ZeroDivisionError]
+    assert served.gone == [client.connection]
+    other.heard()
+    other.ask(1)
+    other.send()
+    assert _answered(other.heard())
+
+
+async def test_a_session_is_not_freed_by_what_it_calls(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = _Client(served)
+    monkeypatch.setattr(Calls, "took_end", lambda calls, _stream: calls.free())
+    client.ask(1)
+    client.send()
+    assert [type(defect) for defect in served.peers.defects] == [AssertionError]
+
+
+async def test_a_session_is_not_used_after_its_end(served: Served) -> None:
+    client = _Client(served)
+    client.connection.abort()
+    calls = client.connection._calls
+    uses: list[Callable[[], object]] = [
+        calls.to_send,
+        lambda: calls.receive(0, 0),
+        lambda: calls.begin(1, b""),
+        lambda: calls.used(1, 1_000_000, going_on=True),
+        lambda: calls.reset(1, ErrorCode.CANCEL),
+        calls.say_goaway,
+        lambda: calls.terminate(ErrorCode.NO_ERROR),
+    ]
+    for use in uses:
+        with pytest.raises(AssertionError, match="used after its end"):
+            use()
+    calls.free()
 
 
 def _frames(data: bytes) -> Iterator[Frame]:
@@ -204,7 +253,7 @@ def _frames(data: bytes) -> Iterator[Frame]:
         yield frame
 
 
-async def _settled(connection: HttpConnection) -> None:
+async def _settled(connection: Connection) -> None:
     async with asyncio.timeout(5):
         while connection.running:
             await asyncio.wait(connection.running)

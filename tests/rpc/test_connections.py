@@ -1,6 +1,8 @@
 """Connections on real sockets: who gets one, who loses it, and how all of them end."""
 
 import asyncio
+import gc
+import select
 import socket
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import ExitStack, asynccontextmanager, closing
@@ -10,17 +12,17 @@ from typing import Any, Final
 
 import pytest
 from grpclib.const import Status
-from grpclib.reflection.service import ServerReflection
 from h2.errors import ErrorCodes
-from hyperframe.frame import HeadersFrame, PingFrame, SettingsFrame, WindowUpdateFrame
+from hyperframe.frame import DataFrame, HeadersFrame, PingFrame, SettingsFrame, WindowUpdateFrame
 
 from tests.abuse.descriptors import lingering, pass_on
-from tests.abuse.wire import KNOWN, KNOWN_SOCKET, Answer, Wire, message, request, with_headers
-from tests.served import LIMITS, example_services
-from vdpa_agent.config import LimitsConfig
+from tests.abuse.wire import KNOWN, KNOWN_SOCKET, PATH, PREFACE, Answer, Wire, message, request, with_headers
+from tests.served import LIMITS, all_services
+from vdpa_agent.config import CONNECTIONS_FOR_ROOT, LimitsConfig
 from vdpa_agent.rpc.connections import Connections
-from vdpa_agent.rpc.limits import Reason
+from vdpa_agent.rpc.limits import STREAMS, Patience, Reason
 from vdpa_agent.rpc.peers import Peer, Peers
+from vdpa_agent.rpc.session import Session
 from vdpa_agent.serve.pb.vdpadpdk_grpc import VdpaDpdkBase
 from vdpa_agent.serve.pb.vdpadpdk_pb2 import GetSocketpathResponse
 
@@ -37,15 +39,19 @@ _WIDE: Final = (
 )
 """Windows that nothing fills."""
 
+PATIENT: Final = Patience()
+
 ME: Final = Peer(pid=0, uid=1_000, gid=0, allowed=True)
 
 
 class _Peers(Peers):
-    """Peers in a time that stands still, of users that the test names."""
+    """Peers in a time that the test sets, of users that it names."""
 
     def __init__(self, limits: LimitsConfig) -> None:
-        super().__init__(limits, lambda: 0.0)
+        super().__init__(limits, lambda: self.now_s)
         self.uid = 1_000
+
+    now_s = 0.0
 
     def identify(self, connected: Any) -> Peer:
         return super().identify(connected)._replace(uid=self.uid)
@@ -54,10 +60,10 @@ class _Peers(Peers):
 class _Place:
     """Connections that can be made to one socket."""
 
-    def __init__(self, run_dir: Path, limits: LimitsConfig, services: Collection[Any]) -> None:
+    def __init__(self, run_dir: Path, limits: LimitsConfig, services: Collection[Any], patience: Patience) -> None:
         self.path = run_dir / "s.sock"
         self.peers = _Peers(limits)
-        self.connections = Connections(services, self.peers)
+        self.connections = Connections(services, self.peers, patience)
         bound = socket.socket(socket.AF_UNIX)
         bound.bind(str(self.path))
         bound.listen(100)
@@ -76,9 +82,12 @@ class _Place:
 
 @asynccontextmanager
 async def _place(
-    run_dir: Path, limits: LimitsConfig = LIMITS, services: Collection[Any] | None = None
+    run_dir: Path,
+    limits: LimitsConfig = LIMITS,
+    services: Collection[Any] | None = None,
+    patience: Patience = PATIENT,
 ) -> AsyncIterator[_Place]:
-    place = _Place(run_dir, limits, ServerReflection.extend(example_services()) if services is None else services)
+    place = _Place(run_dir, limits, all_services() if services is None else services, patience)
     try:
         yield place
     finally:
@@ -106,15 +115,17 @@ async def _call(wire: Wire, stream: int, path: str, data: bytes = b"", *, end: b
 
 
 async def test_root_has_connections_of_its_own(run_dir: Path) -> None:
-    limits = replace(LIMITS, connections=6, connections_for_root=2)
+    limits = replace(LIMITS, connections=CONNECTIONS_FOR_ROOT + 4)
     async with _place(run_dir, limits) as place:
         for number in range(6):
             wire = await place.connect(1_000 + number)
             assert place.peers.turned_away[Reason.CONNECTIONS] == max(0, number - 3)
         await asyncio.to_thread(wire.wait_closed)
         assert wire.closed
-        for _ in range(2):
-            assert await _answered(await place.connect(0))
+        await eventually(lambda: place.peers.connections == 4)
+        for _ in range(CONNECTIONS_FOR_ROOT):
+            root = await place.connect(0)
+        assert await _answered(root)
         assert (await asyncio.to_thread((await place.connect(0)).ask, 1)).headers == {}
 
 
@@ -131,49 +142,154 @@ async def test_who_was_turned_away_pays_more_than_who_was_not(run_dir: Path) -> 
         assert place.peers.turned_away[Reason.CONNECTION_RATE] == 1
 
 
-async def _stop_reading(wire: Wire) -> None:
+async def _stop_reading(wire: Wire, place: _Place) -> None:
     """Has more answers made than the kernel keeps, and reads none."""
     wire.send(_WIDE, reading=False)
-    lists = (wire.call(n, message(b""), headers=with_headers(_path=LIST)) for n in range(1, 1_200, 2))
+    lists = (wire.call(n, message(b""), headers=with_headers(_path=LIST)) for n in range(1, 1_000, 2))
     for call in lists:
         wire.send(call, reading=False, patience_s=0.2)
         await asyncio.sleep(0)
+        if any(connection._unsent for connection in place.connections._open):
+            return
+    pytest.fail("all was sent")
 
 
 async def test_who_does_not_read_has_to_leave(run_dir: Path) -> None:
-    limits = replace(LIMITS, unread_s=0.1, streams=1_000)
-    async with _place(run_dir, limits) as place:
+    async with _place(run_dir) as place:
         wire = await place.connect()
-        await _stop_reading(wire)
+        await _stop_reading(wire, place)
+        assert place.peers.turned_away[Reason.UNREAD] == 0
+        place.peers.now_s += PATIENT.unread_s + 1
         await eventually(lambda: place.peers.turned_away[Reason.UNREAD] == 1)
         await eventually(lambda: place.peers.connections == 0)
 
 
-async def test_who_does_not_read_has_little_in_memory(run_dir: Path) -> None:
-    limits = replace(LIMITS, unread_bytes=18_000, streams=1_000)
-    async with _place(run_dir, limits) as place:
+async def test_who_does_not_read_is_not_read_either(run_dir: Path) -> None:
+    async with _place(run_dir) as place:
         wire = await place.connect()
-        await _stop_reading(wire)
-        assert place.peers.turned_away[Reason.UNREAD] == 0
-        for _ in range(240):
-            wire.send(PingFrame(0, b"12345678").serialize(), reading=False, patience_s=0.2)
+        await _stop_reading(wire, place)
+        (connection,) = place.connections._open
+        size = len(connection._unsent)
+        ping = PingFrame(0, b"12345678").serialize()
+        while not wire.closed:  # until the kernel takes no more
+            before = connection._heard_s
+            wire.send(ping * 1_000, reading=False, patience_s=0.2)
             await asyncio.sleep(0)
-        await eventually(lambda: place.peers.turned_away[Reason.UNREAD] == 1)
+            if not select.select([], [wire.socket], [], 0)[1]:
+                break
+        assert (len(connection._unsent), connection._heard_s) == (size, before)
+        assert place.peers.turned_away.total() == 0
+        await asyncio.to_thread(wire.read_until, lambda: "PingFrame" in wire.frames, 20.0)
+        assert place.peers.turned_away[Reason.UNREAD] == 0
 
 
 async def test_who_does_not_read_does_not_outlive_the_agent(run_dir: Path) -> None:
-    async with _place(run_dir, replace(LIMITS, streams=1_000)) as place:
+    async with _place(run_dir) as place:
         wire = await place.connect()
-        wire.send(_WIDE, reading=False)
-        (connection,) = place.connections._open
-        for stream in range(1, 1_200, 2):
-            wire.send(wire.call(stream, message(b""), headers=with_headers(_path=LIST)), reading=False)
-            await eventually(lambda count=stream // 2 + 1: place.connections.handled.codes[LIST, Status.OK] >= count)  # type: ignore[misc]
-            if connection._unread_bytes():  # a bit, for which nothing waits yet
-                break
-        assert connection._blocked_s is None
+        await _stop_reading(wire, place)
         await place.connections.end()
         assert place.peers.connections == 0
+
+
+async def test_who_does_not_greet_in_time_is_closed(run_dir: Path) -> None:
+    async with _place(run_dir) as place:
+        silent, half = await place.connect(greet=False), await place.connect(greet=False)
+        half.send(PREFACE[:10])
+        greeted = await place.connect()
+        assert await _answered(greeted)
+        place.peers.now_s += PATIENT.preface_s + 1
+        for wire in (silent, half):
+            await asyncio.to_thread(wire.wait_closed)
+            assert (wire.closed, wire.goaway) == (True, ErrorCodes.SETTINGS_TIMEOUT)
+        assert await _answered(greeted, 3)
+
+
+async def test_who_is_idle_is_closed_and_who_waits_for_an_answer_is_not(run_dir: Path) -> None:
+    async with _place(run_dir) as place:
+        watching, idle, unfinished = [await place.connect() for _ in range(3)]
+        watching.send(watching.call(1, message(b""), headers=with_headers(_path=WATCH)))
+        await asyncio.to_thread(watching.read_until, lambda: KNOWN_SOCKET in watching.wait(1, 0).data)
+        assert await _answered(idle)
+        unfinished.send(unfinished.call(1, end=False))
+        await asyncio.to_thread(unfinished.ping)
+        place.peers.now_s += PATIENT.idle_s + 1
+        for wire in (idle, unfinished):
+            await asyncio.to_thread(wire.wait_closed)
+            assert (wire.closed, wire.goaway) == (True, ErrorCodes.NO_ERROR)
+        assert place.peers.turned_away[Reason.IDLE] == 2
+        assert await _answered(watching, 3)
+
+
+async def test_who_asks_too_often_waits_and_who_asks_once_does_not(run_dir: Path) -> None:
+    limits = replace(LIMITS, calls_per_s=10)
+    async with _place(run_dir, limits) as place:
+        often, too = await place.connect(), await place.connect()
+        assert await _answered(too)
+        often.send(b"".join(often.call(stream, request()) for stream in range(1, 61, 2)))
+        await eventually(lambda: place.connections.handled.codes[PATH, Status.OK] == 31)  # 20 at once, and a read more
+        often.send(often.call(101, request()))
+        too.send(too.call(101, request()))
+        await eventually(lambda: place.peers.turned_away[Reason.CALL_RATE] == 2)
+        for number in range(20):  # in a time that stands still
+            assert await _answered(await place.connect()), number
+        assert place.peers.account_of(ME).calls.left() == -20  # what was answered all the same is owed
+        assert not often.wait(101, 0).ended
+        assert not too.wait(101, 0).ended
+        assert await _answered(await place.connect(NEIGHBOUR))
+        place.peers.now_s += 60
+        for wire in (often, too):
+            answer = await asyncio.to_thread(wire.wait, 101, 20.0)
+            assert (answer.headers.get("grpc-status"), answer.data.endswith(KNOWN_SOCKET)) == ("0", True)
+
+
+async def test_after_a_crowd_little_is_kept(run_dir: Path) -> None:
+    async with _place(run_dir, replace(LIMITS, connections_per_uid=200)) as place:
+        gc.collect()
+        gc.disable()  # nothing may need it
+        try:
+            before = sum(isinstance(thing, Session) for thing in gc.get_objects())
+            for wire in [await place.connect(0) for _ in range(100)]:
+                assert await _answered(wire)
+                wire.close()
+            await eventually(lambda: place.peers.connections == 0)
+            assert sum(isinstance(thing, Session) for thing in gc.get_objects()) <= before + 1
+        finally:
+            gc.enable()
+        await eventually(lambda: place.connections._most == 0)
+
+
+async def test_those_who_wait_have_turns(run_dir: Path) -> None:
+    limits = replace(LIMITS, calls_per_s=1)
+    async with _place(run_dir, limits) as place:
+        greedy, modest = await place.connect(), await place.connect()
+        assert await _answered(greedy)
+        assert await _answered(modest)
+        place.peers.account_of(ME).calls.spend(1_000)
+        greedy.send(b"".join(greedy.call(stream, request()) for stream in range(3, 199, 2)))
+        await eventually(lambda: place.peers.turned_away[Reason.CALL_RATE] == 1)
+        modest.send(modest.call(3, request()))
+        await eventually(lambda: place.peers.turned_away[Reason.CALL_RATE] == 2)
+        while not modest.wait(3, 0).ended:
+            place.peers.now_s += 0.1
+            await asyncio.to_thread(modest.read, 0.01)
+            await asyncio.to_thread(greedy.read, 0)
+        assert sum(answer.ended for answer in greedy.answers.values()) < 40
+        while not greedy.wait(197, 0).ended:
+            place.peers.now_s += 0.1
+            await asyncio.to_thread(greedy.read, 0.01)
+
+
+async def test_more_streams_than_allowed_are_refused_one_by_one(run_dir: Path) -> None:
+    async with _place(run_dir) as place:
+        wire = await place.connect()
+        wire.send(b"".join(wire.call(stream, end=False) for stream in range(1, 2 * STREAMS, 2)))
+        refused = await asyncio.to_thread(wire.ask, 2 * STREAMS + 1)
+        assert refused.reset == ErrorCodes.REFUSED_STREAM
+        assert place.peers.turned_away[Reason.STREAMS] == 1
+        wire.send(DataFrame(1, request(), flags=["END_STREAM"]).serialize())
+        answer = await asyncio.to_thread(wire.wait, 1)
+        assert (answer.headers.get("grpc-status"), answer.data.endswith(KNOWN_SOCKET)) == ("0", True)
+        assert await _answered(wire, 2 * STREAMS + 3)
 
 
 async def test_a_slot_comes_back_when_nothing_is_left_of_its_connection(run_dir: Path) -> None:
@@ -298,13 +414,13 @@ async def test_long_answers_are_refused_before_short_ones_and_those_that_are_owe
         first = await _call(wire, 1, LIST)
         assert first.headers["grpc-status"] == "0"
         fit = 8 * 1024 * 1024 // len(first.data)
-        place.peers.account_of(ME).answer_bytes.pay((fit - 2) * len(first.data))
+        place.peers.account_of(ME).answer_bytes.spend((fit - 2) * len(first.data))
         assert (await _call(wire, 3, LIST)).headers["grpc-status"] == "0"
         assert (await _call(wire, 5, LIST)).headers["grpc-status"] == "8"
         assert place.peers.turned_away[Reason.ANSWER_BYTES] == 1
         # In this time that stands still nothing comes back; what is short still fits.
         assert (await _call(wire, 7, "/grpc.health.v1.Health/Check")).headers["grpc-status"] == "0"
-        place.peers.account_of(ME).answer_bytes.pay(2**40)
+        place.peers.account_of(ME).answer_bytes.spend(2**40)
         assert (await _call(wire, 9, "/grpc.health.v1.Health/Check")).headers["grpc-status"] == "8"
         assert await _answered(wire, 11)
         nothing = await asyncio.to_thread(wire.ask, 13, "0000:ff:00.0")

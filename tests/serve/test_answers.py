@@ -106,7 +106,7 @@ async def test_example_data_is_that_of_the_predecessor() -> None:
 
 async def _held(world: _World, count: int) -> None:
     """Waits until so many wait for their device."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(20):
         while world.answers.held != count:
             await asyncio.sleep(0.001)
 
@@ -207,11 +207,11 @@ async def test_a_device_that_left_the_list_a_moment_ago_is_waited_for_as_long_as
     assert not back.done()
     world.wanted.set(Loaded((A, B)))
     world.set_devices(a=DeviceState.READY, b=DeviceState.READY)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(20):
         assert await back == "/v/b"
     world.wanted.set(Loaded((A,)))
     world.set_devices(a=DeviceState.READY)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(20):
         assert await world.answers.socket_of(B, hold_s=60) == ""  # it did not come back
         assert await world.answers.socket_of(B, hold_s=60) == ""
     assert not world.view.served.is_awaited(B)

@@ -89,7 +89,7 @@ async def _world() -> AsyncIterator[_World]:
 
 
 async def _until(stream: _Stream, count: int) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(20):
         while len(stream.sent) < count:
             await asyncio.sleep(0.001)
 
@@ -178,6 +178,6 @@ async def test_statistics_of_all_devices_are_asked_once_for_all_who_wait() -> No
 async def test_a_daemon_that_does_not_answer_costs_statistics_and_not_the_list() -> None:
     async with _world() as world:
         world.silent = set(ADDRESSES[3:])
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             answer = await _list(world, statistics=True)
         assert [len(device.statistics) for device in answer.devices] == [1, 1, 1, *[0] * 253]

@@ -43,7 +43,7 @@ async def test_a_socket_that_must_be_alive_is_not_promised_before_the_first_look
     assert not view.served.sockets
     assert view.served.is_awaited(A)
     running = asyncio.ensure_future(view.run())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(20):
         await view.revision.wait_for(lambda _: bool(view.served.sockets))
         of.mapping.set(_mapping(a="/v/a", b="/v/b"))
         assert list(view.served.sockets) == [A]  # what was alive goes on, what is new is looked at first
@@ -56,7 +56,7 @@ async def test_a_socket_that_dies_is_pushed_to_those_who_follow() -> None:
     of = snapshots(mapping=_mapping(a="/v/a"), role=Role.SERVING)
     view = View(of, dead_sockets=kernel.look, require_sockets=True)
     running = asyncio.ensure_future(view.run())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(20):
         await view.revision.wait_for(lambda _: view.served.health.ready)
         kernel.dead.add("/v/a")
         before = view.revision.value
@@ -72,7 +72,7 @@ async def test_where_sockets_are_not_required_a_dead_one_is_a_remark() -> None:
     view = View(snapshots(mapping=_mapping(a="/v/a"), role=Role.SERVING), dead_sockets=kernel.look)
     assert dict(view.served.sockets) == {A: "/v/a"}
     running = asyncio.ensure_future(view.run())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(20):
         await view.revision.wait_for(lambda _: bool(view.served.devices[A].reason))
     assert dict(view.served.sockets) == {A: "/v/a"}
     assert view.served.health.ready
@@ -84,7 +84,7 @@ async def test_nothing_is_looked_at_in_another_role() -> None:
     of = snapshots(mapping=_mapping(a="/v/a"), role=Role.WAITING)
     view = View(of, dead_sockets=kernel.look)
     running = asyncio.ensure_future(view.run())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(20):
         for number in range(5):
             before = view.revision.value
             of.mapping.set(_mapping(a=f"/v/{number}"))

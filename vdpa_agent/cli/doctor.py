@@ -19,10 +19,13 @@ from vdpa_agent.config import (
     Memory,
     ServeConfig,
 )
+from vdpa_agent.errors import LibraryMissing
 from vdpa_agent.model.daemon import VhostMode
 from vdpa_agent.model.diagnosis import Check, Diagnosis, diagnose
+from vdpa_agent.model.node import LibraryFacts
 from vdpa_agent.model.pci import parse_pci_address
 from vdpa_agent.model.text import printable
+from vdpa_agent.rpc.nghttp2 import LIBRARY, load
 
 _RIGHT: Final = "ok"
 _RESULT_WIDTH: Final = len("blocks")
@@ -36,12 +39,21 @@ def doctor(options: argparse.Namespace) -> int:
     # What is wrong with the options must be told before anybody is asked.
     _config(options, {})
     told = ask_agent(options.address, timeout_s=options.timeout)
-    diagnosis = diagnose(look_around(_config(options, told.settings), told, only))
+    node = look_around(_config(options, told.settings), told, only)
+    diagnosis = diagnose(node._replace(http2=_http2()))
     if options.output == "json":
         print_json(_as_dict(diagnosis))
     else:
         _print(diagnosis)
     return 0 if diagnosis.could_be_served else 1
+
+
+def _http2() -> LibraryFacts:
+    """What an agent that is started here would speak HTTP/2 with."""
+    try:
+        return LibraryFacts(f"{LIBRARY} {load().version}")
+    except LibraryMissing as error:
+        return LibraryFacts(LIBRARY, error.problem, error.remedy)
 
 
 def _config(options: argparse.Namespace, settings: Mapping[str, str]) -> AgentConfig:

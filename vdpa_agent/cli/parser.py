@@ -14,7 +14,6 @@ from vdpa_agent.cli.output import complain, complain_lines
 from vdpa_agent.cli.values import (
     Mode,
     count,
-    count_or_none,
     device_arguments,
     group,
     host_port,
@@ -428,35 +427,13 @@ def _add_limits(parser: _Parser) -> None:
         help_text="a group whose members may call, a name or a number; may be repeated",
     )
     for name, value, help_text in (
-        ("--max-message-bytes", default.message_bytes, "the longest request"),
-        ("--max-header-bytes", default.header_bytes, "the most headers of a request"),
-        ("--max-streams", default.streams, "open calls of a connection"),
-        ("--max-connections", default.connections, "connections of everybody together"),
+        ("--max-connections", default.connections, "connections of everybody together, 64 of them for root alone"),
         ("--max-connections-per-uid", default.connections_per_uid, "connections of one user other than root"),
         ("--max-open-calls-per-uid", default.open_calls_per_uid, "calls of one user that wait for their answers"),
-        ("--max-calls-per-second", default.calls_per_s, "calls of one user for long, twice as many at once"),
-        ("--max-unread-bytes", default.unread_bytes, "what may wait for a client that is slow to read"),
-        ("--backlog", default.backlog, "connections that wait to be accepted, up to the kernel's somaxconn"),
+        (
+            "--max-calls-per-second",
+            default.calls_per_s,
+            "calls of one user for long, twice as many at once; more have to wait",
+        ),
     ):
         parser.option(name, kind=count, default=value, metavar="NUMBER", help_text=help_text)
-    parser.option(
-        "--connections-for-root",
-        kind=count_or_none,
-        default=default.connections_for_root,
-        metavar="NUMBER",
-        help_text="those of --max-connections that only root gets",
-    )
-    parser.option(
-        "--preface-timeout",
-        kind=seconds,
-        default=default.preface_s,
-        metavar="SECONDS",
-        help_text="how long a connection may take to speak HTTP/2",
-    )
-    parser.option(
-        "--idle-timeout",
-        kind=seconds,
-        default=default.idle_s,
-        metavar="SECONDS",
-        help_text="how long a connection without a call may be silent",
-    )

@@ -66,11 +66,6 @@ def count(text: str) -> int:
     return int(text)
 
 
-def count_or_none(text: str) -> int:
-    """Reads a whole number that may be 0."""
-    return 0 if text == "0" else count(text)
-
-
 def user(text: str) -> int:
     """Reads a user, by name or number."""
     return _id("user", text, lambda name: pwd.getpwnam(name).pw_uid)

@@ -67,6 +67,7 @@ def diagnose(node: Node) -> Diagnosis:
     node_itself = [
         *_lists(node),
         *_daemon(node),
+        *_http2(node),
         *_directories(node),
         *_memory(node),
         *_limits(node),
@@ -178,6 +179,15 @@ def _daemon(node: Node) -> Iterator[Check]:
         # What runs does not need its file any more; the next start will.
         severity = Severity.DOUBT if runs else Severity.BLOCKS
         yield Check("daemon", told, severity, "vdpa-agent run --vdpad=/path/to/vdpad")
+
+
+def _http2(node: Node) -> Iterator[Check]:
+    if node.http2.problem:
+        # An agent that answers has one where it runs.
+        severity = Severity.DOUBT if node.agent else Severity.BLOCKS
+        yield Check("gRPC", node.http2.problem, severity, node.http2.remedy)
+    elif node.http2.name:
+        yield Check("gRPC", node.http2.name)
 
 
 def _directories(node: Node) -> Iterator[Check]:

@@ -59,6 +59,20 @@ class ProgramFacts(NamedTuple):
     problem: str = ""
 
 
+class LibraryFacts(NamedTuple):
+    """A shared library that the agent needs.
+
+    Attributes:
+        name: what was found, or looked for.
+        problem: why it cannot be used; empty if it can.
+        remedy: how to get it.
+    """
+
+    name: str = ""
+    problem: str = ""
+    remedy: str = ""
+
+
 class DirectoryFacts(NamedTuple):
     """A directory that the agent and its daemon write to.
 
@@ -211,6 +225,7 @@ class Node(NamedTuple):
         label: the SELinux label of the directory of the vhost-user sockets; empty where there is none.
         socket_dir: that directory.
         user: the user who looks.
+        http2: what HTTP/2 is spoken with.
     """
 
     presence: Presence
@@ -237,3 +252,4 @@ class Node(NamedTuple):
     label: str
     socket_dir: str
     user: str
+    http2: LibraryFacts = LibraryFacts()

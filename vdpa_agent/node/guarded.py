@@ -38,6 +38,14 @@ def refuse_descriptors(bound: socket.socket) -> None:
         bound.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
+def refuses_descriptors(bound: socket.socket) -> bool:
+    """Whether the kernel refuses descriptors for all connections of a listening socket: none need be looked for."""
+    try:
+        return bound.getsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS) == 0
+    except OSError:
+        return False
+
+
 class Closers:
     """Closes what may block, each in a thread of its own that nobody waits for.
 
@@ -72,65 +80,72 @@ class Closers:
         ended()
 
 
-class GuardedSocket(socket.socket):
-    """A connected unix stream socket for asyncio, in place of the plain one."""
+class GuardedSocket:
+    """A connected unix stream socket that does not block, in place of the plain one.
 
-    def __init__(self, connected: socket.socket, closers: Closers) -> None:
-        """Takes the place of a socket, which is detached.
+    Attributes:
+        ended: is called once, on the event loop, when nothing of the connection is left in the kernel.
+    """
+
+    __slots__ = ("_closers", "_may_carry", "_socket", "ended", "send")
+
+    def __init__(self, connected: socket.socket, closers: Closers, *, may_carry: bool = True) -> None:
+        """Takes a socket over.
 
         Args:
             connected: the socket.
             closers: close it if something is left in it.
+            may_carry: whether descriptors may be in it; else it is a plain socket.
         """
-        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=connected.detach())
-        self.settimeout(0)
-        # An out-of-band byte is thrown away by a plain read, and its descriptors with it.
-        with suppress(OSError):
-            self.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        connected.settimeout(0)
+        if may_carry:
+            # An out-of-band byte is thrown away by a plain read, and its descriptors with it.
+            with suppress(OSError):
+                connected.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        self._socket = connected
         self._closers = closers
+        self._may_carry = may_carry
         self.ended: Callable[[], None] = lambda: None
-        """Is called once, on the event loop, when nothing of the connection is left in the kernel."""
+        self.send = connected.send
 
-    def recv(self, size: int, flags: int = 0) -> bytes:
+    def fileno(self) -> int:
+        """As of a plain socket."""
+        return self._socket.fileno()
+
+    def recv_into(self, buffer: Any, nbytes: int = 0) -> int:
         """As of a plain socket.
 
         Raises:
             DescriptorsPassed: what comes next carries descriptors.
         """
-        room = bytearray(size)
-        return bytes(room[: self.recv_into(room, size, flags)])
-
-    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        """As of a plain socket.
-
-        Raises:
-            DescriptorsPassed: what comes next carries descriptors.
-        """
+        if not self._may_carry:
+            return self._socket.recv_into(buffer, nbytes)
         room = memoryview(buffer)[:nbytes] if nbytes else buffer
         # There is no room for descriptors, so the kernel reports that some were cut off; it installs none.
-        size, _, seen, _ = self.recvmsg_into([room], 0, flags | socket.MSG_PEEK)
+        size, _, seen, _ = self._socket.recvmsg_into([room], 0, socket.MSG_PEEK)
         if seen & socket.MSG_CTRUNC:
             raise DescriptorsPassed
         # What came since is another piece: this takes what was looked at, and no more.
-        return super().recv_into(buffer, size, flags) if size else 0
+        return self._socket.recv_into(buffer, size) if size else 0
 
     def close(self) -> None:
         """Closes it at once if nothing that carries a descriptor is left in it, else by a thread."""
-        if self.fileno() < 0:
+        if self._socket.fileno() < 0:
             return
-        with suppress(OSError):
-            self.shutdown(socket.SHUT_RDWR)  # from now on nothing can be added
-        if self._is_clean():
-            super().close()
+        if self._may_carry:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)  # from now on nothing can be added
+        if not self._may_carry or self._is_clean():
+            self._socket.close()
             self.ended()
         else:
-            self._closers.close(self.detach(), self.ended)
+            self._closers.close(self._socket.detach(), self.ended)
 
     def _is_clean(self) -> bool:
         for _ in range(_ROOMS_MAX):
             try:
                 if not self.recv_into(self._closers.room):
-                    return not any(fcntl.ioctl(self, termios.FIONREAD, bytes(4)))
+                    return not any(fcntl.ioctl(self._socket, termios.FIONREAD, bytes(4)))
             except DescriptorsPassed:
                 return False
             except OSError:

@@ -1,7 +1,44 @@
-"""Limits: how much anybody may take of the agent, and why somebody is turned away."""
+"""Limits: what a connection may take of the agent that no operator need choose, and why a peer is turned away."""
 
-from collections.abc import Callable
 from enum import StrEnum
+from typing import Final, NamedTuple
+
+MESSAGE_BYTES: Final = 64 * 1024
+"""The longest request; more is RESOURCE_EXHAUSTED before any of it is kept."""
+
+HEADER_BYTES: Final = 16 * 1024
+"""The longest list of headers of a request, and the longest block that carries it."""
+
+STREAMS: Final = 100
+"""Open calls of a connection; more are REFUSED_STREAM, which clients retry."""
+
+FRAMES_OF_A_CALL: Final = 10
+"""Frames that a call brings along: its data, window updates, and the pings by which clients measure."""
+
+FRAMES_PER_S: Final = 250
+FRAMES_BURST: Final = 500
+"""Frames that a connection may send beside its calls: for long, a second, and at once, as many as one read can have."""
+
+RESETS_PER_S: Final = 100
+RESETS_BURST: Final = 200
+"""Calls that a connection may cancel, or have refused, likewise."""
+
+BACKLOG: Final = 4_096
+"""Connections that wait to be accepted; the kernel lowers it to net.core.somaxconn."""
+
+
+class Patience(NamedTuple):
+    """How long a connection may take, in seconds.
+
+    Attributes:
+        preface_s: to speak HTTP/2.
+        unread_s: to read what it is sent.
+        idle_s: to say something while no call of it is being answered.
+    """
+
+    preface_s: float = 5.0
+    unread_s: float = 15.0
+    idle_s: float = 300.0
 
 
 class Reason(StrEnum):
@@ -14,7 +51,7 @@ class Reason(StrEnum):
     CONNECTION_RATE = "connection_rate"
     """Too many new connections a second of its user."""
     CALL_RATE = "call_rate"
-    """Too many calls a second of its user."""
+    """Too many calls a second of its user: they had to wait, or a call that asks again and again was ended."""
     OPEN_CALLS = "open_calls"
     """Too many open calls of its user."""
     WATCHES = "watches"
@@ -41,47 +78,3 @@ class Reason(StrEnum):
     """It connected and did not speak HTTP/2 in time."""
     IDLE = "idle"
     """It was silent, without a call that is being answered."""
-
-
-class TokenBucket:
-    """Lets a burst through, then a rate."""
-
-    __slots__ = ("_burst", "_clock", "_left", "_rate", "_since")
-
-    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
-        """Starts full.
-
-        Args:
-            rate: tokens that come back in a second.
-            burst: the most there can be.
-            clock: the time, in seconds.
-        """
-        self._rate = rate
-        self._burst = burst
-        self._clock = clock
-        self._left = burst
-        self._since = clock()
-
-    def take(self, tokens: float = 1.0) -> bool:
-        """Takes tokens if there are so many, or as many as there can be."""
-        if self._left < tokens:
-            # Looked at only when there are too few: most takes need not know the time.
-            self._refill()
-            if self._left < min(tokens, self._burst):
-                return False
-        self._left -= tokens
-        return True
-
-    def pay(self, tokens: float) -> None:
-        """Takes tokens even if there are fewer: whoever comes next waits longer, at most as for twice the burst."""
-        self._refill()
-        self._left = max(self._left - tokens, -self._burst)
-
-    def give(self, tokens: float) -> None:
-        """Puts tokens back, as far as there is room."""
-        self._left = min(self._burst, self._left + tokens)
-
-    def _refill(self) -> None:
-        now = self._clock()
-        self._left = min(self._burst, self._left + (now - self._since) * self._rate)
-        self._since = now

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import structlog
-from grpclib.reflection.service import ServerReflection
 
 from vdpa_agent.config import ServeConfig
 from vdpa_agent.errors import ListenError
@@ -38,7 +37,7 @@ log = structlog.get_logger(__name__)
 async def listening(
     config: ServeConfig, services: Collection[Any], standing: Latest[Standing]
 ) -> AsyncIterator[tuple[Peers, Handled]]:
-    """Serves `services` and their reflection on the socket while the context lasts; yields what counts who calls.
+    """Serves `services` on the socket while the context lasts; yields what counts who calls.
 
     Args:
         config: where, and whom.
@@ -54,7 +53,7 @@ async def listening(
     try:
         await keeper.take()
         peers = Peers(config.limits, asyncio.get_running_loop().time)
-        connections = Connections(ServerReflection.extend(services), peers)
+        connections = Connections(services, peers)
         try:
             keeper.adopt(connections)
             log.info("listening", socket=str(config.listen), mode=f"{config.listen_mode:04o}")

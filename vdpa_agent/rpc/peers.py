@@ -10,9 +10,11 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from vdpa_agent.config import LimitsConfig
-from vdpa_agent.rpc.limits import Reason, TokenBucket
+from vdpa_agent.config import CONNECTIONS_FOR_ROOT, LimitsConfig
+from vdpa_agent.model.allowance import Allowance
+from vdpa_agent.rpc.limits import Reason
 from vdpa_agent.rpc.repeats import Repeats
+from vdpa_agent.rpc.turns import Turns
 
 _TOLD_EVERY_S: Final = 10.0
 """The least time between two log lines of a kind about one user."""
@@ -66,6 +68,7 @@ class Account:
         calls: the rate of new calls.
         answer_bytes: the rate of what they are answered with.
         arrivals: the rate of new connections, which does not bind root.
+        turns: the connections that wait since there were too many calls.
     """
 
     __slots__ = (
@@ -76,6 +79,7 @@ class Account:
             "connections",
             "connections_max",
             "open_calls",
+            "turns",
             "watches",
             "watches_max",
         ),
@@ -86,9 +90,9 @@ class Account:
         connections_max: int,
         watches_max: int,
         *,
-        calls: TokenBucket,
-        answer_bytes: TokenBucket,
-        arrivals: TokenBucket,
+        calls: Allowance,
+        answer_bytes: Allowance,
+        arrivals: Allowance,
     ) -> None:
         self.connections = 0
         self.connections_max = connections_max
@@ -98,6 +102,7 @@ class Account:
         self.calls = calls
         self.answer_bytes = answer_bytes
         self.arrivals = arrivals
+        self.turns = Turns(calls)
 
 
 class Peers:
@@ -107,12 +112,13 @@ class Peers:
         limits: the limits in force.
         turned_away: how many calls and connections were, by reason; all reasons are in it from the start.
         connections: how many are open.
+        clock: the time, in seconds.
     """
 
     def __init__(self, limits: LimitsConfig, clock: Callable[[], float]) -> None:
         self.limits = limits
         self.turned_away: Counter[Reason] = Counter(dict.fromkeys(Reason, 0))
-        self._clock = clock
+        self.clock = clock
         self._own_uid = os.geteuid()
         self._accounts: dict[int, Account] = {}
         self._strangers = self._account(max(1, limits.connections_per_uid // 4))
@@ -147,7 +153,7 @@ class Peers:
     def enter(self, peer: Peer, account: Account) -> bool:
         """Whether a connection may stay; it counts until `leave`, also while one that may not is being closed."""
         limits = self.limits
-        room = limits.connections - (limits.connections_for_root if peer.uid else 0)
+        room = limits.connections - (CONNECTIONS_FOR_ROOT if peer.uid else 0)
         stays = False
         if self.connections >= room or account.connections >= account.connections_max:
             self.tell(peer, Reason.CONNECTIONS)
@@ -161,7 +167,7 @@ class Peers:
 
     def charge(self, account: Account) -> None:
         """Who was turned away may not come back at once with the same."""
-        account.arrivals.pay(_TURNED_AWAY_COSTS)
+        account.arrivals.spend(_TURNED_AWAY_COSTS)
 
     def leave(self, account: Account) -> None:
         """Nothing is left of a connection."""
@@ -185,13 +191,13 @@ class Peers:
             log.error("call_failed", call=call, exc_info=error, count=count)
 
     def _account(self, connections_max: int, watches_max: int = _WATCHES) -> Account:
-        limits, clock = self.limits, self._clock
+        limits, clock = self.limits, self.clock
         return Account(
             connections_max,
             watches_max,
-            calls=TokenBucket(limits.calls_per_s, 2 * limits.calls_per_s, clock),
-            answer_bytes=TokenBucket(_ANSWER_BYTES_PER_S, _ANSWER_BYTES_BURST, clock),
-            arrivals=TokenBucket(_ARRIVALS_PER_S, limits.connections_per_uid, clock),
+            calls=Allowance(clock, burst=2 * limits.calls_per_s, per_s=limits.calls_per_s),
+            answer_bytes=Allowance(clock, burst=_ANSWER_BYTES_BURST, per_s=_ANSWER_BYTES_PER_S),
+            arrivals=Allowance(clock, burst=limits.connections_per_uid, per_s=_ARRIVALS_PER_S),
         )
 
     def _forget_absent(self) -> None:

@@ -15,6 +15,7 @@ from vdpa_agent.model.health import Standing
 from vdpa_agent.node.guarded import refuse_descriptors
 from vdpa_agent.node.kinds import kind_of
 from vdpa_agent.node.lock import Lock, is_at
+from vdpa_agent.rpc.limits import BACKLOG
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -122,7 +123,7 @@ class Place:
             os.chown(path.name, -1, config.listen_group, dir_fd=private, follow_symlinks=False)
         os.chmod(path.name, config.listen_mode, dir_fd=private)
         refuse_descriptors(bound)
-        bound.listen(config.limits.backlog)
+        bound.listen(BACKLOG)
         # While it is open, no other file can get the inode's number.
         held = os.open(path.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=private)
         failed.callback(os.close, held)

@@ -6,7 +6,6 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any, Final, NoReturn
 
-import grpclib.server
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped]
 from grpclib.const import Status
@@ -19,7 +18,7 @@ from vdpa_agent.model.health import Role
 from vdpa_agent.model.pci import PciAddress, parse_pci_address
 from vdpa_agent.model.pools import Pool, Pools
 from vdpa_agent.model.served import Served
-from vdpa_agent.rpc.calls import Framed
+from vdpa_agent.rpc.stream import Framed, Stream
 from vdpa_agent.serve.pb import device_service_pb2 as pb
 from vdpa_agent.serve.pb.device_service_grpc import DeviceServiceBase
 from vdpa_agent.serve.view import View
@@ -59,7 +58,7 @@ class DeviceService(DeviceServiceBase):
         self._default_mode = f"VHOST_MODE_{settings.get('vhost-mode', 'unspecified').upper()}"
 
     async def ListDevices(  # noqa: N802 - the names on the wire
-        self, stream: "grpclib.server.Stream[pb.ListDevicesRequest, pb.ListDevicesResponse]"
+        self, stream: Stream[pb.ListDevicesRequest, pb.ListDevicesResponse]
     ) -> None:
         """Sends all devices."""
         request = await stream.recv_message()
@@ -67,14 +66,14 @@ class DeviceService(DeviceServiceBase):
             return
         state = self._state()
         if not request.include_statistics:
-            await stream.send_message(state.listed)  # type: ignore[arg-type]  # framed already
+            await stream.send_message(state.listed)
             return
         statistics = await self._all_statistics()
         devices = [_with(device, statistics.get(address, {})) for address, device in state.devices.items()]
         await stream.send_message(pb.ListDevicesResponse(devices=devices))
 
     async def GetDevice(  # noqa: N802
-        self, stream: "grpclib.server.Stream[pb.GetDeviceRequest, pb.GetDeviceResponse]"
+        self, stream: Stream[pb.GetDeviceRequest, pb.GetDeviceResponse]
     ) -> None:
         """Sends one device with its statistics."""
         request = await stream.recv_message()
@@ -91,7 +90,7 @@ class DeviceService(DeviceServiceBase):
         await stream.send_message(pb.GetDeviceResponse(device=device))
 
     async def WatchDevices(  # noqa: N802
-        self, stream: "grpclib.server.Stream[pb.WatchDevicesRequest, pb.WatchDevicesResponse]"
+        self, stream: Stream[pb.WatchDevicesRequest, pb.WatchDevicesResponse]
     ) -> None:
         """Sends the whole state, then each change; to a reader that is too slow for that, the newest state again."""
         if await stream.recv_message() is None:
@@ -104,11 +103,11 @@ class DeviceService(DeviceServiceBase):
             if state.number != sent:
                 message = state.change if sent == state.number - 1 else state.whole
                 sent = state.number
-                await stream.send_message(message)  # type: ignore[arg-type]  # framed already
+                await stream.send_message(message)
         _refuse(Status.UNAVAILABLE, "STOPPING", "the agent stops")
 
     async def GetStatus(  # noqa: N802
-        self, stream: "grpclib.server.Stream[pb.GetStatusRequest, pb.GetStatusResponse]"
+        self, stream: Stream[pb.GetStatusRequest, pb.GetStatusResponse]
     ) -> None:
         """Sends what the agent does, and how its daemon fares."""
         if await stream.recv_message() is None:

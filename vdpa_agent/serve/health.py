@@ -3,13 +3,12 @@
 from collections.abc import AsyncIterator
 from typing import Final
 
-import grpclib.server
-from grpclib.const import Status
+from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
-from grpclib.health.v1.health_grpc import HealthBase
 from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from vdpa_agent.model.pci import shown
+from vdpa_agent.rpc.stream import Stream
 from vdpa_agent.serve.view import View
 
 _READY: Final = frozenset({"", "vdpadpdk.VdpaDpdk"})
@@ -18,14 +17,22 @@ _READY: Final = frozenset({"", "vdpadpdk.VdpaDpdk"})
 _ALL: Final = _READY | {"vdpa_agent.v1.DeviceService"}
 
 
-class HealthService(HealthBase):
+class HealthService:
     """Check and Watch, by service."""
 
     def __init__(self, view: View) -> None:
         self._view = view
 
+    def __mapping__(self) -> dict[str, Handler]:
+        """The methods, as generated code would name them: that imports a client."""
+        messages = HealthCheckRequest, HealthCheckResponse
+        return {
+            "/grpc.health.v1.Health/Check": Handler(self.Check, Cardinality.UNARY_UNARY, *messages),
+            "/grpc.health.v1.Health/Watch": Handler(self.Watch, Cardinality.UNARY_STREAM, *messages),
+        }
+
     async def Check(  # noqa: N802 - the name on the wire
-        self, stream: "grpclib.server.Stream[HealthCheckRequest, HealthCheckResponse]"
+        self, stream: Stream[HealthCheckRequest, HealthCheckResponse]
     ) -> None:
         """Answers at once; NOT_FOUND for a service that is not here."""
         request = await stream.recv_message()
@@ -37,7 +44,7 @@ class HealthService(HealthBase):
         await stream.send_message(self._response(request.service))
 
     async def Watch(  # noqa: N802 - the name on the wire
-        self, stream: "grpclib.server.Stream[HealthCheckRequest, HealthCheckResponse]"
+        self, stream: Stream[HealthCheckRequest, HealthCheckResponse]
     ) -> None:
         """Sends the status at once and after each change, until the client leaves or the agent stops."""
         request = await stream.recv_message()

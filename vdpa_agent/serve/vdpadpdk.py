@@ -3,11 +3,11 @@
 import asyncio
 from typing import Final
 
-import grpclib.server
 import structlog
 from google.protobuf.message import DecodeError
 
 from vdpa_agent.rpc.repeats import Repeats
+from vdpa_agent.rpc.stream import Stream
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.pb.vdpadpdk_grpc import VdpaDpdkBase
 from vdpa_agent.serve.pb.vdpadpdk_pb2 import GetSocketpathRequest, GetSocketpathResponse
@@ -39,12 +39,12 @@ class VdpaDpdk(VdpaDpdkBase):
         self.at_once = {"/vdpadpdk.VdpaDpdk/GetSocketpath": self._at_once}
 
     async def GetSocketpath(  # noqa: N802 - the name on the wire
-        self, stream: "grpclib.server.Stream[GetSocketpathRequest, GetSocketpathResponse]"
+        self, stream: Stream[GetSocketpathRequest, GetSocketpathResponse]
     ) -> None:
         """Answers as soon as there is a socket or no hope for one; one log line a request, but in a flood."""
         request = await stream.recv_message()
         if request is None:
-            return  # the peer ended its stream without a message: grpclib answers that
+            return
         hold_s = self._hold_timeout_s
         if stream.deadline is not None:
             hold_s = min(hold_s, stream.deadline.time_remaining() - _MARGIN_S)

@@ -65,7 +65,7 @@ async def _said(streams: Streams, request: bytes = b"") -> bytes:
     """Sends a request; all that comes until the server closes."""
     reader, writer = streams
     writer.write(request)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(10):
         return await reader.read()
 
 
@@ -164,7 +164,7 @@ async def test_one_who_does_not_read_delays_nobody_and_has_to_leave() -> None:
         await reader.readuntil(b"\r\n\r\n")
         for _ in range(5):
             assert (await _said(await connect(), _get("/hello"))).endswith(b"|")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(10):
             while _open_files() > before + 6:  # only the ends of the six clients are left
                 await asyncio.sleep(0.002)
         with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
@@ -270,7 +270,7 @@ async def test_who_comes_while_there_is_no_descriptor_is_served_later() -> None:
             try:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, limits[1]))
                 await asyncio.get_running_loop().sock_connect(client, (where.host, where.port))
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(10):
                     while len(logs) < 2:
                         await asyncio.sleep(0.002)
                 began_s = time.process_time()

@@ -5,9 +5,10 @@ import abc
 import typing
 
 import grpclib.const
-import grpclib.client
 if typing.TYPE_CHECKING:
-    import grpclib.server
+    import grpclib.client
+
+    from vdpa_agent.rpc.stream import Stream
 
 import google.protobuf.duration_pb2
 from vdpa_agent.serve.pb import device_service_pb2
@@ -16,19 +17,19 @@ from vdpa_agent.serve.pb import device_service_pb2
 class DeviceServiceBase(abc.ABC):
 
     @abc.abstractmethod
-    async def ListDevices(self, stream: 'grpclib.server.Stream[device_service_pb2.ListDevicesRequest, device_service_pb2.ListDevicesResponse]') -> None:
+    async def ListDevices(self, stream: 'Stream[device_service_pb2.ListDevicesRequest, device_service_pb2.ListDevicesResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def GetDevice(self, stream: 'grpclib.server.Stream[device_service_pb2.GetDeviceRequest, device_service_pb2.GetDeviceResponse]') -> None:
+    async def GetDevice(self, stream: 'Stream[device_service_pb2.GetDeviceRequest, device_service_pb2.GetDeviceResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def WatchDevices(self, stream: 'grpclib.server.Stream[device_service_pb2.WatchDevicesRequest, device_service_pb2.WatchDevicesResponse]') -> None:
+    async def WatchDevices(self, stream: 'Stream[device_service_pb2.WatchDevicesRequest, device_service_pb2.WatchDevicesResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def GetStatus(self, stream: 'grpclib.server.Stream[device_service_pb2.GetStatusRequest, device_service_pb2.GetStatusResponse]') -> None:
+    async def GetStatus(self, stream: 'Stream[device_service_pb2.GetStatusRequest, device_service_pb2.GetStatusResponse]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
@@ -62,7 +63,9 @@ class DeviceServiceBase(abc.ABC):
 
 class DeviceServiceStub:
 
-    def __init__(self, channel: grpclib.client.Channel) -> None:
+    def __init__(self, channel: "grpclib.client.Channel") -> None:
+        import grpclib.client
+
         self.ListDevices = grpclib.client.UnaryUnaryMethod(
             channel,
             '/vdpa_agent.v1.DeviceService/ListDevices',

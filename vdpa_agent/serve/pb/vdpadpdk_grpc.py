@@ -5,9 +5,10 @@ import abc
 import typing
 
 import grpclib.const
-import grpclib.client
 if typing.TYPE_CHECKING:
-    import grpclib.server
+    import grpclib.client
+
+    from vdpa_agent.rpc.stream import Stream
 
 from vdpa_agent.serve.pb import vdpadpdk_pb2
 
@@ -15,7 +16,7 @@ from vdpa_agent.serve.pb import vdpadpdk_pb2
 class VdpaDpdkBase(abc.ABC):
 
     @abc.abstractmethod
-    async def GetSocketpath(self, stream: 'grpclib.server.Stream[vdpadpdk_pb2.GetSocketpathRequest, vdpadpdk_pb2.GetSocketpathResponse]') -> None:
+    async def GetSocketpath(self, stream: 'Stream[vdpadpdk_pb2.GetSocketpathRequest, vdpadpdk_pb2.GetSocketpathResponse]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
@@ -31,7 +32,9 @@ class VdpaDpdkBase(abc.ABC):
 
 class VdpaDpdkStub:
 
-    def __init__(self, channel: grpclib.client.Channel) -> None:
+    def __init__(self, channel: "grpclib.client.Channel") -> None:
+        import grpclib.client
+
         self.GetSocketpath = grpclib.client.UnaryUnaryMethod(
             channel,
             '/vdpadpdk.VdpaDpdk/GetSocketpath',
