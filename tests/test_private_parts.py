@@ -1,6 +1,8 @@
 """Nothing private of any library is used, and nothing that speaks HTTP/2 beside the one library of the server."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -89,3 +91,10 @@ def test_the_server_knows_one_http2() -> None:
         if path.parent.name != "cli":
             assert not imported & CLIENT_ALONE, path
             assert not {name for name in imported if name.startswith(("grpclib.server", "grpclib.protocol"))}, path
+
+
+def test_an_agent_carries_no_client_and_no_openssl() -> None:
+    # hashlib, and what imports it, such as secrets, takes 4 MiB for as long as the agent runs.
+    program = "import sys; import vdpa_agent.agent; print(*{'h2', 'grpclib.client', '_hashlib'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ran.stdout.split() == []

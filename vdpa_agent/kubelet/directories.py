@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -234,7 +233,7 @@ def _renew(root: Path, address: PciAddress) -> None:
 
 def _put_aside(top: int, address: PciAddress) -> None:
     """Takes a directory away, with what is in it: whoever has it mounted keeps what nobody else sees any more."""
-    aside = f"{_GONE}{secrets.token_hex(8)}"
+    aside = f"{_GONE}{os.urandom(8).hex()}"
     os.rename(address, aside, src_dir_fd=top, dst_dir_fd=top)
     with suppress(OSError, RecursionError):
         if stat.S_ISDIR(os.stat(aside, dir_fd=top, follow_symlinks=False).st_mode):
