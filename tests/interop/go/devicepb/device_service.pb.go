@@ -601,7 +601,15 @@ type GetStatusResponse struct {
 	// What an agent that serves nothing waits for; empty if it waits for nothing.
 	WaitingFor string `protobuf:"bytes,12,opt,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
 	// With --isolation device the daemon of each device, by its PCI address; empty otherwise.
-	Daemons       map[string]*DaemonStatus `protobuf:"bytes,13,rep,name=daemons,proto3" json:"daemons,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Daemons map[string]*DaemonStatus `protobuf:"bytes,13,rep,name=daemons,proto3" json:"daemons,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What is wrong with the present content of the resource config, or with sysfs; empty if all is well, or there is none.
+	ResourceConfigProblem string `protobuf:"bytes,14,opt,name=resource_config_problem,json=resourceConfigProblem,proto3" json:"resource_config_problem,omitempty"`
+	// The resources of the resource config, in its order.
+	Pools []*Pool `protobuf:"bytes,15,rep,name=pools,proto3" json:"pools,omitempty"`
+	// The VFs that belong to none of them, by the reason.
+	VfsOutsidePools []*VfsOutsidePools `protobuf:"bytes,16,rep,name=vfs_outside_pools,json=vfsOutsidePools,proto3" json:"vfs_outside_pools,omitempty"`
+	// The VFs that two of them claim.
+	ContestedVfs  []*ContestedVf `protobuf:"bytes,17,rep,name=contested_vfs,json=contestedVfs,proto3" json:"contested_vfs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -727,6 +735,275 @@ func (x *GetStatusResponse) GetDaemons() map[string]*DaemonStatus {
 	return nil
 }
 
+func (x *GetStatusResponse) GetResourceConfigProblem() string {
+	if x != nil {
+		return x.ResourceConfigProblem
+	}
+	return ""
+}
+
+func (x *GetStatusResponse) GetPools() []*Pool {
+	if x != nil {
+		return x.Pools
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetVfsOutsidePools() []*VfsOutsidePools {
+	if x != nil {
+		return x.VfsOutsidePools
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetContestedVfs() []*ContestedVf {
+	if x != nil {
+		return x.ContestedVfs
+	}
+	return nil
+}
+
+// A resource of the kubelet: some VFs that are as good as each other.
+type Pool struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name, with its prefix.
+	Resource string `protobuf:"bytes,1,opt,name=resource,proto3" json:"resource,omitempty"`
+	// Which end opens the sockets of its VFs.
+	VhostMode VhostMode `protobuf:"varint,2,opt,name=vhost_mode,json=vhostMode,proto3,enum=vdpa_agent.v1.VhostMode" json:"vhost_mode,omitempty"`
+	// Its VFs.
+	PciAddresses []string `protobuf:"bytes,3,rep,name=pci_addresses,json=pciAddresses,proto3" json:"pci_addresses,omitempty"`
+	// What a VF must be to belong to it; the first one that is true of it counts.
+	Selectors     []*Selector `protobuf:"bytes,4,rep,name=selectors,proto3" json:"selectors,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pool) Reset() {
+	*x = Pool{}
+	mi := &file_device_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pool) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pool) ProtoMessage() {}
+
+func (x *Pool) ProtoReflect() protoreflect.Message {
+	mi := &file_device_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pool.ProtoReflect.Descriptor instead.
+func (*Pool) Descriptor() ([]byte, []int) {
+	return file_device_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Pool) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *Pool) GetVhostMode() VhostMode {
+	if x != nil {
+		return x.VhostMode
+	}
+	return VhostMode_VHOST_MODE_UNSPECIFIED
+}
+
+func (x *Pool) GetPciAddresses() []string {
+	if x != nil {
+		return x.PciAddresses
+	}
+	return nil
+}
+
+func (x *Pool) GetSelectors() []*Selector {
+	if x != nil {
+		return x.Selectors
+	}
+	return nil
+}
+
+type Selector struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it asks for, for people to read.
+	Selector string `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
+	// How many VFs belong to the pool by it.
+	Vfs           uint32 `protobuf:"varint,2,opt,name=vfs,proto3" json:"vfs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Selector) Reset() {
+	*x = Selector{}
+	mi := &file_device_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Selector) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Selector) ProtoMessage() {}
+
+func (x *Selector) ProtoReflect() protoreflect.Message {
+	mi := &file_device_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Selector.ProtoReflect.Descriptor instead.
+func (*Selector) Descriptor() ([]byte, []int) {
+	return file_device_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Selector) GetSelector() string {
+	if x != nil {
+		return x.Selector
+	}
+	return ""
+}
+
+func (x *Selector) GetVfs() uint32 {
+	if x != nil {
+		return x.Vfs
+	}
+	return 0
+}
+
+type VfsOutsidePools struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	PciAddresses  []string               `protobuf:"bytes,2,rep,name=pci_addresses,json=pciAddresses,proto3" json:"pci_addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VfsOutsidePools) Reset() {
+	*x = VfsOutsidePools{}
+	mi := &file_device_service_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VfsOutsidePools) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VfsOutsidePools) ProtoMessage() {}
+
+func (x *VfsOutsidePools) ProtoReflect() protoreflect.Message {
+	mi := &file_device_service_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VfsOutsidePools.ProtoReflect.Descriptor instead.
+func (*VfsOutsidePools) Descriptor() ([]byte, []int) {
+	return file_device_service_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *VfsOutsidePools) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *VfsOutsidePools) GetPciAddresses() []string {
+	if x != nil {
+		return x.PciAddresses
+	}
+	return nil
+}
+
+type ContestedVf struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	PciAddress string                 `protobuf:"bytes,1,opt,name=pci_address,json=pciAddress,proto3" json:"pci_address,omitempty"`
+	// The resource that has it: the first one of the resource config.
+	Resource string `protobuf:"bytes,2,opt,name=resource,proto3" json:"resource,omitempty"`
+	// The next one whose selectors ask for it too.
+	OtherResource string `protobuf:"bytes,3,opt,name=other_resource,json=otherResource,proto3" json:"other_resource,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContestedVf) Reset() {
+	*x = ContestedVf{}
+	mi := &file_device_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContestedVf) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContestedVf) ProtoMessage() {}
+
+func (x *ContestedVf) ProtoReflect() protoreflect.Message {
+	mi := &file_device_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContestedVf.ProtoReflect.Descriptor instead.
+func (*ContestedVf) Descriptor() ([]byte, []int) {
+	return file_device_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ContestedVf) GetPciAddress() string {
+	if x != nil {
+		return x.PciAddress
+	}
+	return ""
+}
+
+func (x *ContestedVf) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *ContestedVf) GetOtherResource() string {
+	if x != nil {
+		return x.OtherResource
+	}
+	return ""
+}
+
 // The daemon that owns the vhost-user sockets.
 type DaemonStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -747,7 +1024,7 @@ type DaemonStatus struct {
 
 func (x *DaemonStatus) Reset() {
 	*x = DaemonStatus{}
-	mi := &file_device_service_proto_msgTypes[8]
+	mi := &file_device_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +1036,7 @@ func (x *DaemonStatus) String() string {
 func (*DaemonStatus) ProtoMessage() {}
 
 func (x *DaemonStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_device_service_proto_msgTypes[8]
+	mi := &file_device_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +1049,7 @@ func (x *DaemonStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DaemonStatus.ProtoReflect.Descriptor instead.
 func (*DaemonStatus) Descriptor() ([]byte, []int) {
-	return file_device_service_proto_rawDescGZIP(), []int{8}
+	return file_device_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DaemonStatus) GetState() DaemonState {
@@ -851,13 +1128,15 @@ type Device struct {
 	QueuePairsInUse uint32 `protobuf:"varint,15,opt,name=queue_pairs_in_use,json=queuePairsInUse,proto3" json:"queue_pairs_in_use,omitempty"`
 	// How many front ends were refused since the daemon has the device, by reason; up to 10 s old.
 	FrontEndsRefused map[string]uint64 `protobuf:"bytes,16,rep,name=front_ends_refused,json=frontEndsRefused,proto3" json:"front_ends_refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The resource of the kubelet that it belongs to; empty if it belongs to none.
+	Resource      string `protobuf:"bytes,17,opt,name=resource,proto3" json:"resource,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_device_service_proto_msgTypes[9]
+	mi := &file_device_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -869,7 +1148,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_device_service_proto_msgTypes[9]
+	mi := &file_device_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -882,7 +1161,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_device_service_proto_rawDescGZIP(), []int{9}
+	return file_device_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Device) GetPciAddress() string {
@@ -997,6 +1276,13 @@ func (x *Device) GetFrontEndsRefused() map[string]uint64 {
 	return nil
 }
 
+func (x *Device) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
 type QueueStatistics struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The virtqueue: of pair n, 2n receives and 2n+1 transmits, as the front end sees it.
@@ -1009,7 +1295,7 @@ type QueueStatistics struct {
 
 func (x *QueueStatistics) Reset() {
 	*x = QueueStatistics{}
-	mi := &file_device_service_proto_msgTypes[10]
+	mi := &file_device_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1021,7 +1307,7 @@ func (x *QueueStatistics) String() string {
 func (*QueueStatistics) ProtoMessage() {}
 
 func (x *QueueStatistics) ProtoReflect() protoreflect.Message {
-	mi := &file_device_service_proto_msgTypes[10]
+	mi := &file_device_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1034,7 +1320,7 @@ func (x *QueueStatistics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueStatistics.ProtoReflect.Descriptor instead.
 func (*QueueStatistics) Descriptor() ([]byte, []int) {
-	return file_device_service_proto_rawDescGZIP(), []int{10}
+	return file_device_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *QueueStatistics) GetQueue() uint32 {
@@ -1070,7 +1356,7 @@ const file_device_service_proto_rawDesc = "" +
 	"\ainitial\x18\x01 \x01(\bR\ainitial\x12/\n" +
 	"\adevices\x18\x02 \x03(\v2\x15.vdpa_agent.v1.DeviceR\adevices\x122\n" +
 	"\x15removed_pci_addresses\x18\x03 \x03(\tR\x13removedPciAddresses\"\x12\n" +
-	"\x10GetStatusRequest\"\xe4\x05\n" +
+	"\x10GetStatusRequest\"\xd4\a\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x121\n" +
 	"\x06uptime\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06uptime\x12'\n" +
@@ -1086,13 +1372,34 @@ const file_device_service_proto_rawDesc = "" +
 	"\x10degraded_reasons\x18\v \x03(\tR\x0fdegradedReasons\x12\x1f\n" +
 	"\vwaiting_for\x18\f \x01(\tR\n" +
 	"waitingFor\x12G\n" +
-	"\adaemons\x18\r \x03(\v2-.vdpa_agent.v1.GetStatusResponse.DaemonsEntryR\adaemons\x1a;\n" +
+	"\adaemons\x18\r \x03(\v2-.vdpa_agent.v1.GetStatusResponse.DaemonsEntryR\adaemons\x126\n" +
+	"\x17resource_config_problem\x18\x0e \x01(\tR\x15resourceConfigProblem\x12)\n" +
+	"\x05pools\x18\x0f \x03(\v2\x13.vdpa_agent.v1.PoolR\x05pools\x12J\n" +
+	"\x11vfs_outside_pools\x18\x10 \x03(\v2\x1e.vdpa_agent.v1.VfsOutsidePoolsR\x0fvfsOutsidePools\x12?\n" +
+	"\rcontested_vfs\x18\x11 \x03(\v2\x1a.vdpa_agent.v1.ContestedVfR\fcontestedVfs\x1a;\n" +
 	"\rSettingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aW\n" +
 	"\fDaemonsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x121\n" +
-	"\x05value\x18\x02 \x01(\v2\x1b.vdpa_agent.v1.DaemonStatusR\x05value:\x028\x01\"\xc8\x01\n" +
+	"\x05value\x18\x02 \x01(\v2\x1b.vdpa_agent.v1.DaemonStatusR\x05value:\x028\x01\"\xb7\x01\n" +
+	"\x04Pool\x12\x1a\n" +
+	"\bresource\x18\x01 \x01(\tR\bresource\x127\n" +
+	"\n" +
+	"vhost_mode\x18\x02 \x01(\x0e2\x18.vdpa_agent.v1.VhostModeR\tvhostMode\x12#\n" +
+	"\rpci_addresses\x18\x03 \x03(\tR\fpciAddresses\x125\n" +
+	"\tselectors\x18\x04 \x03(\v2\x17.vdpa_agent.v1.SelectorR\tselectors\"8\n" +
+	"\bSelector\x12\x1a\n" +
+	"\bselector\x18\x01 \x01(\tR\bselector\x12\x10\n" +
+	"\x03vfs\x18\x02 \x01(\rR\x03vfs\"N\n" +
+	"\x0fVfsOutsidePools\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12#\n" +
+	"\rpci_addresses\x18\x02 \x03(\tR\fpciAddresses\"q\n" +
+	"\vContestedVf\x12\x1f\n" +
+	"\vpci_address\x18\x01 \x01(\tR\n" +
+	"pciAddress\x12\x1a\n" +
+	"\bresource\x18\x02 \x01(\tR\bresource\x12%\n" +
+	"\x0eother_resource\x18\x03 \x01(\tR\rotherResource\"\xc8\x01\n" +
 	"\fDaemonStatus\x120\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1a.vdpa_agent.v1.DaemonStateR\x05state\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x1a\n" +
@@ -1100,7 +1407,7 @@ const file_device_service_proto_rawDesc = "" +
 	"\n" +
 	"crash_loop\x18\x04 \x01(\bR\tcrashLoop\x12\x1b\n" +
 	"\tlast_exit\x18\x05 \x01(\tR\blastExit\x12\x1c\n" +
-	"\tunhealthy\x18\x06 \x01(\tR\tunhealthy\"\x82\x06\n" +
+	"\tunhealthy\x18\x06 \x01(\tR\tunhealthy\"\x9e\x06\n" +
 	"\x06Device\x12\x1f\n" +
 	"\vpci_address\x18\x01 \x01(\tR\n" +
 	"pciAddress\x12\x1f\n" +
@@ -1124,7 +1431,8 @@ const file_device_service_proto_rawDesc = "" +
 	"statistics\x120\n" +
 	"\x14front_end_configured\x18\x0e \x01(\bR\x12frontEndConfigured\x12+\n" +
 	"\x12queue_pairs_in_use\x18\x0f \x01(\rR\x0fqueuePairsInUse\x12Y\n" +
-	"\x12front_ends_refused\x18\x10 \x03(\v2+.vdpa_agent.v1.Device.FrontEndsRefusedEntryR\x10frontEndsRefused\x1aC\n" +
+	"\x12front_ends_refused\x18\x10 \x03(\v2+.vdpa_agent.v1.Device.FrontEndsRefusedEntryR\x10frontEndsRefused\x12\x1a\n" +
+	"\bresource\x18\x11 \x01(\tR\bresource\x1aC\n" +
 	"\x15FrontEndsRefusedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01B\f\n" +
@@ -1180,7 +1488,7 @@ func file_device_service_proto_rawDescGZIP() []byte {
 }
 
 var file_device_service_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_device_service_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_device_service_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_device_service_proto_goTypes = []any{
 	(Role)(0),                    // 0: vdpa_agent.v1.Role
 	(DaemonState)(0),             // 1: vdpa_agent.v1.DaemonState
@@ -1194,44 +1502,53 @@ var file_device_service_proto_goTypes = []any{
 	(*WatchDevicesResponse)(nil), // 9: vdpa_agent.v1.WatchDevicesResponse
 	(*GetStatusRequest)(nil),     // 10: vdpa_agent.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),    // 11: vdpa_agent.v1.GetStatusResponse
-	(*DaemonStatus)(nil),         // 12: vdpa_agent.v1.DaemonStatus
-	(*Device)(nil),               // 13: vdpa_agent.v1.Device
-	(*QueueStatistics)(nil),      // 14: vdpa_agent.v1.QueueStatistics
-	nil,                          // 15: vdpa_agent.v1.GetStatusResponse.SettingsEntry
-	nil,                          // 16: vdpa_agent.v1.GetStatusResponse.DaemonsEntry
-	nil,                          // 17: vdpa_agent.v1.Device.FrontEndsRefusedEntry
-	nil,                          // 18: vdpa_agent.v1.QueueStatistics.CountersEntry
-	(*durationpb.Duration)(nil),  // 19: google.protobuf.Duration
+	(*Pool)(nil),                 // 12: vdpa_agent.v1.Pool
+	(*Selector)(nil),             // 13: vdpa_agent.v1.Selector
+	(*VfsOutsidePools)(nil),      // 14: vdpa_agent.v1.VfsOutsidePools
+	(*ContestedVf)(nil),          // 15: vdpa_agent.v1.ContestedVf
+	(*DaemonStatus)(nil),         // 16: vdpa_agent.v1.DaemonStatus
+	(*Device)(nil),               // 17: vdpa_agent.v1.Device
+	(*QueueStatistics)(nil),      // 18: vdpa_agent.v1.QueueStatistics
+	nil,                          // 19: vdpa_agent.v1.GetStatusResponse.SettingsEntry
+	nil,                          // 20: vdpa_agent.v1.GetStatusResponse.DaemonsEntry
+	nil,                          // 21: vdpa_agent.v1.Device.FrontEndsRefusedEntry
+	nil,                          // 22: vdpa_agent.v1.QueueStatistics.CountersEntry
+	(*durationpb.Duration)(nil),  // 23: google.protobuf.Duration
 }
 var file_device_service_proto_depIdxs = []int32{
-	13, // 0: vdpa_agent.v1.ListDevicesResponse.devices:type_name -> vdpa_agent.v1.Device
-	13, // 1: vdpa_agent.v1.GetDeviceResponse.device:type_name -> vdpa_agent.v1.Device
-	13, // 2: vdpa_agent.v1.WatchDevicesResponse.devices:type_name -> vdpa_agent.v1.Device
-	19, // 3: vdpa_agent.v1.GetStatusResponse.uptime:type_name -> google.protobuf.Duration
+	17, // 0: vdpa_agent.v1.ListDevicesResponse.devices:type_name -> vdpa_agent.v1.Device
+	17, // 1: vdpa_agent.v1.GetDeviceResponse.device:type_name -> vdpa_agent.v1.Device
+	17, // 2: vdpa_agent.v1.WatchDevicesResponse.devices:type_name -> vdpa_agent.v1.Device
+	23, // 3: vdpa_agent.v1.GetStatusResponse.uptime:type_name -> google.protobuf.Duration
 	0,  // 4: vdpa_agent.v1.GetStatusResponse.role:type_name -> vdpa_agent.v1.Role
-	12, // 5: vdpa_agent.v1.GetStatusResponse.daemon:type_name -> vdpa_agent.v1.DaemonStatus
-	15, // 6: vdpa_agent.v1.GetStatusResponse.settings:type_name -> vdpa_agent.v1.GetStatusResponse.SettingsEntry
-	16, // 7: vdpa_agent.v1.GetStatusResponse.daemons:type_name -> vdpa_agent.v1.GetStatusResponse.DaemonsEntry
-	1,  // 8: vdpa_agent.v1.DaemonStatus.state:type_name -> vdpa_agent.v1.DaemonState
-	2,  // 9: vdpa_agent.v1.Device.state:type_name -> vdpa_agent.v1.DeviceState
-	3,  // 10: vdpa_agent.v1.Device.vhost_mode:type_name -> vdpa_agent.v1.VhostMode
-	14, // 11: vdpa_agent.v1.Device.statistics:type_name -> vdpa_agent.v1.QueueStatistics
-	17, // 12: vdpa_agent.v1.Device.front_ends_refused:type_name -> vdpa_agent.v1.Device.FrontEndsRefusedEntry
-	18, // 13: vdpa_agent.v1.QueueStatistics.counters:type_name -> vdpa_agent.v1.QueueStatistics.CountersEntry
-	12, // 14: vdpa_agent.v1.GetStatusResponse.DaemonsEntry.value:type_name -> vdpa_agent.v1.DaemonStatus
-	4,  // 15: vdpa_agent.v1.DeviceService.ListDevices:input_type -> vdpa_agent.v1.ListDevicesRequest
-	6,  // 16: vdpa_agent.v1.DeviceService.GetDevice:input_type -> vdpa_agent.v1.GetDeviceRequest
-	8,  // 17: vdpa_agent.v1.DeviceService.WatchDevices:input_type -> vdpa_agent.v1.WatchDevicesRequest
-	10, // 18: vdpa_agent.v1.DeviceService.GetStatus:input_type -> vdpa_agent.v1.GetStatusRequest
-	5,  // 19: vdpa_agent.v1.DeviceService.ListDevices:output_type -> vdpa_agent.v1.ListDevicesResponse
-	7,  // 20: vdpa_agent.v1.DeviceService.GetDevice:output_type -> vdpa_agent.v1.GetDeviceResponse
-	9,  // 21: vdpa_agent.v1.DeviceService.WatchDevices:output_type -> vdpa_agent.v1.WatchDevicesResponse
-	11, // 22: vdpa_agent.v1.DeviceService.GetStatus:output_type -> vdpa_agent.v1.GetStatusResponse
-	19, // [19:23] is the sub-list for method output_type
-	15, // [15:19] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	16, // 5: vdpa_agent.v1.GetStatusResponse.daemon:type_name -> vdpa_agent.v1.DaemonStatus
+	19, // 6: vdpa_agent.v1.GetStatusResponse.settings:type_name -> vdpa_agent.v1.GetStatusResponse.SettingsEntry
+	20, // 7: vdpa_agent.v1.GetStatusResponse.daemons:type_name -> vdpa_agent.v1.GetStatusResponse.DaemonsEntry
+	12, // 8: vdpa_agent.v1.GetStatusResponse.pools:type_name -> vdpa_agent.v1.Pool
+	14, // 9: vdpa_agent.v1.GetStatusResponse.vfs_outside_pools:type_name -> vdpa_agent.v1.VfsOutsidePools
+	15, // 10: vdpa_agent.v1.GetStatusResponse.contested_vfs:type_name -> vdpa_agent.v1.ContestedVf
+	3,  // 11: vdpa_agent.v1.Pool.vhost_mode:type_name -> vdpa_agent.v1.VhostMode
+	13, // 12: vdpa_agent.v1.Pool.selectors:type_name -> vdpa_agent.v1.Selector
+	1,  // 13: vdpa_agent.v1.DaemonStatus.state:type_name -> vdpa_agent.v1.DaemonState
+	2,  // 14: vdpa_agent.v1.Device.state:type_name -> vdpa_agent.v1.DeviceState
+	3,  // 15: vdpa_agent.v1.Device.vhost_mode:type_name -> vdpa_agent.v1.VhostMode
+	18, // 16: vdpa_agent.v1.Device.statistics:type_name -> vdpa_agent.v1.QueueStatistics
+	21, // 17: vdpa_agent.v1.Device.front_ends_refused:type_name -> vdpa_agent.v1.Device.FrontEndsRefusedEntry
+	22, // 18: vdpa_agent.v1.QueueStatistics.counters:type_name -> vdpa_agent.v1.QueueStatistics.CountersEntry
+	16, // 19: vdpa_agent.v1.GetStatusResponse.DaemonsEntry.value:type_name -> vdpa_agent.v1.DaemonStatus
+	4,  // 20: vdpa_agent.v1.DeviceService.ListDevices:input_type -> vdpa_agent.v1.ListDevicesRequest
+	6,  // 21: vdpa_agent.v1.DeviceService.GetDevice:input_type -> vdpa_agent.v1.GetDeviceRequest
+	8,  // 22: vdpa_agent.v1.DeviceService.WatchDevices:input_type -> vdpa_agent.v1.WatchDevicesRequest
+	10, // 23: vdpa_agent.v1.DeviceService.GetStatus:input_type -> vdpa_agent.v1.GetStatusRequest
+	5,  // 24: vdpa_agent.v1.DeviceService.ListDevices:output_type -> vdpa_agent.v1.ListDevicesResponse
+	7,  // 25: vdpa_agent.v1.DeviceService.GetDevice:output_type -> vdpa_agent.v1.GetDeviceResponse
+	9,  // 26: vdpa_agent.v1.DeviceService.WatchDevices:output_type -> vdpa_agent.v1.WatchDevicesResponse
+	11, // 27: vdpa_agent.v1.DeviceService.GetStatus:output_type -> vdpa_agent.v1.GetStatusResponse
+	24, // [24:28] is the sub-list for method output_type
+	20, // [20:24] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_device_service_proto_init() }
@@ -1239,14 +1556,14 @@ func file_device_service_proto_init() {
 	if File_device_service_proto != nil {
 		return
 	}
-	file_device_service_proto_msgTypes[9].OneofWrappers = []any{}
+	file_device_service_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_device_service_proto_rawDesc), len(file_device_service_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   15,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
