@@ -137,10 +137,7 @@ static int init_lock(pthread_rwlock_t *lock) {
     int rc = pthread_rwlockattr_init(&attr);
     if (rc != 0)
         return -rc;
-    /*
-     * The worker takes the lock again and again: without this, a change of a queue could wait for ever. glibc
-     * 2.36 hands the lock over in either case, so no test shows it.
-     */
+    /* The worker takes the lock again and again: without this, a change of a queue could wait for ever. */
     rc = pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
     if (rc == 0)
         rc = pthread_rwlock_init(lock, &attr);

@@ -42,7 +42,7 @@ struct gate {
     const struct log *log;
     struct links *links;
     struct gate_back_end back_end;
-    int64_t patience_ms;
+    _Atomic int64_t patience_ms; /* changed by tests while the thread runs */
     pthread_t thread;
     int epoll_fd;
     int wake_fd;

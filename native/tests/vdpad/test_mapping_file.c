@@ -362,6 +362,24 @@ static void test_newer_comes_while_the_list_goes_back(void **state) {
     interfere(&f, -1, NULL);
 }
 
+static void fail_from_now_on(struct fixture *f) {
+    (void)f;
+    moves.refuse_flags = EIO;
+}
+
+/* A list that cannot go back is not deleted. */
+static void test_list_cannot_go_back(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    assert_int_equal(replace(&f), 0);
+    second_step = fail_from_now_on;
+    interfere(&f, 1, list_then);
+    assert_int_equal(replace(&f), -EIO);
+    assert_content(f.file.temporary, LIST);
+    interfere(&f, -1, NULL);
+}
+
 /* What was there is gone when it is to be exchanged: the empty place is taken. */
 static void test_what_was_there_goes_while_it_is_replaced(void **state) {
     struct fixture f;
@@ -529,6 +547,7 @@ int main(void) {
                                         remove_directory),
         cmocka_unit_test_setup_teardown(test_newer_comes_while_the_list_goes_back, make_directory,
                                         remove_directory),
+        cmocka_unit_test_setup_teardown(test_list_cannot_go_back, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_what_was_there_goes_while_it_is_replaced, make_directory,
                                         remove_directory),
         cmocka_unit_test_setup_teardown(test_a_list_is_not_moved_when_ours_is_removed, make_directory,
