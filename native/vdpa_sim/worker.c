@@ -286,7 +286,7 @@ int worker_queue_start(struct worker *worker, uint32_t index, const struct worke
             rc = -errno;
             goto fail;
         }
-        /* A full counter must not block the worker. */
+        /* So that a full counter does not block the worker. */
         int flags = fcntl(callfd, F_GETFL);
         if (flags < 0 || fcntl(callfd, F_SETFL, flags | O_NONBLOCK) < 0) {
             rc = -errno;

@@ -1,5 +1,4 @@
-/* A front end's bytes through the reader and the judge of the gate: byte 0 has the descriptors of each
- * message. */
+/* A front end's bytes through the reader and the judge of the gate: byte 0 has each message's descriptors. */
 #include "gate_parts.h"
 #include "target.h"
 

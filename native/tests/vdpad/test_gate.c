@@ -632,7 +632,8 @@ static void test_descriptors_that_linger(void **state) {
         pass_and_forget(fds[i], i % 2 == 0 ? 50 : VHOST_USER_SET_OWNER, passed);
         assert_served(f, SECOND);
     }
-    /* No other front end of that device is let in until some are closed: its backlog fills, the others go on.
+    /*
+     * No other front end of that device is let in until some are closed: its backlog fills, the others go on.
      */
     close(front(f, FIRST));
     assert_served(f, SECOND);

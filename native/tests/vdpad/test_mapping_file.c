@@ -81,8 +81,8 @@ static void test_creates_and_replaces(void **state) {
     assert_content(f.path, "[]\n");
     assert_int_equal(files_in(*state), 1);
     /*
-     * A mapping of another process is replaced too, and a temporary file that a dead process left does not
-     * matter.
+     * A mapping of another process is replaced too, and a temporary file that a dead process left
+     * does not matter.
      */
     put(f.path, "[{\"pciAddress\": \"82:00.7\", \"socketpath\": \"/other\"}]");
     put(f.file.temporary, "torn");
@@ -172,7 +172,7 @@ static void test_hostile_temporary_file(void **state) {
     assert_int_equal(files_in(*state), 2);
 }
 
-static void test_tells_why_it_cannot_write(void **state) {
+static void test_reports_why_it_cannot_write(void **state) {
     char path[300];
     struct mapping_file file;
     struct mapping mapping = {0};
@@ -508,7 +508,7 @@ static void test_never_loses_a_list(void **state) {
 
         put(f.other, LIST);
         assert_int_equal(rename(f.other, f.path), 0);
-        /* The swap shows the new mapping for a moment; the list must come back. */
+        /* The swap shows the new mapping for a moment; the list comes back. */
         while (!holds_list(f.path) && looks++ < 100000)
             ;
         if (looks > 100000) {
@@ -533,7 +533,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_keeps_a_list_without_exchange, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_keeps_what_is_no_file, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_hostile_temporary_file, make_directory, remove_directory),
-        cmocka_unit_test_setup_teardown(test_tells_why_it_cannot_write, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_reports_why_it_cannot_write, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_keeps_the_old_when_the_write_fails, make_directory,
                                         remove_directory),
         cmocka_unit_test_setup_teardown(test_removes_only_its_own, make_directory, remove_directory),
