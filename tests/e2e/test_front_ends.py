@@ -158,20 +158,26 @@ def test_bad_tables_of_memory_leave_no_descriptor(vdpad: Vdpad) -> None:
     settled("no descriptor is left", lambda: vdpad.descriptors() <= before)
 
 
-def test_reconnects_without_end_leave_nothing(vdpad: Vdpad) -> None:
-    def connect() -> None:
-        with FrontEnd(vdpad.socket(HOSTILE)) as front:
-            front.share()
-            front.start_rings()
-            settled("it is served", configured(vdpad, HOSTILE))
-        settled("it is gone", lambda: not vdpad.device(HOSTILE)["connected"])
+def reconnect(vdpad: Vdpad) -> None:
+    with FrontEnd(vdpad.socket(HOSTILE)) as front:
+        front.share()
+        front.start_rings()
+        settled("it is served", configured(vdpad, HOSTILE))
+    settled("it is gone", lambda: not vdpad.device(HOSTILE)["connected"])
 
-    connect()
-    before, rss = vdpad.descriptors(), vdpad.rss_kib()
-    for _ in range(60):
-        connect()
-    settled("no descriptor is left", lambda: vdpad.descriptors() <= before)
-    assert vdpad.rss_kib() - rss < 8 * 1024
+
+@pytest.mark.parametrize("build", ["native", "native-sanitized"])
+def test_reconnects_without_end_leave_nothing(run_dir: Path, build: str) -> None:
+    """ASan holds back what was freed, 256 MiB of it by default, which is no growth of vdpad."""
+    holding_back = "ASAN_OPTIONS=quarantine_size_mb=1:thread_local_quarantine_size_kb=64"
+    with Vdpad(run_dir, build, holding_back) as vdpad:
+        for _ in range(20):
+            reconnect(vdpad)
+        before, rss = vdpad.descriptors(), vdpad.rss_kib()
+        for _ in range(60):
+            reconnect(vdpad)
+        settled("no descriptor is left", lambda: vdpad.descriptors() <= before)
+        assert vdpad.rss_kib() - rss < 8 * 1024
 
 
 def lingering() -> tuple[socket.socket, socket.socket]:

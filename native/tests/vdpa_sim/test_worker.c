@@ -265,12 +265,17 @@ static void is_not_held_up_by_a_full_call_counter(void **state) {
     const uint64_t full = UINT64_MAX - 1;
 
     assert_int_equal(write(f->callfds[0], &full, sizeof(full)), sizeof(full));
-    offer_buffers(f, 0, 5);
-    send_packets(f, 0, 5);
-    kick(f, 1);
-    for (int i = 0; reap_all(f, 0) == 0; i++) {
-        assert_true(i < WAIT_MS);
-        nap();
+    /* What comes after the interrupt that has no place is delivered too. */
+    for (int round = 0; round < 2; round++) {
+        uint16_t got = 0;
+
+        offer_buffers(f, 0, 5);
+        send_packets(f, 0, 5);
+        kick(f, 1);
+        for (int i = 0; (got = (uint16_t)(got + reap_all(f, 0))) < 5; i++) {
+            assert_true(i < WAIT_MS);
+            nap();
+        }
     }
     worker_stop(&f->worker); /* returns */
 }
