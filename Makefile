@@ -10,6 +10,7 @@ BUF := 1.75.0
 BIN := .venv/bin
 NATIVE := build/native
 SANITIZED := build/native-sanitized
+TSAN := build/native-tsan
 FUZZERS := build/native-fuzzers
 FUZZ_SECONDS := 60
 PB := vdpa_agent/serve/pb
@@ -77,6 +78,14 @@ native: $(NATIVE)/build.ninja ## Build vdpad, its software devices and the count
 .PHONY: native-sanitized
 native-sanitized: $(SANITIZED)/build.ninja ## Build the same under ASan and UBSan
 	@ninja -j $(JOBS) -C $(SANITIZED) --quiet
+
+$(TSAN)/build.ninja: | system
+	meson setup --buildtype=debugoptimized -Db_sanitize=thread -Db_lundef=false -Dfrontend=false $(TSAN) native
+
+.PHONY: native-tsan
+native-tsan: $(TSAN)/build.ninja ## Run the native tests that have threads under TSan
+	@ninja -j $(JOBS) -C $(TSAN) --quiet
+	meson test -C $(TSAN) --no-rebuild --print-errorlogs fences gate links log loopback ring worker
 
 $(FUZZERS)/build.ninja: | system
 	CC=clang meson setup --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false -Dfuzzers=true -Dsimulator=false -Dfrontend=false $(FUZZERS) native
@@ -163,7 +172,7 @@ chart-check: .venv/.installed native chart-tools ## Lint, render, validate and r
 	$(BIN)/pytest tests/chart
 
 .PHONY: fuzz
-fuzz: .venv/.installed native native-sanitized fuzz-native ## Ten minutes of frames, files and vhost-user messages that nobody should send or write
+fuzz: .venv/.installed native native-sanitized native-tsan fuzz-native ## Ten minutes of frames, files and vhost-user messages that nobody should send or write
 	$(BIN)/python -m tests.e2e.fuzz_front_ends --seconds 120
 	$(BIN)/pytest --hypothesis-profile=fuzz --hypothesis-show-statistics --timeout=1800 tests/abuse/test_fuzz.py tests/abuse/test_differential.py tests/files/test_formats.py
 

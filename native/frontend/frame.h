@@ -20,8 +20,10 @@ enum frame_check { FRAME_OK, FRAME_FOREIGN, FRAME_CORRUPT };
 /* Fills `len` bytes, FRAME_MIN or more, with an Ethernet frame from `mac` to itself. */
 void frame_write(uint8_t *frame, uint32_t len, const uint8_t mac[FRAME_MAC], const struct frame_id *id);
 
-/* Checks a received frame of a stream whose frames have `expected_len` bytes. Sets queue and sequence if it
- * is FRAME_OK. */
+/*
+ * Checks a received frame of a stream whose frames have `expected_len` bytes. Sets queue and sequence if
+ * it is FRAME_OK.
+ */
 enum frame_check frame_read(const uint8_t *frame, uint32_t len, uint32_t expected_len, uint64_t stream,
                             struct frame_id *id);
 

@@ -24,8 +24,10 @@ static void on_signal(int signal) {
         stop = 1;
 }
 
-/* The driver blocks in system calls while it connects: no SA_RESTART, and the timer goes on so that a signal
- * just before a call is no loss. */
+/*
+ * The driver blocks in system calls while it connects: no SA_RESTART, and the timer goes on, so that a signal
+ * just before a call is not the last one.
+ */
 static void set_timer(double first_s) {
     struct itimerval timer = {.it_interval = {.tv_usec = 100 * 1000}};
 

@@ -102,8 +102,7 @@ void port_cleanup_eal(void) {
 }
 
 /*
- * Removes a socket that a killed front end has left.
- * -EADDRINUSE if it is in use, or it is no socket.
+ * Removes a socket that a killed front end has left. -EADDRINUSE if it is in use, or it is not a socket.
  */
 static int remove_stale(const char *path) {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};

@@ -26,9 +26,8 @@ struct port {
 int port_init_eal(const struct options *options);
 
 /*
- * Connects, or waits for the back end to connect, and starts the queues. Returns -ETIMEDOUT when `expired` is
- * set by then, -EINTR when `stop` is; their signals must interrupt system calls, repeatedly. Else 0 or
- * -errno.
+ * Connects, or waits for the back end to connect, and starts the queues. 0 or -errno: -ETIMEDOUT when
+ * `expired` is set by then, -EINTR when `stop` is. Their signals have to interrupt system calls, repeatedly.
  */
 int port_open(struct port *port, const struct options *options, const volatile sig_atomic_t *expired,
               const volatile sig_atomic_t *stop);

@@ -1,5 +1,7 @@
-/* The few DPDK driver structures that distributions do not ship headers for, declared for the releases whose
- * layout they match. */
+/*
+ * The few DPDK driver structures that distributions do not ship headers for, declared for the releases whose
+ * layout they match.
+ */
 #ifndef VDPA_SIM_DPDK_INTERNAL_H
 #define VDPA_SIM_DPDK_INTERNAL_H
 

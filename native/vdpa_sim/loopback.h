@@ -27,7 +27,7 @@ struct loopback_result {
 };
 
 /*
- * Moves up to `budget` packets. A packet for which there is no RX buffer yet stays where it is. Stops early
+ * Moves up to `budget` packets. A packet without an RX buffer yet stays where it is. Stops early
  * when a ring turns out broken (ring->fault). `header_len` is the length of the negotiated virtio-net header,
  * 10 or 12; with `mergeable` a packet may be spread over several RX buffers.
  */

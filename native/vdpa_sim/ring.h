@@ -59,8 +59,10 @@ struct ring_buffer {
 /* 0, or -EINVAL if a region is empty, unmapped or wraps around. */
 int ring_memory_check(const struct ring_memory *memory);
 
-/* Starts a ring at the given indexes. -EINVAL if its size is no power of two or it lies outside `memory`,
- * which must outlive it. */
+/*
+ * Starts a ring at the given indexes. -EINVAL if its size is not a power of two or it lies outside `memory`,
+ * to which it refers from then on.
+ */
 int ring_init(struct ring *ring, struct vring_desc *desc, struct vring_avail *avail, struct vring_used *used,
               uint32_t size, const struct ring_memory *memory, uint16_t next_avail, uint16_t next_used);
 

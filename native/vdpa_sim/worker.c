@@ -137,10 +137,7 @@ static int init_lock(pthread_rwlock_t *lock) {
     int rc = pthread_rwlockattr_init(&attr);
     if (rc != 0)
         return -rc;
-    /*
-     * The worker takes the lock again and again: without this, a change of a queue could wait for ever. glibc
-     * 2.36 hands the lock over in either case, so no test shows it.
-     */
+    /* The worker takes the lock again and again: without this, a change of a queue could wait for ever. */
     rc = pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
     if (rc == 0)
         rc = pthread_rwlock_init(lock, &attr);
@@ -289,7 +286,7 @@ int worker_queue_start(struct worker *worker, uint32_t index, const struct worke
             rc = -errno;
             goto fail;
         }
-        /* A full counter must not block the worker. */
+        /* So that a full counter does not block the worker. */
         int flags = fcntl(callfd, F_GETFL);
         if (flags < 0 || fcntl(callfd, F_SETFL, flags | O_NONBLOCK) < 0) {
             rc = -errno;

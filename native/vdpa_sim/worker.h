@@ -13,7 +13,7 @@
 
 enum { WORKER_MAX_PAIRS = 8, WORKER_MAX_QUEUES = 2 * WORKER_MAX_PAIRS };
 
-/* Written by the worker, read and reset by anybody. */
+/* Written by the worker, read and reset by any thread. */
 struct worker_stats {
     _Atomic uint64_t packets; /* delivered: counted on the TX and on the RX queue */
     _Atomic uint64_t bytes;
@@ -49,7 +49,7 @@ struct worker {
     bool running;
     struct worker_config config;
     pthread_t thread;
-    pthread_rwlock_t queues_lock; /* the worker reads, who changes the queues writes, and writers go first */
+    pthread_rwlock_t queues_lock; /* the worker reads, a change of the queues writes, and writers go first */
     atomic_bool stop;
     int epfd;
     int wakefd;
@@ -81,9 +81,9 @@ int worker_start(struct worker *worker, const struct worker_config *config);
 void worker_stop(struct worker *worker);
 
 /*
- * Starts or stops one queue of a running worker. The file descriptors are duplicated. When worker_queue_stop
- * returns, the ring is no longer touched; the ring's indexes stay readable in queues[queue].ring. 0 or
- * -errno.
+ * Starts or stops one queue of a running worker; 0 or -errno. The file descriptors are
+ * duplicated. When worker_queue_stop returns, the ring is not touched any more; its indexes stay
+ * readable in queues[queue].ring.
  */
 int worker_queue_start(struct worker *worker, uint32_t queue, const struct worker_ring *ring);
 void worker_queue_stop(struct worker *worker, uint32_t queue);

@@ -78,7 +78,7 @@ int control_notify(struct control *control, const char *method, json_t *params) 
     return append(control, json_pack("{s:s,s:s,s:o}", "jsonrpc", "2.0", "method", method, "params", params));
 }
 
-/* Text that may have been cut inside a character, or come from DPDK, must not stop the reply. */
+/* Text that was cut inside a character, or comes from DPDK, does not stop the reply. */
 static json_t *string_from(const char *text) {
     json_t *string = json_string(text);
     char *copy;

@@ -44,7 +44,7 @@ void control_destroy(struct control *control);
 /* What to poll() the socket for: a peer that does not read its replies is not read from either. */
 short control_events(const struct control *control);
 
-/* Whether notifications may be added, or the peer must first read what there is. */
+/* Whether notifications may be added, or the peer has to read first what there is. */
 bool control_has_room(const struct control *control);
 
 /*

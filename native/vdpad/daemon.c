@@ -149,7 +149,8 @@ static int add_by_hand(struct daemon *daemon, int number) {
     char text[PCI_ADDRESS_SIZE];
     char address[PCI_ADDRESS_SIZE];
     char socket[2 * SOCKET_PATH_SIZE];
-    struct device_request request = {.address = address, .socket = socket};
+    struct device_request request = {
+        .address = address, .socket = socket, .vhost_client = daemon->options->vhost_client};
     struct failure failure;
 
     snprintf(text, sizeof(text), "%.*s", length, argument);

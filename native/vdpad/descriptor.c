@@ -44,7 +44,7 @@ void descriptor_look(int fd, struct descriptor *descriptor) {
     int seals;
 
     *descriptor = (struct descriptor){.fd = fd};
-    /* Only tmpfs and hugetlbfs know seals, and neither makes anybody wait. */
+    /* Only tmpfs and hugetlbfs have seals, and neither ever waits. */
     seals = fcntl(fd, F_GET_SEALS);
     if (seals < 0) {
         if (is_eventfd(fd))

@@ -25,7 +25,7 @@ struct descriptor {
 /* Looks at `fd` without ever asking a file system that may let its callers wait. */
 void descriptor_look(int fd, struct descriptor *descriptor);
 
-/* Who has passed descriptors whose close() has not come back yet; shared by them and the device. */
+/* Counts the descriptors of one device whose close() has not come back yet; shared by them and the device. */
 struct debt {
     atomic_uint holders;
     atomic_uint pending;

@@ -62,7 +62,8 @@ static void on_device_gone(int vhost_id) {
         links_unconfigured(&served->links, address, vhost_id);
 }
 
-/* vhost calls a ring ready that is set up and enabled; it says so before and after it calls the device new.
+/*
+ * vhost calls a ring ready that is set up and enabled; it says so before and after it calls the device new.
  */
 static int on_ring(int vhost_id, uint16_t ring, int ready) {
     char address[PCI_ADDRESS_SIZE];

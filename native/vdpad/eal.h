@@ -25,8 +25,8 @@ struct eal {
 };
 
 /*
- * Signals must be blocked already: the threads that this
- * starts inherit the mask. -errno with `failure` filled.
+ * Signals are to be blocked before: the threads that this starts inherit the mask. 0, or -errno with
+ * `failure` filled.
  */
 int eal_start(struct eal *eal, const struct log *log, const struct eal_settings *settings,
               struct failure *failure);

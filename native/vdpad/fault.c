@@ -73,7 +73,7 @@ static void parse_area(const char *line, struct area *area) {
     area->inode = take_number(&line, 10);
 }
 
-/* The names in the file may be as long as anybody likes: what does not fit is skipped. */
+/* The names in the file may have any length: what does not fit is skipped. */
 static bool find_area(uint64_t address, struct area *area) {
     char buffer[4096];
     char line[128];

@@ -29,7 +29,7 @@ struct gate_back_end {
     void *context;
     /* Returns a connected stream socket, which the gate closes, or -errno. */
     int (*attach)(void *context, const char *address);
-    /* After this the memory that was shared is no longer mapped. */
+    /* After this the memory that was shared is not mapped any more. */
     void (*detach)(void *context, const char *address);
     /* The device is out of the gate. 0, or -errno with `failure` filled. */
     int (*leave)(void *context, const char *address, struct failure *failure);
@@ -42,7 +42,7 @@ struct gate {
     const struct log *log;
     struct links *links;
     struct gate_back_end back_end;
-    int64_t patience_ms;
+    _Atomic int64_t patience_ms; /* changed by tests while the thread runs */
     pthread_t thread;
     int epoll_fd;
     int wake_fd;
@@ -68,7 +68,7 @@ struct gate_entry {
 int gate_start(struct gate *gate, const struct log *log, struct links *links,
                const struct gate_back_end *back_end);
 
-/* Ends the thread, if it comes within `timeout_ms`; -ETIMEDOUT if it does not, and the gate must stay. */
+/* Ends the thread, if it comes within `timeout_ms`; -ETIMEDOUT if it does not, and the gate has to stay. */
 int gate_stop(struct gate *gate, int timeout_ms);
 
 /* -ENOMEM, or -EBUSY while a device of that address is still on its way out. */

@@ -41,7 +41,7 @@ struct source {
  * all devices: so the gate answers in the front end's place, and the front end answers the gate.
  */
 struct channel {
-    int inner; /* to DPDK; -1: there is no channel */
+    int inner; /* to DPDK; -1: without a channel */
     int outer; /* to the front end */
     struct source inner_source;
     struct source outer_source;

@@ -159,7 +159,8 @@ static enum refusal step_awaiting(struct gate_connection *connection, int *error
     return settle(connection);
 }
 
-/* Goes on as far as neither end has to be waited for. One message at a time: the others have their turn too.
+/*
+ * Goes on as far as neither end has to be waited for. One message at a time: the others have their turn too.
  */
 static void step(struct gate *gate, struct gate_connection *connection) {
     enum refusal refusal = REFUSAL_NONE;
@@ -193,7 +194,7 @@ static void step(struct gate *gate, struct gate_connection *connection) {
     if (refusal != REFUSAL_NONE) {
         gate_connection_refuse(gate, connection, refusal);
     } else if (error != 0 && error != -EAGAIN) {
-        /* Its own end is no fault of a front end. */
+        /* A front end that ends its connection is not refused. */
         if (connection->phase == PASSING || connection->phase == AWAITING)
             gate_connection_refuse(gate, connection, REFUSAL_BACK_END);
         else

@@ -1,5 +1,7 @@
-/* Who is connected to which device: written by the gate and DPDK's threads, read by the main loop, which an
- * eventfd wakes. */
+/*
+ * Who is connected to which device: written by the gate and DPDK's threads, read by the main loop, which
+ * an eventfd wakes.
+ */
 #include "links.h"
 
 #include <errno.h>

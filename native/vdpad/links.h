@@ -1,5 +1,7 @@
-/* Who is connected to which device: written by the gate and DPDK's threads, read by the main loop, which an
- * eventfd wakes. */
+/*
+ * Who is connected to which device: written by the gate and DPDK's threads, read by the main loop, which
+ * an eventfd wakes.
+ */
 #ifndef VDPAD_LINKS_H
 #define VDPAD_LINKS_H
 
@@ -39,7 +41,8 @@ struct links {
     struct link *entries[DEVICES_MAX];
 };
 
-/* A step of one device: the state that it is in now, and the queue pairs that are in use if it is configured.
+/*
+ * A step of one device: the state that it is in now, and the queue pairs that are in use if it is configured.
  */
 struct link_change {
     char address[PCI_ADDRESS_SIZE];
@@ -60,9 +63,8 @@ enum link_state links_state(struct links *links, const char *address, unsigned i
 void links_refusals(struct links *links, const char *address, uint64_t refusals[REFUSAL_COUNT]);
 
 /*
- * Takes the next step to announce; false when there is none. What came and went between two looks is
- * reported as one step, so a front end that reconnects without end cannot fill the memory of vdpad or of the
- * agent.
+ * Takes the next step to announce; false when there is none. What came and went between two looks is one
+ * step, so a front end that reconnects without end cannot fill the memory of vdpad or of the agent.
  */
 bool links_next_change(struct links *links, struct link_change *change);
 

@@ -47,7 +47,7 @@ void log_line(const struct log *log, enum log_level level, const char *format, .
     }
     /* In the place of the terminating zero. */
     line[length++] = '\n';
-    /* A reader that went away must not end the daemon: there is nowhere to report it. */
+    /* A reader that went away does not end the daemon: there is nowhere to report it. */
     while (write(log->fd, line, length) < 0 && errno == EINTR)
         ;
 }

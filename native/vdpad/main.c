@@ -79,7 +79,6 @@ static int open_signals(void) {
 static int serve(const struct options *options, const struct log *log) {
     const struct device_settings device_settings = {
         .simulate = options->simulate,
-        .vhost_client = options->vhost_client,
         .access = {.mode = options->socket_mode,
                    .owner = options->socket_owner,
                    .group = options->socket_group},

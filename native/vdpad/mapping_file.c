@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* How often a file that comes and goes under our hands is looked at anew before the caller waits. */
+/* How often a file that comes and goes is looked at anew before the caller waits. */
 #define ATTEMPTS 8
 
 int mapping_file_init(struct mapping_file *file, const char *path) {
@@ -43,8 +43,8 @@ static int read_all(int fd, char *data, size_t capacity, size_t *size) {
 
 int mapping_file_read(const char *path, struct mapping *mapping, char *reason, size_t reason_size) {
     /*
-     * Whoever may write to the directory is not trusted: no link is followed, and to open a fifo must not
-     * wait for its writer.
+     * Processes that may write to the directory are not trusted: no link is followed, and to open a fifo
+     * does not wait for its writer.
      */
     int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     const size_t capacity = MAPPING_MAX_BYTES + 1;
@@ -171,8 +171,8 @@ static int exchange(const struct mapping_file *file, const struct stat *ours, ch
         error = move(file, RENAME_NOREPLACE);
     } else if (error == 0 && !is_file(file->temporary, ours)) {
         /*
-         * Somebody put a still newer file there:
-         * it replaces the one that we hold, as it would have without us.
+         * Another process put a still newer file there: it replaces the one that we hold, as it would have
+         * without us.
          */
         error = move(file, RENAME_EXCHANGE);
     }
@@ -229,8 +229,8 @@ void mapping_file_remove(struct mapping_file *file) {
     if (!file->written || !is_file(file->path, &file->last))
         return;
     /*
-     * Aside first, then look again: what was put there in the
-     * meantime goes back, unless something newer is there.
+     * Aside first, then look again: what was put there in the meantime goes back, unless a newer
+     * file is there.
      */
     if (rename(file->path, file->temporary) != 0)
         return;

@@ -23,9 +23,9 @@ struct mapping_file {
 int mapping_file_init(struct mapping_file *file, const char *path);
 
 /*
- * Writes `mapping` and puts it in place. -EEXIST if what is there is not a mapping (it stays: a list that
- * somebody put there is a request to somebody else), else the -errno of the write; both with the reason in
- * `reason`.
+ * Writes `mapping` and puts it in place. -EEXIST if what is there is not a mapping (it stays: it may
+ * be a device list, which is a request to the agent), else the -errno of the write; both with the
+ * reason in `reason`.
  */
 int mapping_file_replace(struct mapping_file *file, const struct mapping *mapping, char *reason, size_t size);
 

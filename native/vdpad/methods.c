@@ -202,7 +202,8 @@ static json_t *method_stats(void *context, const json_t *params, struct failure 
         json_decref(queues);
         return NULL;
     }
-    return json_pack("{s:s,s:o}", "device", address, "queues", queues);
+    return json_pack("{s:s,s:o,s:o}", "device", address, "queues", queues, "refusals",
+                     refusals_object(daemon, address));
 }
 
 /* For when another process removed or changed the file. */

@@ -30,8 +30,8 @@ struct options {
 enum options_verdict { OPTIONS_RUN, OPTIONS_HELP, OPTIONS_VERSION, OPTIONS_WRONG };
 
 /*
- * Parses `argv`, which must outlive the result.
- * For OPTIONS_WRONG, `problem` says what and what to do about it.
+ * Parses `argv`, to which the result refers. For OPTIONS_WRONG, `problem` gets the option, its value and
+ * what it has to be.
  */
 enum options_verdict options_parse(int argc, char **argv, struct options *options, char *problem,
                                    size_t size);

@@ -7,7 +7,7 @@
 
 /*
  * Normalises "[dddd:]bb:dd.f" into the form that the kernel prints: lower case, domain 0000 added when
- * absent, a domain of more than four digits without leading zeros. -EINVAL if `text` is no PCI address.
+ * absent, a domain of more than four digits without leading zeros. -EINVAL if `text` is not a PCI address.
  */
 int pci_address_normalise(const char *text, char address[PCI_ADDRESS_SIZE]);
 

@@ -15,7 +15,7 @@ struct private_directory {
  */
 int private_directory_choose(struct private_directory *directory, const char *const places[], size_t count);
 
-/* Makes it, and the one above it, for this user alone; that it exists is no error. 0, or -errno. */
+/* Makes it, and the one above it, for this user alone; it may exist already. 0, or -errno. */
 int private_directory_make(const struct private_directory *directory);
 
 /* Removes it if it is empty. */

@@ -186,7 +186,7 @@ int socket_listen(const char *path, const struct socket_access *access, struct s
     error = give_away(directory, path, access, &status);
     if (error != 0)
         goto remove_file;
-    /* Nobody can connect before this. */
+    /* No front end can connect before this. */
     what = "cannot be listened on";
     if (listen(fd, BACKLOG) != 0) {
         error = -errno;

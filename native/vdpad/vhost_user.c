@@ -60,7 +60,7 @@ const char *refusal_text(enum refusal refusal) {
     return texts[refusal];
 }
 
-/* What a request has to bring, and what the device must have offered. */
+/* What a request has to bring, and what the device has to have offered. */
 struct rule {
     bool known;
     uint8_t size;        /* of the payload, at least */

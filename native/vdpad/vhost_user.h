@@ -110,8 +110,8 @@ const char *refusal_name(enum refusal refusal);
 const char *refusal_text(enum refusal refusal);
 
 /*
- * Whether a whole message may reach the device. `memory` is what the front end shares so far. Nothing is
- * changed.
+ * Whether a whole message may reach the device; changes nothing. `memory` is what the front end
+ * shares so far.
  */
 enum refusal vhost_user_judge(const struct vhost_user_offer *offer, const struct vhost_user_memory *memory,
                               const struct vhost_user_message *message, const struct descriptor *descriptors,

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 
 from tests.processes import PATIENCE_S
-from vdpa_agent.daemon.answers import parse_facts, parse_statistics, parse_version
+from vdpa_agent.daemon.answers import parse_facts, parse_front_ends, parse_statistics, parse_version
 from vdpa_agent.daemon.control import Control, open_control
 from vdpa_agent.daemon.messages import ErrorCode
 from vdpa_agent.errors import DaemonLost, RequestRefused
@@ -250,6 +250,7 @@ def test_the_examples_are_understood() -> None:
     assert parse_version(results["version"]).protocol == 2
     assert parse_facts(results["device.add"]).queue_pairs == 1
     assert NOTHING_KNOWN not in [parse_facts(device) for device in results["device.list"]["devices"]]
+    assert parse_front_ends(results["device.list"])["0000:82:00.2"].refusals == {"memory": 1}
     assert parse_statistics(results["device.stats"]) == {
         0: {"packets": 10, "bytes": 600},
         1: {"packets": 7, "bytes": 420},

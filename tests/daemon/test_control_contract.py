@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 from tests.daemon.test_control import CONTRACT
+from tests.e2e.front_ends import SET_MEM_TABLE, FrontEnd
 from tests.processes import PATIENCE_S, built, front_end
 
 REQUESTS: Final = sorted(
@@ -47,7 +48,9 @@ class _Vdpad:
         if "socket" in request["params"]:
             request = {**request, "params": {**request["params"], "socket": self.socket}}
         self._end.sendall(json.dumps(request).encode() + b"\n")
-        return self.next()
+        while "id" not in (answer := self.next()):
+            pass  # a front end came or went
+        return answer
 
     def next(self) -> dict[str, Any]:
         return dict(json.loads(self._lines.readline()))
@@ -77,6 +80,13 @@ def _shape(value: object) -> object:
     return type(value)
 
 
+def _be_refused(path: str) -> None:
+    """Shares a table of no memory."""
+    with FrontEnd(Path(path)) as front:
+        front.send(SET_MEM_TABLE, bytes(40))
+        assert front.ended()
+
+
 def test_each_request_is_answered_in_the_form_of_its_example(vdpad: _Vdpad) -> None:
     methods = [example["request"]["method"] for example in REQUESTS]
     assert (methods[0], methods[-1]) == ("version", "shutdown")
@@ -85,6 +95,8 @@ def test_each_request_is_answered_in_the_form_of_its_example(vdpad: _Vdpad) -> N
         assert _shape(answer) == _shape(expected), example["request"]["method"]
         assert answer["id"] == expected["id"]
         assert answer.get("error") == expected.get("error")
+        if answer.get("result", {}).get("mode") == "server":
+            _be_refused(vdpad.socket)
     assert vdpad.process.wait(PATIENCE_S) == 0
 
 

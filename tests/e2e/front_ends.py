@@ -44,13 +44,14 @@ MEMORY_BYTES: Final = 1 << 20
 class Vdpad:
     """A running `vdpad` with two software devices, spoken to by its control end."""
 
-    def __init__(self, directory: Path, build: str) -> None:
-        """Starts it and adds the devices."""
+    def __init__(self, directory: Path, build: str, *environment: str) -> None:
+        """Starts it, with each `NAME=value` in its environment, and adds the devices."""
         self.directory = directory
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
                 [
+                    *("env", *environment),
                     str(built(f"{build}/vdpad/vdpad", build)),
                     *("--simulate", "--memory=none", "--log-level=info"),
                     f"--control-fd={theirs.fileno()}",

@@ -1,5 +1,7 @@
-/* A front end's bytes through the reader and the judge of the gate: byte 0 has the descriptors of each
- * message. */
+/*
+ * A front end's bytes through the reader and the judge of the gate. Byte 0 has the descriptors that go with
+ * each message, as the replay against a real vdpad reads it too (tests/e2e/test_front_ends.py).
+ */
 #include "gate_parts.h"
 #include "target.h"
 
@@ -7,6 +9,12 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+/* Byte 0. Without STREAM and LINGERING: memory of 1 MiB. */
+#define KINDS_COUNT 15u     /* how many */
+#define KINDS_STREAM 16u    /* a connection of AF_UNIX */
+#define KINDS_LINGERING 32u /* a TCP connection whose close() waits */
+#define KINDS_LATER 64u     /* none goes with the first message */
 
 /* What a file that was let in has to hold for DPDK: within what the front end shares. */
 static void check_memory(const struct vhost_user_memory *memory, const struct descriptor *descriptors) {
@@ -19,11 +27,17 @@ static void check_memory(const struct vhost_user_memory *memory, const struct de
     }
 }
 
+static enum descriptor_kind kind_of(uint8_t kinds) {
+    if ((kinds & KINDS_LINGERING) != 0)
+        return DESCRIPTOR_OTHER;
+    return (kinds & KINDS_STREAM) != 0 ? DESCRIPTOR_STREAM : DESCRIPTOR_MEMORY;
+}
+
 /* One message; false if the connection ends. */
-static bool read_message(int fd, struct gate_connection *connection, uint8_t kinds) {
+static bool read_message(int fd, struct gate_connection *connection, uint8_t kinds, bool first) {
     static const struct vhost_user_offer offer = {.protocol_features = UINT64_MAX, .rings = 4};
     struct descriptor descriptors[VHOST_USER_REGIONS_MAX] = {0};
-    size_t count = kinds & 15u;
+    size_t count = first && (kinds & KINDS_LATER) != 0 ? 0 : kinds & KINDS_COUNT;
 
     gate_connection_enter(connection, RECEIVING);
     if (gate_receive(fd, connection, VHOST_USER_HEADER_SIZE) != 0 ||
@@ -35,8 +49,7 @@ static bool read_message(int fd, struct gate_connection *connection, uint8_t kin
         return false;
     count = count > VHOST_USER_REGIONS_MAX ? VHOST_USER_REGIONS_MAX : count;
     for (size_t i = 0; i < count; i++)
-        descriptors[i] = (struct descriptor){
-            .fd = -1, .kind = (kinds & 16u) != 0 ? DESCRIPTOR_STREAM : DESCRIPTOR_MEMORY, .size = 1 << 20};
+        descriptors[i] = (struct descriptor){.fd = -1, .kind = kind_of(kinds), .size = 1 << 20};
     if (vhost_user_judge(&offer, &connection->memory, &connection->message, descriptors, count) !=
         REFUSAL_NONE)
         return false;
@@ -54,9 +67,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size < 2 || size > 8192 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
         return 0;
     if (send(ends[0], data + 1, size - 1, MSG_DONTWAIT) == (ssize_t)(size - 1)) {
+        bool first = true;
+
         close(ends[0]);
-        while (read_message(ends[1], &connection, data[0]))
-            ;
+        while (read_message(ends[1], &connection, data[0], first))
+            first = false;
     } else {
         close(ends[0]);
     }

@@ -36,8 +36,10 @@ static uint64_t next(uint64_t *seed) {
     return *seed * UINT64_C(0x2545f4914f6cdd1d);
 }
 
-/* A packet may lie in the rings; its bytes then race with the second thread by intention, which is not what a
- * race detector is to find. */
+/*
+ * A packet may lie in the rings; its bytes then race with the second thread by intention, which is not what a
+ * race detector is to find.
+ */
 #ifdef __SANITIZE_THREAD__
 #define IN_RINGS LEFT
 #else

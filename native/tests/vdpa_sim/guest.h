@@ -28,7 +28,7 @@ struct guest {
 void guest_init(struct guest *guest);
 void guest_free(struct guest *guest);
 
-/* Where the guest's address is in this process; it must be inside a region. */
+/* Where the guest's address is in this process; it has to be inside a region. */
 uint8_t *guest_host(const struct guest *guest, uint64_t addr);
 
 struct guest_ring {

@@ -1,5 +1,7 @@
-/* Packets in random chain layouts come back byte for byte, wait for receive buffers, and are dropped only if
- * none can hold them. */
+/*
+ * Packets in random chain layouts come back byte for byte, wait for receive buffers, and are dropped only if
+ * none can hold them.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -65,8 +67,10 @@ static void copy_in(const struct guest *guest, uint64_t addr, const uint8_t *fro
         *guest_host(guest, addr + i) = from[i];
 }
 
-/* Splits [addr, addr+len) into up to `pieces` descriptors from `first` on, linked in a random order. Returns
- * the head. */
+/*
+ * Splits [addr, addr+len) into up to `pieces` descriptors from `first` on, linked in a random order.
+ * Returns the head.
+ */
 static uint16_t lay_out(struct guest_ring *ring, uint32_t first, uint32_t pieces, uint64_t addr, uint32_t len,
                         uint16_t flags) {
     uint16_t order[TX_PIECES];
@@ -113,7 +117,7 @@ static void offer_packet(struct fixture *f, struct model *m, uint32_t max) {
         m->packets[slot][i] = (uint8_t)rand();
     m->lengths[slot] = len;
     uint64_t addr = TX_AREA + (uint64_t)slot * TX_SLOT_BYTES;
-    memset(m->received, 0xee, HEADER); /* a header full of nonsense must not come through */
+    memset(m->received, 0xee, HEADER); /* a header full of nonsense does not come through */
     copy_in(&f->guest, addr, m->received, HEADER);
     copy_in(&f->guest, addr + HEADER, m->packets[slot], len);
     m->tx_busy[slot] = true;

@@ -1,5 +1,7 @@
-/* The worker's thread: it loops packets on kicks, sleeps otherwise, survives broken rings and hostile
- * descriptors, and always stops. */
+/*
+ * The worker's thread: it loops packets on kicks, sleeps otherwise, survives broken rings and hostile
+ * descriptors, and always stops.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -263,12 +265,17 @@ static void is_not_held_up_by_a_full_call_counter(void **state) {
     const uint64_t full = UINT64_MAX - 1;
 
     assert_int_equal(write(f->callfds[0], &full, sizeof(full)), sizeof(full));
-    offer_buffers(f, 0, 5);
-    send_packets(f, 0, 5);
-    kick(f, 1);
-    for (int i = 0; reap_all(f, 0) == 0; i++) {
-        assert_true(i < WAIT_MS);
-        nap();
+    /* What comes after the interrupt that has no place is delivered too. */
+    for (int round = 0; round < 2; round++) {
+        uint16_t got = 0;
+
+        offer_buffers(f, 0, 5);
+        send_packets(f, 0, 5);
+        kick(f, 1);
+        for (int i = 0; (got = (uint16_t)(got + reap_all(f, 0))) < 5; i++) {
+            assert_true(i < WAIT_MS);
+            nap();
+        }
     }
     worker_stop(&f->worker); /* returns */
 }
@@ -341,6 +348,37 @@ static void spares_kicks_during_a_burst(void **state) {
     }
 }
 
+void __real_ring_want_kicks(struct ring *ring, bool wanted);
+void __wrap_ring_want_kicks(struct ring *ring, bool wanted);
+
+/* Whose driver offers a burst just before the worker asks for kicks; the linker has the worker call this. */
+static _Atomic(struct fixture *) late;
+
+void __wrap_ring_want_kicks(struct ring *ring, bool wanted) {
+    struct fixture *f = atomic_load(&late);
+
+    if (f != NULL && wanted && ring == &f->worker.queues[1].ring) {
+        atomic_store(&late, NULL);
+        send_packets(f, 0, BURST - 1);
+    }
+    __real_ring_want_kicks(ring, wanted);
+}
+
+/* No kick comes for what is offered before kicks are asked for, and one look does not take all of it. */
+static void looks_again_after_asking_for_kicks(void **state) {
+    struct fixture *f = *state;
+
+    for (int i = 0; i < 20; i++) {
+        offer_buffers(f, 0, BURST);
+        send_packets(f, 0, 1);
+        atomic_store(&late, f);
+        kick(f, 1);
+        expect_packets(f, 0, BURST);
+        assert_null(atomic_load(&late));
+        reap_all(f, 1);
+    }
+}
+
 /*
  * A driver offers more than one pass moves, at the moment in which the worker is about to sleep: what it sees
  * of it is the reason to go on, for no kick comes.
@@ -397,7 +435,7 @@ static void *send_without_end(void *context) {
     return NULL;
 }
 
-/* The worker has the lock nearly all the time: whoever changes a queue has to get it all the same. */
+/* The worker has the lock nearly all the time: a change of a queue has to get it all the same. */
 static void changes_queues_while_it_never_rests(void **state) {
     struct traffic traffic = {.f = *state};
     pthread_t thread;
@@ -411,6 +449,42 @@ static void changes_queues_while_it_never_rests(void **state) {
         nap();
     atomic_store(&traffic.stop, true);
     assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+struct change {
+    struct fixture *f;
+    atomic_bool done;
+};
+
+static void *stop_a_queue(void *context) {
+    struct change *change = context;
+
+    worker_queue_stop(&change->f->worker, 0);
+    atomic_store(&change->done, true);
+    return NULL;
+}
+
+/* While a change waits for a reader, no other reader comes before it. */
+static void a_change_goes_before_readers(void **state) {
+    struct fixture *f = *state;
+    struct change change = {.f = f};
+    const time_t end = time(NULL) + WAIT_MS / 1000;
+    pthread_t thread;
+    bool first = false;
+    bool early;
+
+    assert_int_equal(pthread_rwlock_rdlock(&f->worker.queues_lock), 0);
+    assert_int_equal(pthread_create(&thread, NULL, stop_a_queue, &change), 0);
+    while (!first && time(NULL) <= end) {
+        first = pthread_rwlock_tryrdlock(&f->worker.queues_lock) != 0;
+        if (!first)
+            pthread_rwlock_unlock(&f->worker.queues_lock);
+    }
+    early = atomic_load(&change.done);
+    pthread_rwlock_unlock(&f->worker.queues_lock);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_true(first);
+    assert_false(early);
 }
 
 static void refuses_what_it_cannot_serve(void **state) {
@@ -449,9 +523,11 @@ int main(void) {
         TEST(interrupts_nobody_who_does_not_ask),
         TEST(asks_for_kicks_when_a_queue_starts),
         TEST(spares_kicks_during_a_burst),
+        TEST(looks_again_after_asking_for_kicks),
         TEST(does_not_sleep_over_a_burst),
         TEST(changes_queues_under_traffic),
         TEST(changes_queues_while_it_never_rests),
+        TEST(a_change_goes_before_readers),
         TEST(refuses_what_it_cannot_serve),
     };
 

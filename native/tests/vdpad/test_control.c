@@ -152,9 +152,9 @@ static void test_answers(void **state) {
     assert_answer(
         f, "{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"\xc3\xa9\"}",
         "{\"jsonrpc\":\"2.0\",\"id\":2,\"error\":{\"code\":-32601,\"message\":\"no method '\xc3\xa9'\"}}\n");
-    assert_int_equal(control_notify(&f->control, "told", json_pack("{s:s}", "device", "d")), 0);
+    assert_int_equal(control_notify(&f->control, "noted", json_pack("{s:s}", "device", "d")), 0);
     assert_answer(f, "{\"jsonrpc\":\"2.0\",\"id\":3,\"method\":\"echo\"}",
-                  "{\"jsonrpc\":\"2.0\",\"method\":\"told\",\"params\":{\"device\":\"d\"}}\n"
+                  "{\"jsonrpc\":\"2.0\",\"method\":\"noted\",\"params\":{\"device\":\"d\"}}\n"
                   "{\"jsonrpc\":\"2.0\",\"id\":3,\"result\":{\"echo\":null}}\n");
 }
 

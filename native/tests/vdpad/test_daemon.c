@@ -133,7 +133,8 @@ static void test_device_comes_and_goes(void **state) {
     assert_lines(f, "device.stats", NAME,
                  "[" HEAD
                  "\"result\":{\"device\":\"0000:82:00.2\",\"queues\":[{\"queue\":0,\"stats\":{\"packets\":1,"
-                 "\"bytes\":9223372036854775807}},{\"queue\":3,\"stats\":{\"packets\":2}}]}}]");
+                 "\"bytes\":9223372036854775807}},{\"queue\":3,\"stats\":{\"packets\":2}}],"
+                 "\"refusals\":{\"memory\":1}}}]");
     assert_lines(f, "device.remove", NAME, "[" HEAD "\"result\":{\"device\":\"0000:82:00.2\"}}]");
     assert_mapping(f, "");
     assert_lines(f, "device.remove", NAME,
@@ -174,7 +175,7 @@ static void test_removal_that_fails(void **state) {
                  "[{\"jsonrpc\":\"2.0\",\"method\":\"device.disconnected\",\"params\":{\"device\":\"0000:82:"
                  "00.2\"}}," HEAD
                  "\"error\":{\"code\":-32003,\"message\":\"no unplug\",\"data\":{\"device\":\"82:00.2\"}}}]");
-    /* It is no longer served, whatever DPDK says. */
+    /* It is not served any more, whatever DPDK answers. */
     assert_mapping(f, "");
 }
 
@@ -224,7 +225,7 @@ static void ask_to_stop(const struct fixture *f) {
     assert_int_equal(write(f->signals, &info, sizeof(info)), sizeof(info));
 }
 
-/* A mapping that cannot be written is no reason to fail, and is written when it can be. */
+/* A mapping that cannot be written fails nothing else, and is written when it can be. */
 static void test_mapping_is_tried_again(void **state) {
     struct fixture *f = *state;
     pthread_t thread;
@@ -304,10 +305,13 @@ static void test_by_hand(void **state) {
     f->options.control_fd = -1;
     f->options.devices = devices;
     f->options.device_count = 2;
+    f->options.vhost_client = true;
     ask_to_stop(f);
     assert_int_equal(daemon_run(&f->daemon), 0);
     assert_mapping(f, "0000:82:00.2=/vhost/vdpa-0 0000:82:00.3=/vhost/vdpa-1 ");
     assert_string_equal(fake_next.devargs, "");
+    assert_true(f->daemon.devices.entries[0]->vhost_client);
+    assert_true(f->daemon.devices.entries[1]->vhost_client);
     fake_next.add_error = -EIO;
     assert_int_equal(daemon_run(&f->daemon), -EIO);
 }

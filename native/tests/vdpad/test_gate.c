@@ -21,6 +21,7 @@
 
 #define FIRST "0000:82:00.2"
 #define SECOND "0000:82:00.3"
+#define THIRD "0000:82:00.4"
 #define FEATURES UINT64_C(0x140008000)
 #define MEMORY_SIZE ((size_t)1 << 20)
 
@@ -319,7 +320,7 @@ static void test_passes_what_is_offered(void **state) {
     assert_int_equal(atomic_load(&f->seen[VHOST_USER_SET_MEM_TABLE]), 1);
     assert_int_equal(ask(fd, VHOST_USER_SET_VRING_NUM, size, 8, NULL, 0), 0);
     assert_int_equal(ask(fd, VHOST_USER_SET_VRING_ADDR, addresses, 40, NULL, 0), 0);
-    /* Nobody asked for an answer: none comes. */
+    /* No answer was asked for: none comes. */
     say(fd, VHOST_USER_SET_VRING_CALL, VHOST_USER_VERSION, &ring, 8, &event, 1);
     assert_int_equal(ask(fd, VHOST_USER_SET_VRING_KICK, &ring, 8, &event, 1), 0);
     assert_int_equal(atomic_load(&f->seen[VHOST_USER_SET_VRING_CALL]), 1);
@@ -564,7 +565,7 @@ static void test_back_end_refuses(void **state) {
     int fd = front(f, FIRST);
 
     atomic_store(&f->refuse, true);
-    /* Who asked learns it. */
+    /* A front end that asks for the answer gets it. */
     assert_int_equal(ask(fd, VHOST_USER_SET_OWNER, NULL, 0, NULL, 0), 1);
     say(fd, VHOST_USER_SET_OWNER, VHOST_USER_VERSION, NULL, 0, NULL, 0);
     assert_ended(fd);
@@ -578,7 +579,7 @@ static void test_back_end_refuses(void **state) {
     assert_served(f, FIRST);
 }
 
-/* A TCP connection whose last close() waits until data that nobody reads is sent. */
+/* A TCP connection whose last close() waits until data that is not read is sent. */
 static int lingering(int *peer) {
     const struct linger linger = {.l_onoff = 1, .l_linger = 600};
     struct sockaddr_in name = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -631,7 +632,9 @@ static void test_descriptors_that_linger(void **state) {
         pass_and_forget(fds[i], i % 2 == 0 ? 50 : VHOST_USER_SET_OWNER, passed);
         assert_served(f, SECOND);
     }
-    /* Nobody else of that device is let in until some are closed: its backlog fills, and the others go on. */
+    /*
+     * No other front end of that device is let in until some are closed: its backlog fills, the others go on.
+     */
     close(front(f, FIRST));
     assert_served(f, SECOND);
     assert_int_equal(gate_remove(&f->gate, FIRST, 5000, &failure), 0);
@@ -747,7 +750,65 @@ static void test_truncated_memory(void **state) {
     assert_int_equal(munmap((void *)(uintptr_t)mapped, MEMORY_SIZE), 0);
 }
 
-#define THIRD "0000:82:00.4"
+/* Waits until the gate has looked at all that came before: its thread does one thing after the other. */
+static void wait_for_gate(struct fixture *f) {
+    while (atomic_load(&f->attached) > 0)
+        poll(NULL, 0, 1);
+    assert_served(f, SECOND);
+    while (atomic_load(&f->attached) > 0)
+        poll(NULL, 0, 1);
+}
+
+/* The lowest place that is free for a file that front ends share. */
+static int free_slot(void) {
+    const struct descriptor file = {.inode = 1};
+    int slot = fault_share(&file);
+
+    assert_true(slot >= 0);
+    fault_unshare(slot);
+    return slot;
+}
+
+/*
+ * The files of a front end count as shared for as long as it is there: the tables of memory one after the
+ * other, the log, and those of a message on which DPDK hangs up.
+ */
+static void test_shared_files_are_forgotten(void **state) {
+    const uint64_t log[] = {MEMORY_SIZE, 0};
+    struct fixture *f = *state;
+    struct vhost_user_memory table = one_region();
+    int file = memory();
+    int slot;
+    int fd;
+
+    wait_for_gate(f);
+    slot = free_slot();
+    add_with(f, THIRD, 1 | 1 << 1 | 1 << 3);
+    for (unsigned int i = 0; i < 3; i++) {
+        fd = front(f, THIRD);
+        for (unsigned int j = 0; j < 3; j++) {
+            table.regions[0].user_address += MEMORY_SIZE;
+            assert_int_equal(ask(fd, VHOST_USER_SET_MEM_TABLE, &table, TABLE_SIZE(1), &file, 1), 0);
+        }
+        say(fd, VHOST_USER_SET_LOG_BASE, VHOST_USER_VERSION, log, 16, &file, 1);
+        assert_int_equal(answer_to(fd), FEATURES | 0xff);
+        /* One of the table and one of the log. */
+        assert_int_equal(free_slot(), slot + 2);
+        if (i == 1) {
+            table.regions[0].user_address += MEMORY_SIZE;
+            atomic_store(&f->hang_up, true);
+            say(fd, VHOST_USER_SET_MEM_TABLE, VHOST_USER_VERSION, &table, TABLE_SIZE(1), &file, 1);
+            assert_ended(fd);
+            atomic_store(&f->hang_up, false);
+        } else {
+            close(fd);
+        }
+        wait_for_gate(f);
+        assert_int_equal(free_slot(), slot);
+    }
+    close(file);
+}
+
 #define CHANNEL UINT64_C(0xc20)
 
 /* DPDK asks, with a descriptor: it has its answer at once, whenever the front end gives its own. */
@@ -822,7 +883,7 @@ static void test_channel_without_an_answer(void **state) {
     channel_ends(state, NULL);
 }
 
-/* One that is full, and one that says what nobody asked. */
+/* A front end answers what was not asked. */
 static void test_channel_abused(void **state) {
     struct fixture *f = *state;
     int outer;
@@ -837,7 +898,7 @@ static void test_channel_abused(void **state) {
     assert_served(f, SECOND);
 }
 
-/* Memory that no front end shares is no excuse: the process ends, and says of what. */
+/* A fault of memory that no front end shares is not survived: the process ends, and says of what. */
 static void test_other_faults_are_fatal(void **state) {
     char text[256] = "";
     int ends[2];
@@ -882,6 +943,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_removal, start, stop),
         cmocka_unit_test_setup_teardown(test_removal_that_hangs, start, stop),
         cmocka_unit_test_setup_teardown(test_truncated_memory, start, stop),
+        cmocka_unit_test_setup_teardown(test_shared_files_are_forgotten, start, stop),
         cmocka_unit_test_setup_teardown(test_channel_with_a_no, start, stop),
         cmocka_unit_test_setup_teardown(test_channel_without_an_answer, start, stop),
         cmocka_unit_test_setup_teardown(test_channel_abused, start, stop),

@@ -93,8 +93,9 @@ static void test_life_of_a_front_end(void **state) {
     assert_int_equal(state_now("0000:82:00.2"), LINK_DISCONNECTED);
 }
 
-/* Pairs that are in use change while the front end stays; rings of one that is not configured count for
- * nothing. */
+/*
+ * Pairs that are in use change while the front end stays; rings of one that is not configured do not count.
+ */
 static void test_queue_pairs_in_use(void **state) {
     unsigned int pairs;
 

@@ -13,7 +13,7 @@ static void assert_reason(const char *data, const char *expected) {
     assert_null(mapping.entries);
     assert_int_equal(mapping.count, 0);
     if (strstr(reason, expected) == NULL)
-        fail_msg("'%s' does not tell '%s'", reason, expected);
+        fail_msg("'%s' does not contain '%s'", reason, expected);
 }
 
 static void test_reasons(void **state) {

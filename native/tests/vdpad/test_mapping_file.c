@@ -81,8 +81,8 @@ static void test_creates_and_replaces(void **state) {
     assert_content(f.path, "[]\n");
     assert_int_equal(files_in(*state), 1);
     /*
-     * A mapping of somebody else's is replaced too,
-     * and a temporary file that a dead process left is no obstacle.
+     * A mapping of another process is replaced too, and a temporary file that a dead process left
+     * does not matter.
      */
     put(f.path, "[{\"pciAddress\": \"82:00.7\", \"socketpath\": \"/other\"}]");
     put(f.file.temporary, "torn");
@@ -138,7 +138,7 @@ static void test_keeps_what_is_no_file(void **state) {
     assert_int_equal(symlink("nowhere", f.path), 0);
     assert_int_equal(replace(&f), -EEXIST);
     assert_int_equal(unlink(f.path), 0);
-    /* A mapping that belongs to somebody else's directory too, by a symbolic or a hard link. */
+    /* A mapping that belongs to another directory too, by a symbolic or a hard link. */
     put(f.other, ONE);
     assert_int_equal(symlink(f.other, f.path), 0);
     assert_int_equal(replace(&f), -EEXIST);
@@ -172,7 +172,7 @@ static void test_hostile_temporary_file(void **state) {
     assert_int_equal(files_in(*state), 2);
 }
 
-static void test_tells_why_it_cannot_write(void **state) {
+static void test_reports_why_it_cannot_write(void **state) {
     char path[300];
     struct mapping_file file;
     struct mapping mapping = {0};
@@ -271,7 +271,7 @@ static void test_directory_under_the_temporary_name(void **state) {
 }
 
 /*
- * The calls by which the file is moved, with somebody else at work before each: renameat2() here takes the
+ * The calls by which the file is moved, with another process at work before each: renameat2() here takes the
  * place of libc's.
  */
 static struct {
@@ -359,6 +359,56 @@ static void test_newer_comes_while_the_list_goes_back(void **state) {
     assert_int_equal(replace(&f), -EEXIST);
     /* As it would have replaced the list without us. */
     assert_content(f.path, "newer");
+    interfere(&f, -1, NULL);
+}
+
+static void fail_from_now_on(struct fixture *f) {
+    (void)f;
+    moves.refuse_flags = EIO;
+}
+
+/* A list that cannot go back is not deleted. */
+static void test_list_cannot_go_back(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    assert_int_equal(replace(&f), 0);
+    second_step = fail_from_now_on;
+    interfere(&f, 1, list_then);
+    assert_int_equal(replace(&f), -EIO);
+    assert_content(f.file.temporary, LIST);
+    interfere(&f, -1, NULL);
+}
+
+/* What was there is gone when it is to be exchanged: the empty place is taken. */
+static void test_what_was_there_goes_while_it_is_replaced(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    assert_int_equal(replace(&f), 0);
+    interfere(&f, 1, take_away);
+    f.mapping.count = 0;
+    assert_int_equal(replace(&f), 0);
+    assert_content(f.path, "[]\n");
+    assert_int_equal(files_in(*state), 1);
+    interfere(&f, -1, NULL);
+}
+
+static void do_nothing(struct fixture *f) {
+    (void)f;
+}
+
+/* Not even for a moment. */
+static void test_a_list_is_not_moved_when_ours_is_removed(void **state) {
+    struct fixture f;
+
+    start(&f, *state);
+    assert_int_equal(replace(&f), 0);
+    put_list(&f);
+    interfere(&f, -1, do_nothing);
+    mapping_file_remove(&f.file);
+    assert_int_equal(moves.call, 0);
+    assert_content(f.path, LIST);
     interfere(&f, -1, NULL);
 }
 
@@ -458,7 +508,7 @@ static void test_never_loses_a_list(void **state) {
 
         put(f.other, LIST);
         assert_int_equal(rename(f.other, f.path), 0);
-        /* The swap shows the new mapping for a moment; the list must come back. */
+        /* The swap shows the new mapping for a moment; the list comes back. */
         while (!holds_list(f.path) && looks++ < 100000)
             ;
         if (looks > 100000) {
@@ -483,7 +533,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_keeps_a_list_without_exchange, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_keeps_what_is_no_file, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_hostile_temporary_file, make_directory, remove_directory),
-        cmocka_unit_test_setup_teardown(test_tells_why_it_cannot_write, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_reports_why_it_cannot_write, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_keeps_the_old_when_the_write_fails, make_directory,
                                         remove_directory),
         cmocka_unit_test_setup_teardown(test_removes_only_its_own, make_directory, remove_directory),
@@ -496,6 +546,11 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_ours_is_taken_away_while_the_list_goes_back, make_directory,
                                         remove_directory),
         cmocka_unit_test_setup_teardown(test_newer_comes_while_the_list_goes_back, make_directory,
+                                        remove_directory),
+        cmocka_unit_test_setup_teardown(test_list_cannot_go_back, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_what_was_there_goes_while_it_is_replaced, make_directory,
+                                        remove_directory),
+        cmocka_unit_test_setup_teardown(test_a_list_is_not_moved_when_ours_is_removed, make_directory,
                                         remove_directory),
         cmocka_unit_test_setup_teardown(test_without_flags, make_directory, remove_directory),
         cmocka_unit_test_setup_teardown(test_list_comes_while_ours_is_removed, make_directory,

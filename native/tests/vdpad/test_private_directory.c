@@ -1,5 +1,7 @@
-/* Where the private sockets are made: nothing stays there, and one place that cannot be written to is not the
- * end. */
+/*
+ * Where the private sockets are made: nothing stays there, and a place that cannot be written to
+ * is passed by.
+ */
 #include "check.h"
 #include "private_directory.h"
 

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 
@@ -59,7 +60,7 @@ static void test_probe(void **state) {
     for (size_t i = 0; i < COUNT(types); i++) {
         int fd = bound_as(path, types[i]);
 
-        /* A socket that does not listen yet is somebody's all the same. */
+        /* A socket that does not listen yet has an owner all the same. */
         assert_int_equal(socket_probe(path), SOCKET_ALIVE);
         assert_int_equal(link(path, other), 0);
         assert_int_equal(socket_probe(other), SOCKET_ALIVE);
@@ -151,9 +152,45 @@ static void test_claim(void **state) {
     close(fd);
 }
 
-/* The mode is there from the first moment: a socket that could be connected to before would be open. */
+/*
+ * The file of a socket at the moment at which bind() has made it, and before listen() lets front ends in:
+ * both functions here take the place of libc's.
+ */
+static struct stat at_bind;
+static struct stat at_listen;
+
+static void look(int fd, struct stat *status) {
+    struct sockaddr_un name = {.sun_family = AF_UNSPEC};
+    socklen_t size = sizeof(name);
+
+    if (getsockname(fd, (struct sockaddr *)&name, &size) == 0 && name.sun_family == AF_UNIX)
+        lstat(name.sun_path, status);
+}
+
+int bind(int fd, __CONST_SOCKADDR_ARG name, socklen_t size) {
+    int result = (int)syscall(SYS_bind, fd, name.__sockaddr__, size);
+    const int error = errno;
+
+    look(fd, &at_bind);
+    errno = error;
+    return result;
+}
+
+int listen(int fd, int backlog) {
+    /* Front ends are let in by the first call. */
+    if (at_listen.st_ino == 0)
+        look(fd, &at_listen);
+    return (int)syscall(SYS_listen, fd, backlog);
+}
+
+/*
+ * What came later would leave the socket open for a moment, and a mode that is set by path could
+ * meet another file.
+ */
 static void test_listen(void **state) {
-    const struct socket_access access = {.mode = 0620, .owner = (uid_t)-1, .group = getgid()};
+    /* Another group where this process may give it away. */
+    const gid_t group = geteuid() == 0 ? getgid() + 1 : getgid();
+    const struct socket_access access = {.mode = 0620, .owner = (uid_t)-1, .group = group};
     const mode_t mask = umask(0);
     struct socket_file file;
     struct stat status;
@@ -162,16 +199,21 @@ static void test_listen(void **state) {
     int fd;
 
     snprintf(path, sizeof(path), "%s/s", (char *)*state);
+    at_listen = (struct stat){0};
     fd = socket_listen(path, &access, &file, reason, sizeof(reason));
     assert_true(fd >= 0);
     assert_int_equal(umask(mask), 0);
     assert_int_equal(lstat(path, &status), 0);
     assert_int_equal(status.st_mode & 07777, 0620);
+    assert_int_equal(at_bind.st_mode & 07777, 0620);
+    assert_int_equal(at_listen.st_mode & 07777, 0620);
+    assert_int_equal(at_listen.st_gid, group);
+    assert_int_equal(status.st_gid, group);
     assert_int_equal(status.st_ino, file.inode);
     assert_int_equal(socket_probe(path), SOCKET_ALIVE);
     assert_int_equal(socket_listen(path, &access, &file, reason, sizeof(reason)), -EADDRINUSE);
     assert_true(exists(path));
-    /* What somebody else has put there stays. */
+    /* What another process has put there stays. */
     assert_int_equal(unlink(path), 0);
     close(bound(path));
     socket_remove(path, &file);
