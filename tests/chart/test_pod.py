@@ -166,6 +166,6 @@ def test_security_context_constraints_allow_what_the_pod_asks_and_no_more() -> N
 def test_helm_test_asks_for_health_and_for_a_socket() -> None:
     (pod,) = of_kind("Pod", objects(case="simulated.yaml"))
     assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
-    assert [step["args"] for step in pod["spec"]["initContainers"]] == [["health"]]
+    assert [step["args"] for step in pod["spec"]["initContainers"]] == [["health", "--wait=60"]]
     assert [step["args"] for step in pod["spec"]["containers"]] == [["get", "0000:82:00.2"]]
     assert pod["spec"]["volumes"] == [{"name": "run", "hostPath": {"path": "/var/run/vdpa", "type": "Directory"}}]
