@@ -225,7 +225,7 @@ def schema_text() -> str:
         "terminationGracePeriodSeconds": {"type": ["integer", "null"], "minimum": 1},
         "podLabels": texts,
         "podAnnotations": texts,
-        "probes": _object({"liveness": probe, "readiness": probe}),
+        "probes": _object({"startup": probe, "liveness": probe, "readiness": probe}),
     }
     monitor = {"enabled": flag, "labels": texts}
     whole = {

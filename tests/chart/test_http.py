@@ -13,6 +13,7 @@ from tests.chart.test_versions import problems
 @pytest.mark.parametrize("address", ["0.0.0.0:9917", "[::]:9918"])
 def test_probes_are_by_http_where_the_kubelet_reaches_it(address: str) -> None:
     agent = container(f"--set=config.httpListen={address}")
+    assert agent["startupProbe"]["httpGet"] == {"path": "/livez", "port": "http"}
     assert agent["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "http"}
     assert agent["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
     assert agent["ports"] == [{"name": "http", "containerPort": int(address[-4:]), "protocol": "TCP"}]
@@ -21,6 +22,7 @@ def test_probes_are_by_http_where_the_kubelet_reaches_it(address: str) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:9917", "[::1]:9917", "localhost:9917", "null"])
 def test_probes_are_commands_where_it_does_not(address: str) -> None:
     agent = container(f"--set=config.httpListen={address}")
+    assert agent["startupProbe"]["exec"]["command"] == ["vdpa-agent", "status"]
     assert agent["livenessProbe"]["exec"]["command"] == ["vdpa-agent", "status"]
     assert agent["readinessProbe"]["exec"]["command"] == ["vdpa-agent", "health"]
     assert "ports" not in agent

@@ -32,7 +32,7 @@ WRONG = [
     ("--set=deviceList={0000:82:00.9}", "at '/deviceList/0': '0000:82:00.9' does not match pattern"),
     ("--set=hostDevices={/etc}", "at '/hostDevices/0': '/etc' does not match pattern '^/dev/'"),
     ("--set=tolerations[0].operater=Exists", "at '/tolerations/0': additional properties 'operater' not allowed"),
-    ("--set=probes.startup.periodSeconds=1", "at '/probes': additional properties 'startup' not allowed"),
+    ("--set=probes.start.periodSeconds=1", "at '/probes': additional properties 'start' not allowed"),
     ("--set=pools.Upper.runAsUser=1", "'Upper' does not match pattern"),
     (
         "--set=terminationGracePeriodSeconds=9",

@@ -67,6 +67,21 @@ def test_status_and_health(run_dir: Path) -> None:
         assert _command("health", "nobody", where).returncode == 5
 
 
+def test_health_waits_for_an_agent_that_is_not_there_yet_or_not_ready(run_dir: Path) -> None:
+    where = f"--address={run_dir}/vdpa.sock"
+    assert _command("health", where, "--wait=0.2").returncode == 5
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "vdpa_agent", "health", where, f"--wait={PATIENCE_S}"], stdout=subprocess.PIPE, text=True
+    )
+    (run_dir / "socketList.dat").write_text("[{")
+    with running(run_dir) as agent:
+        eventually("the refusal", lambda: _command("health", where).returncode == 5)
+        assert waiting.poll() is None
+        write_atomically(agent.socket_list, mapping_text({"0000:82:00.2": "/v/a"}))
+        assert waiting.communicate(timeout=PATIENCE_S) == ("SERVING\n", None)
+        assert waiting.returncode == 0
+
+
 def test_watch(run_dir: Path) -> None:
     with running(run_dir) as agent:
         write_atomically(agent.socket_list, mapping_text({"0000:82:00.2": "/v/a"}))

@@ -3,11 +3,12 @@
 import asyncio
 import errno
 import stat
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from collections.abc import Mapping as ReadOnly
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from google.protobuf.message import Message
 from grpclib.client import Channel
@@ -22,6 +23,9 @@ from vdpa_agent.serve.pb import device_service_pb2 as pb
 from vdpa_agent.serve.pb.device_service_grpc import DeviceServiceStub
 from vdpa_agent.serve.pb.vdpadpdk_grpc import VdpaDpdkStub
 from vdpa_agent.serve.pb.vdpadpdk_pb2 import GetSocketpathRequest
+
+_ASK_AGAIN_S: Final = 0.1
+"""How often an agent that is waited for is asked."""
 
 
 async def ask_sockets(path: Path, addresses: Iterable[PciAddress], *, timeout_s: float) -> list[tuple[PciAddress, str]]:
@@ -110,12 +114,27 @@ async def ask_status(path: Path, *, timeout_s: float) -> pb.GetStatusResponse:
         return await DeviceServiceStub(channel).GetStatus(pb.GetStatusRequest(), timeout=timeout_s)
 
 
-async def ask_health(path: Path, service: str, *, timeout_s: float) -> str:
-    """Asks whether a service serves, in the words of the health protocol.
+async def ask_health(path: Path, service: str, *, wait_s: float, timeout_s: float) -> str:
+    """Asks whether a service serves, in the words of the health protocol; again and again for `wait_s` until it does.
 
     Raises:
         NotReachable: no agent answers there in time, or it has no such service.
     """
+    end = time.monotonic() + wait_s
+    while True:
+        last = time.monotonic() >= end
+        try:
+            said = await _ask_health_once(path, service, timeout_s=timeout_s)
+        except NotReachable:
+            if last:
+                raise
+        else:
+            if last or said == "SERVING":
+                return said
+        await asyncio.sleep(_ASK_AGAIN_S)
+
+
+async def _ask_health_once(path: Path, service: str, *, timeout_s: float) -> str:
     async with _connected(path, timeout_s) as channel:
         reply = await HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=timeout_s)
         return HealthCheckResponse.ServingStatus.Name(reply.status)

@@ -242,7 +242,10 @@ def _first_of(addresses: Sequence[str]) -> str:
 
 def health(options: argparse.Namespace) -> int:
     """Ask whether the agent, or one of its services, serves. Exits with 5 if it does not."""
-    word = _run(options, lambda client, where: client.ask_health(where, options.service, timeout_s=options.timeout))
+    word = _run(
+        options,
+        lambda client, where: client.ask_health(where, options.service, wait_s=options.wait, timeout_s=options.timeout),
+    )
     if options.output == "json":
         print_json({"service": options.service, "status": word})
     else:

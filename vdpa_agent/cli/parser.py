@@ -198,6 +198,9 @@ def _add_health(parser: _Parser) -> None:
         metavar="SERVICE",
         help="a gRPC service; without it the agent as a whole",
     )
+    parser.option(
+        "--wait", kind=seconds_or_none, default=0.0, metavar="SECONDS", help_text="how long to wait until it serves"
+    )
     _add_client(parser, ("table", "json"))
 
 

@@ -134,6 +134,18 @@ seLinuxOptions:
 {{/* By HTTP where there is a port, else by the agent's own commands, of which `status` answers whether ready or not. */}}
 {{- define "vdpa-agent.probes" -}}
 {{- $port := include "vdpa-agent.httpPort" .options -}}
+{{- if semverCompare ">=1.18-0" .root.Capabilities.KubeVersion.Version -}}
+startupProbe:
+  {{- if $port }}
+  httpGet:
+    path: /livez
+    port: http
+  {{- else }}
+  exec:
+    command: [vdpa-agent, status]
+  {{- end }}
+  {{- toYaml .pool.probes.startup | nindent 2 }}
+{{ end -}}
 livenessProbe:
   {{- if $port }}
   httpGet:
