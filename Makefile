@@ -133,6 +133,14 @@ run: .venv/.installed native ## Run the agent on simulated VFs below build/run u
 	  --pci-list $(CURDIR)/build/run/pciList.dat --socket-list $(CURDIR)/build/run/socketList.dat \
 	  --socket-dir $(CURDIR)/build/run/vhost --listen $(CURDIR)/build/run/vdpa.sock
 
+.PHONY: cluster
+cluster: cluster-tools ## Start a Kubernetes node with the chart's images for a person to play with (as root)
+	@$(BIN)/python -m tests.cluster up
+
+.PHONY: cluster-down
+cluster-down: ## End that node, and remove all of it
+	@$(BIN)/python -m tests.cluster down
+
 # ---- proof -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
@@ -141,7 +149,7 @@ test: .venv/.installed native native-sanitized interop chart-tools prometheus gu
 	meson test -C $(NATIVE) --print-errorlogs
 	meson test -C $(SANITIZED) --print-errorlogs
 	$(BIN)/python -m tests.e2e.fuzz_front_ends --seconds 60
-	$(BIN)/pytest -n 2 --dist loadfile --ignore=tests/image
+	$(BIN)/pytest -n 2 --dist loadfile --ignore=tests/image --ignore=tests/cluster
 
 .PHONY: image
 image: ## Build the container images by buildah, with their SBOMs (as root)
@@ -150,6 +158,14 @@ image: ## Build the container images by buildah, with their SBOMs (as root)
 .PHONY: image-test
 image-test: .venv/.installed image interop chart-tools ## Run the images by podman, locked down, from a list of VFs to packets (as root)
 	$(BIN)/pytest tests/image
+
+.PHONY: cluster-tools
+cluster-tools: .venv/.installed image chart-tools ## Build Kubernetes, containerd and what else a node needs below build/cluster (as root, needs Go)
+	@tests/cluster/build
+
+.PHONY: cluster-test
+cluster-test: cluster-tools ## Run the chart on a real Kubernetes node, in namespaces of its own (as root)
+	$(BIN)/pytest tests/cluster
 
 .PHONY: check
 check: .venv/.installed ## Check style, types, imports, generated code and C warnings

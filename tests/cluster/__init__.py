@@ -1,0 +1,1 @@
+"""Tests on a real Kubernetes: API server, scheduler, controller manager, kubelet and containerd on one node."""
