@@ -52,8 +52,6 @@ def down() -> int:
     if DISK.exists():
         node = Node(DISK)
         node.cut_power()
-        for left in node.leftovers():
-            sys.stderr.write(f"left on the machine: {left}\n")
         node.remove()
     return 0
 

@@ -73,7 +73,7 @@ class Node:
         self.disk = disk
         self.kubeconfig = disk / "admin.conf"
         self._outlives = outlives
-        self._unshare: subprocess.Popen[bytes] | None = None
+        self._started: list[subprocess.Popen[bytes]] = []
         self._pid_file = disk / "init.pid"
         self._cgroup = self._keep("cgroup", lambda: f"vdpa-node-{secrets.token_hex(4)}")
 
@@ -98,22 +98,16 @@ class Node:
         credentials = Credentials.below(self.disk / "pki")
         for hierarchy in hierarchies():
             (hierarchy / self._cgroup).mkdir(exist_ok=True)
-        with (self.disk / "init.log").open("ab") as log:
-            # Where the test is killed, the node goes with it.
-            bound = () if self._outlives else ("setpriv", "--pdeathsig=KILL")
-            command = (*bound, "unshare", *_NAMESPACES, "--fork", "--kill-child", "--propagation=private")
-            init = subprocess.Popen(
-                [*command, str(ROOT / "tests/cluster/init"), str(self.disk)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-            )
+        # Where the test is killed, the node goes with it.
+        bound = () if self._outlives else ("setpriv", "--pdeathsig=KILL")
+        command = (*bound, "unshare", *_NAMESPACES, "--fork", "--kill-child", "--propagation=private")
+        init = self._spawn(
+            [*command, str(ROOT / "tests/cluster/init"), str(self.disk)], self.disk / "init.log", stdout=subprocess.PIPE
+        )
         assert init.stdout is not None
         with init.stdout:
             said = init.stdout.readline()
         assert said == b"ready\n", f"the node did not start: {(self.disk / 'init.log').read_text()[-2000:]}"
-        self._unshare = init
         children = Path(f"/proc/{init.pid}/task/{init.pid}/children").read_text().split()
         self._pid_file.write_text(children[0])
         self._services(credentials).start_all()
@@ -127,10 +121,11 @@ class Node:
             os.kill(pid, signal.SIGKILL)
             eventually("end of the node", lambda: self.pid is None)
         self._pid_file.unlink(missing_ok=True)
-        if self._unshare is not None:
-            self._unshare.wait(PATIENCE_S)
-            self._unshare = None
+        for process in self._started:
+            process.wait(PATIENCE_S)
+        self._started.clear()
         self._remove_cgroups()
+        eventually("end of what entered the node", lambda: not self.leftovers())
 
     def remove(self) -> None:
         """Ends the node, and removes its disk."""
@@ -185,28 +180,41 @@ class Node:
         return found
 
     def _services(self, credentials: Credentials) -> Services:
-        return Services(self._on(), self.disk, credentials, self._cgroup)
+        return Services(self._on(), self.disk, credentials, self._cgroup, self._spawn)
 
     def _on(self) -> int:
         pid = self.pid
         assert pid is not None, "the node is off"
         return pid
 
+    def _spawn(
+        self, command: list[str], log: Path, *, stdout: int | None = None, descriptors: tuple[int, ...] = ()
+    ) -> "subprocess.Popen[bytes]":
+        """Starts what goes on in the background until the node ends."""
+        with log.open("ab") as file:
+            started = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file if stdout is None else stdout,
+                stderr=file,
+                pass_fds=descriptors,
+                start_new_session=True,
+            )
+        self._started.append(started)
+        return started
+
     def _relay(self, credentials: Credentials) -> None:
         """Makes the API server reachable by a port of the machine's loopback, and writes who may use it."""
         listening = socket.create_server(("127.0.0.1", 0), backlog=64)
         with listening:
             port = listening.getsockname()[1]
-            subprocess.Popen(
+            self._spawn(
                 [
                     *("nsenter", f"--target={self.pid}", "--net", "--pid", "--"),
                     *(sys.executable, str(ROOT / "tests/cluster/relay.py"), str(listening.fileno()), ADDRESS, "443"),
                 ],
-                pass_fds=(listening.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=(self.disk / "relay.log").open("ab"),
-                start_new_session=True,
+                self.disk / "relay.log",
+                descriptors=(listening.fileno(),),
             )
         self.kubeconfig.write_text(credentials.kubeconfig("admin", f"https://127.0.0.1:{port}"))
         self.kubeconfig.chmod(0o600)

@@ -45,9 +45,12 @@ def processes_of(node: int) -> list[int]:
 class Services:
     """Starts and stops them; each writes to a log of its own on the node's disk."""
 
-    def __init__(self, node: int, disk: Path, credentials: Credentials, cgroup: str) -> None:
-        """Takes the node's process 1, its disk, whom its services are, and the cgroup of its pods."""
+    def __init__(
+        self, node: int, disk: Path, credentials: Credentials, cgroup: str, spawn: Callable[[list[str], Path], object]
+    ) -> None:
+        """Takes the node's process 1, its disk, who its services are, its pods' cgroup, and what starts a command."""
         self._node = node
+        self._spawn = spawn
         self._enter = enter(node)
         self._disk = disk
         self._credentials = credentials
@@ -64,14 +67,8 @@ class Services:
     def start(self, name: str) -> None:
         """Starts one of them."""
         program = built(f"cluster/bin/{name}", "cluster-tools")
-        with (self._disk / "log" / f"{name}.log").open("ab") as log:
-            subprocess.Popen(
-                [*self._enter, "env", *_ENVIRONMENT, str(program), *self._arguments(name)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        command = [*self._enter, "env", *_ENVIRONMENT, str(program), *self._arguments(name)]
+        self._spawn(command, self._disk / "log" / f"{name}.log")
 
     def stop(self, name: str) -> None:
         """Asks one of them to end, and waits until it has."""
