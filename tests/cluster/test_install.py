@@ -2,13 +2,14 @@
 
 import json
 import re
+import shlex
 import time
 from collections.abc import Iterator
 
 import pytest
 import yaml
 
-from tests.cluster.cluster import CHART, NAMESPACE, SIMULATED, VFS, Cluster
+from tests.cluster.cluster import CHART, NAMESPACE, SIMULATED, VFS, Cluster, Object
 from tests.cluster.pods import SUCCEEDED, counts, front
 from tests.processes import ROOT, eventually
 
@@ -29,8 +30,7 @@ def test_a_fresh_install_passes_helm_test_at_once(cluster: Cluster) -> None:
 
 def test_the_documented_wait_ends_when_the_agent_is_ready(agent: Cluster) -> None:
     assert "OnDelete" in agent.get("daemonset", "vdpa-agent", namespace=NAMESPACE)["spec"]["updateStrategy"]["type"]
-    command = documented("kubectl --namespace kube-system wait daemonset/vdpa-agent").split()
-    agent.kubectl(*[word.strip("'") for word in command[1:]])
+    agent.kubectl(*shlex.split(documented("kubectl --namespace kube-system wait daemonset/vdpa-agent"))[1:])
     refused = agent.kubectl("rollout", "status", "daemonset/vdpa-agent", f"--namespace={NAMESPACE}", expect=1)
     assert "RollingUpdate" in refused
 
@@ -106,14 +106,14 @@ def test_a_second_release_is_refused_with_the_pod_that_is_there(agent: Cluster) 
         (second,) = eventually("its pod", lambda: agent.pods(selector, namespace=NAMESPACE))
         name = second["metadata"]["name"]
 
-        def ended() -> bool:
+        def end() -> Object | None:
             states = agent.get("pod", name, namespace=NAMESPACE)["status"].get("containerStatuses", [])
-            last = [s.get("lastState", {}).get("terminated") or s["state"].get("terminated") for s in states]
-            return [state["exitCode"] for state in last if state] == [100]
+            ends = [s["state"].get("terminated") or s.get("lastState", {}).get("terminated") for s in states]
+            return ends[0] if ends else None
 
-        eventually("its end", ended)
-        said = agent.logs(name, namespace=NAMESPACE)
-        assert f"another agent, process 1 on {first}, holds" in said, said
+        said = eventually("its end", end)
+        assert said["exitCode"] == 100
+        assert f"another agent, process 1 on {first}, holds" in said["message"], said
     finally:
         agent.helm("uninstall", "second", f"--namespace={NAMESPACE}", "--wait")
     assert VFS[0] in agent.ask("get", VFS[0])

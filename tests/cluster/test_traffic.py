@@ -1,5 +1,7 @@
 """Pods whose traffic outlives what happens to the agent and to the node."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.cluster.cluster import AGENTS, NAMESPACE, VFS, Cluster
@@ -17,12 +19,14 @@ def agent(cluster: Cluster) -> Cluster:
 
 
 @pytest.fixture
-def pod(agent: Cluster, namespace: str) -> str:
+def pod(agent: Cluster, namespace: str) -> Iterator[str]:
     """A front end that passes packets on a socket of its own until it is ended."""
     agent.apply(front("front", SOCKET, "--server", "--rate=1000", "--interval=0.2"), namespace=namespace)
     agent.wait("pod/front", namespace=namespace)
     wait_more(agent, "front", namespace)
-    return "front"
+    yield "front"
+    # The next test's pod makes a socket of the same name.
+    agent.kubectl("delete", "pod", "front", f"--namespace={namespace}")
 
 
 def restarts(cluster: Cluster, pod: str, namespace: str) -> int:
