@@ -1,5 +1,6 @@
 """A cluster for a person to play with: `python -m tests.cluster up`, and `down`."""
 
+import shlex
 import sys
 from typing import Final
 
@@ -39,7 +40,7 @@ def up() -> int:
             chart_bin=chart_bin,
             chart=CHART,
             namespace=NAMESPACE,
-            simulated=SIMULATED,
+            simulated=shlex.quote(SIMULATED),
             disk=DISK,
         )
         + "\n"
