@@ -219,9 +219,20 @@ define generate
 	sed -i -f scripts/generated.sed $(1)/vdpadpdk_grpc.py $(1)/device_service_grpc.py
 endef
 
+KUBELET_PB := vdpa_agent/kubelet/pb
+KUBELET_PROTOS := kubelet/device_plugin.proto kubelet/pod_resources.proto
+
+define generate_kubelet
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(1) --pyi_out=$(1) --plugin=$(BIN)/protoc-gen-grpclib_python --grpclib_python_out=$(1) $(KUBELET_PROTOS)
+	mv $(1)/kubelet/* $(1) && rm -r $(1)/kubelet
+	sed -i -E 's/^import kubelet\.(\w+)_pb2/from vdpa_agent.kubelet.pb import \1_pb2/; s/kubelet\.(\w+)_pb2\./\1_pb2./g' $(1)/*_grpc.py
+	sed -i -f scripts/generated.sed $(1)/*_grpc.py
+endef
+
 .PHONY: proto
 proto: .venv/.installed ## Generate the Python code from protos/
 	$(call generate,$(PB))
+	$(call generate_kubelet,$(KUBELET_PB))
 	$(BIN)/python -m scripts.api_docs
 
 .PHONY: deploy
@@ -244,7 +255,11 @@ protos-released: ## With each release: keep protos/ as what later ones may not b
 proto-current: .venv/.installed
 	@rm -rf build/pb && mkdir -p build/pb
 	$(call generate,build/pb)
-	@for file in build/pb/*; do cmp "$$file" $(PB)/$${file##*/} || { echo "generated code is out of date: run make proto" >&2; exit 1; }; done
+	@rm -rf build/kubelet-pb && mkdir -p build/kubelet-pb
+	$(call generate_kubelet,build/kubelet-pb)
+	@for file in build/pb/* build/kubelet-pb/*; do \
+	  case $$file in build/pb/*) to=$(PB) ;; *) to=$(KUBELET_PB) ;; esac; \
+	  cmp "$$file" $$to/$${file##*/} || { echo "generated code is out of date: run make proto" >&2; exit 1; }; done
 
 .PHONY: lock
 lock: .venv/.installed ## Lock the newest allowed versions of all dependencies, with hashes

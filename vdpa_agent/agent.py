@@ -202,6 +202,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             tasks.create_task(_eternal(view.run()), name="view"),
             tasks.create_task(_eternal(answers.run()), name="answers"),
             tasks.create_task(_eternal(directories.run()), name="directories"),
+            tasks.create_task(_eternal(_speak_with_kubelet(config, directories, view)), name="kubelet"),
             tasks.create_task(_eternal(_touch(touched, config.daemon.socket_dir)), name="sockets"),
             *(tasks.create_task(_eternal(run()), name=name) for name, run in found.runs.items()),
         ]
@@ -215,6 +216,23 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             answers.end()
             for task in eternal:
                 task.cancel()
+
+
+async def _speak_with_kubelet(config: AgentConfig, directories: Directories, view: View) -> None:
+    """Has the kubelet know the pools, if that is asked for; else nothing is imported."""
+    if config.kubelet.directory is None:
+        await asyncio.Event().wait()
+        return
+    from vdpa_agent.kubelet.plugins import Plugins  # noqa: PLC0415
+
+    plugins = Plugins(
+        config.kubelet.directory,
+        directories,
+        served=lambda: view.served,
+        revision=view.revision,
+        hold_timeout_s=config.serve.hold_timeout_s,
+    )
+    await plugins.run()
 
 
 class _Found(NamedTuple):

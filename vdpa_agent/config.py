@@ -264,6 +264,16 @@ class ServeConfig:
         check_socket_path("--listen", self.listen)
 
 
+class KubeletConfig(NamedTuple):
+    """How the agent speaks with the kubelet.
+
+    Attributes:
+        directory: the kubelet's, in which plugins register; None: the agent does not speak with it.
+    """
+
+    directory: Path | None = None
+
+
 class LogConfig(NamedTuple):
     """How the agent logs, to standard error."""
 
@@ -278,6 +288,7 @@ class AgentConfig:
     files: FilesConfig = field(default_factory=FilesConfig)
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    kubelet: KubeletConfig = field(default_factory=KubeletConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
@@ -299,6 +310,11 @@ class AgentConfig:
         if self.daemon.device_dir == self.daemon.socket_dir:
             message = f"--socket-dir {self.daemon.socket_dir} is the place of the devices' own directories"
             raise ConfigError(message)
+        if self.kubelet.directory is not None:
+            _absolute("--kubelet-dir", self.kubelet.directory)
+            if self.files.resource_config is None:
+                message = "--kubelet-dir offers the pools of --resource-config to the kubelet, give one"
+                raise ConfigError(message)
         options: dict[Path, str] = {}
         for option, path in paths.items():
             other = options.setdefault(path, option)
@@ -317,6 +333,7 @@ def settings_in_force(config: AgentConfig) -> dict[str, str]:
         "pci-list": files.pci_list,
         "socket-list": files.socket_list,
         "resource-config": files.resource_config or "",
+        "kubelet-dir": config.kubelet.directory or "",
         "listen": serve.listen,
         "listen-mode": f"{serve.listen_mode:04o}",
         "listen-group": "" if serve.listen_group is None else serve.listen_group,

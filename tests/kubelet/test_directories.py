@@ -255,6 +255,7 @@ async def test_where_another_process_owns_the_sockets_nothing_is_made(world: Wor
     assert world.served().devices
     await world.directories.sync()
     assert not world.root.exists()
+    assert world.directories.problem(A) == "another process owns its socket"
 
 
 async def test_a_file_system_that_does_not_answer_is_a_problem_and_no_more(world: World) -> None:

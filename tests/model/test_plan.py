@@ -62,6 +62,11 @@ def test_a_socket_that_is_to_be_another_one_stays_as_long_as_a_front_end_uses_it
     )
 
 
+def test_the_mode_of_a_device_outlives_its_daemon() -> None:
+    client = NEW.moved(VhostMode.CLIENT, "/d/vhost.sock")
+    assert client.lost("the daemon ended").device == client.device._replace(reason="the daemon ended")
+
+
 def test_states() -> None:
     assert NEW.asked().device.state is DeviceState.STARTING
     assert (SERVED.device.state, SERVED.added, SERVED.device.facts.driver) == (DeviceState.READY, True, "mlx5")

@@ -280,6 +280,14 @@ def _add_run(parser: _Parser) -> None:
         " they are served beside those of the device list",
     )
     option(
+        "--kubelet-dir",
+        kind=path,
+        default=None,
+        metavar="DIRECTORY",
+        help_text="the kubelet's directory, normally /var/lib/kubelet: each pool of the resource config is a resource"
+        " of the kubelet then, for pods to ask for; without it the kubelet gets to know nothing",
+    )
+    option(
         "--listen", kind=listen_path, default=DEFAULT_LISTEN, metavar="SOCKET", help_text="the unix socket to answer on"
     )
     option(

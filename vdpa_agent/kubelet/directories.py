@@ -97,6 +97,7 @@ class Directories:
         """Makes all of them what they are to be now."""
         served = self._served()
         if served.facts.role is not Role.MANAGING:
+            self._problems = dict.fromkeys(served.devices, "another process owns its socket")
             return
         wanted = {
             address: _Wanted(

@@ -109,7 +109,8 @@ class Record(NamedTuple):
 
     def lost(self, reason: str) -> "Record":
         """The daemon is gone, and with it all that it knew of the device."""
-        return Record(Device(self.device.address, self.device.socket, DeviceState.WANTED, reason))
+        address, socket, mode = self.device.address, self.device.socket, self.device.mode
+        return Record(Device(address, socket, DeviceState.WANTED, reason, mode=mode))
 
 
 def next_step(record: Record, *, wanted: bool, now_s: float) -> Step:

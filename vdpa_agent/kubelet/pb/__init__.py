@@ -1,0 +1,1 @@
+"""Generated from protos/kubelet/ by `make proto`; never edited."""

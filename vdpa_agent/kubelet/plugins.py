@@ -1,0 +1,47 @@
+"""Plugins: all that speaks with the kubelet, run together."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from vdpa_agent.kubelet.device_plugin import Devices
+from vdpa_agent.kubelet.directories import Directories
+from vdpa_agent.kubelet.offers import Offers
+from vdpa_agent.kubelet.pod_resources import PodResources
+from vdpa_agent.kubelet.registration import Registration
+from vdpa_agent.latest import Latest
+from vdpa_agent.model.served import Served
+
+
+class Plugins:
+    """A device plugin for each pool, and who has which device."""
+
+    def __init__(
+        self,
+        kubelet_dir: Path,
+        directories: Directories,
+        *,
+        served: Callable[[], Served],
+        revision: Latest[int],
+        hold_timeout_s: float,
+    ) -> None:
+        """Speaks with nobody yet.
+
+        Args:
+            kubelet_dir: the kubelet's directory, normally /var/lib/kubelet.
+            directories: those of the devices.
+            served: what is served now.
+            revision: changes with it.
+            hold_timeout_s: how long a pod waits for its device, in seconds.
+        """
+        self._offers = Offers(served, revision)
+        devices = Devices(self._offers, directories, served, revision, hold_timeout_s)
+        self._registration = Registration(kubelet_dir, devices)
+        self.pod_resources = PodResources(kubelet_dir, devices.given)
+
+    async def run(self) -> None:
+        """Speaks with the kubelet, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._offers.run(), name="offers")
+            tasks.create_task(self._registration.run(), name="registration")
+            tasks.create_task(self.pod_resources.run(), name="pod resources")
