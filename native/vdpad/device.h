@@ -34,8 +34,9 @@ struct device {
 
 /* How every device of this process is plugged and served. */
 struct device_settings {
-    bool simulate;     /* a software device in place of each */
-    bool vhost_client; /* what holds for devices of which nothing else is said */
+    bool simulate;        /* a software device in place of each */
+    bool simulate_switch; /* those of one PCI bus are ports of one switch, and not loopbacks */
+    bool vhost_client;    /* what holds for devices of which nothing else is said */
     struct socket_access access;
     const char *socket_dir;
 };

@@ -173,7 +173,7 @@ static void loops_on_kicks(void **state) {
     wait_count(&f->worker.queues[1].stats.bytes, 2000 / 10 * 25 * FRAME);
     assert_int_equal(f->worker.queues[1].stats.dropped + f->worker.queues[0].stats.errors, 0);
     assert_true(f->worker.queues[1].stats.kicks > 0 && f->worker.queues[0].stats.interrupts > 0);
-    worker_stats_reset(&f->worker.queues[1].stats);
+    stats_reset(&f->worker.queues[1].stats);
     assert_int_equal(f->worker.queues[1].stats.packets, 0);
 }
 
