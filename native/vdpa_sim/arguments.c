@@ -14,7 +14,7 @@ enum { DEFAULT_PAIRS = 4, VLAN_MAX = 4094 };
 
 #define KEYS                                                                                                 \
     "addr=<PCI address>[,queues=<pairs>][,network=loopback|switch][,vlan=<1 to "                             \
-    "4094>][,mac=<MAC>][,spoofcheck=0|1]"
+    "4094>][,mac=<MAC>][,spoofcheck=0|1][,profile=all|mlx5]"
 
 struct reader {
     struct arguments *arguments;
@@ -71,6 +71,10 @@ static int read_one(const char *key, const char *given, void *context) {
         return read_vlan(reader, key, value);
     } else if (strcmp(key, "mac") == 0) {
         return read_mac(reader, key, value);
+    } else if (strcmp(key, "profile") == 0) {
+        arguments->like_mlx5 = strcmp(value, "mlx5") == 0;
+        if (!arguments->like_mlx5 && strcmp(value, "all") != 0)
+            return wrong(reader, key, value, "is neither all nor mlx5");
     } else {
         if (strcmp(value, "0") != 0 && strcmp(value, "1") != 0)
             return wrong(reader, key, value, "is neither 0 nor 1");
@@ -80,7 +84,8 @@ static int read_one(const char *key, const char *given, void *context) {
 }
 
 int arguments_parse(struct arguments *arguments, const char *text, char *problem, size_t size) {
-    static const char *const keys[] = {"addr", "queues", "network", "vlan", "mac", "spoofcheck", NULL};
+    static const char *const keys[] = {"addr", "queues",     "network", "vlan",
+                                       "mac",  "spoofcheck", "profile", NULL};
     struct reader reader = {.arguments = arguments, .problem = problem, .size = size};
     struct rte_kvargs *kvargs = rte_kvargs_parse(text, keys);
     bool addressed;

@@ -18,6 +18,7 @@ struct arguments {
     uint16_t vlan; /* 0: none */
     mac_t mac;     /* 0: not given */
     bool spoof_check;
+    bool like_mlx5; /* offer no feature that DPDK's mlx5 driver does not */
 };
 
 /* Fills `arguments` from "addr=...[,key=value]...". -EINVAL, with what is wrong and what to do in `problem`.

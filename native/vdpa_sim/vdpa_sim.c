@@ -29,6 +29,7 @@ struct sim {
     struct rte_vdev_device *vdev;
     struct rte_vdpa_device *vdpa;
     uint32_t pairs;
+    bool like_mlx5;          /* offers no more than DPDK's mlx5 driver does */
     int vid;                 /* the front end being served, or -1 */
     int waiting;             /* the last one that was refused meanwhile, or -1 */
     struct network *network; /* NULL: it loops packets back */
@@ -73,16 +74,18 @@ static int get_queue_num(struct rte_vdpa_device *vdpa, uint32_t *queue_num) {
 }
 
 static int get_features(struct rte_vdpa_device *vdpa, uint64_t *features) {
-    uint32_t pairs;
-    int rc = get_queue_num(vdpa, &pairs);
-
-    if (rc == 0) {
-        *features = FEATURE(VIRTIO_F_VERSION_1) | FEATURE(VIRTIO_NET_F_MRG_RXBUF) |
-                    FEATURE(VHOST_USER_F_PROTOCOL_FEATURES);
-        if (pairs > 1)
+    pthread_mutex_lock(&driver.lock);
+    const struct sim *sim = find(vdpa);
+    if (sim != NULL) {
+        *features = FEATURE(VIRTIO_F_VERSION_1) | FEATURE(VHOST_USER_F_PROTOCOL_FEATURES);
+        if (sim->pairs > 1)
             *features |= FEATURE(VIRTIO_NET_F_MQ);
+        if (!sim->like_mlx5)
+            *features |= FEATURE(VIRTIO_NET_F_MRG_RXBUF) | FEATURE(VIRTIO_RING_F_INDIRECT_DESC) |
+                         FEATURE(VIRTIO_RING_F_EVENT_IDX);
     }
-    return rc;
+    pthread_mutex_unlock(&driver.lock);
+    return sim == NULL ? -ENODEV : 0;
 }
 
 static int get_protocol_features(struct rte_vdpa_device *vdpa, uint64_t *features) {
@@ -166,6 +169,8 @@ static int configure(struct sim *sim, int vid) {
     }
     if (rte_vhost_get_negotiated_features(vid, &features) != 0)
         return -EINVAL;
+    config.rings.indirect = (features & FEATURE(VIRTIO_RING_F_INDIRECT_DESC)) != 0;
+    config.rings.event_idx = (features & FEATURE(VIRTIO_RING_F_EVENT_IDX)) != 0;
     config.mergeable = (features & FEATURE(VIRTIO_NET_F_MRG_RXBUF)) != 0;
     config.header_len = features & (FEATURE(VIRTIO_NET_F_MRG_RXBUF) | FEATURE(VIRTIO_F_VERSION_1))
                             ? sizeof(struct virtio_net_hdr_mrg_rxbuf)
@@ -363,6 +368,7 @@ static int probe(struct rte_vdev_device *vdev) {
         goto fail;
     }
     sim->pairs = arguments.pairs;
+    sim->like_mlx5 = arguments.like_mlx5;
     rte_pci_device_name(&arguments.address, sim->address, sizeof(sim->address));
     /* Without the domain: a thread's name has 15 characters. */
     snprintf(thread_name, sizeof(thread_name), "sim-%s", strchr(sim->address, ':') + 1);

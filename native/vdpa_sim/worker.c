@@ -343,6 +343,8 @@ int worker_queue_start(struct worker *worker, uint32_t index, const struct worke
     rc = ring_init(&queue->ring, ring->desc, ring->avail, ring->used, ring->size, &worker->config.memory,
                    ring->next_avail, ring->next_used);
     if (rc == 0)
+        rc = ring_negotiate(&queue->ring, &worker->config.rings);
+    if (rc == 0)
         rc = watch(worker, kickfd, index);
     if (rc == 0) {
         /* A process that died may have turned them off. */

@@ -32,6 +32,7 @@ struct worker_config {
     uint32_t pairs;
     uint32_t header_len;
     bool mergeable;
+    struct ring_features rings;
     struct ring_memory memory;
     struct network *network; /* where packets go; NULL: back to where they came from */
     uint32_t port;           /* the device's in the network */

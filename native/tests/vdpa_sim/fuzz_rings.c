@@ -46,7 +46,8 @@ static void revive(struct fuzz *f, struct guest_ring *ring) {
     uint16_t at = ring->ring.next_used;
 
     if (ring_init(&ring->ring, ring->desc, ring->avail, ring->used, MUTATE_SIZE, &f->guest.memory, at, at) !=
-        0)
+            0 ||
+        ring_negotiate(&ring->ring, &mutate_features) != 0)
         abort();
 }
 

@@ -3,6 +3,8 @@
 
 #include <stdbool.h>
 
+const struct ring_features mutate_features = {.indirect = true, .event_idx = true};
+
 /* xorshift64*: small, and the same everywhere. */
 uint64_t mutate_next(uint64_t *seed) {
     *seed ^= *seed >> 12;
@@ -51,6 +53,14 @@ void mutate_descriptor(struct vring_desc *desc, bool writable, uint64_t *seed) {
         flags |= VRING_DESC_F_NEXT;
     if (r % 64 == 1)
         flags ^= (uint16_t)(r >> 32);
+    /* A table lies in the data, which is full of addresses that lead nowhere, or in the ring itself. */
+    if (r % 16 == 2) {
+        __atomic_store_n(&desc->addr, (r >> 8) % 2 == 0 ? IN_RINGS : LEFT + 16 * (r >> 16 & 0xff),
+                         __ATOMIC_RELAXED);
+        __atomic_store_n(&desc->len, 16 * (1 + (uint32_t)(r >> 24) % MUTATE_SIZE), __ATOMIC_RELAXED);
+        __atomic_store_n(&desc->flags, (uint16_t)VRING_DESC_F_INDIRECT, __ATOMIC_RELAXED);
+        return;
+    }
     __atomic_store_n(&desc->addr, address(seed), __ATOMIC_RELAXED);
     __atomic_store_n(&desc->len, length(seed), __ATOMIC_RELAXED);
     __atomic_store_n(&desc->flags, flags, __ATOMIC_RELAXED);

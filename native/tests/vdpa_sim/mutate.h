@@ -10,6 +10,9 @@
 /* Of each ring. */
 enum { MUTATE_SIZE = 16 };
 
+/* All that a ring may have: with more to obey, more can go wrong. */
+extern const struct ring_features mutate_features;
+
 /* The next number of a seed, which is not 0. */
 uint64_t mutate_next(uint64_t *seed);
 
