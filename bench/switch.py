@@ -1,10 +1,10 @@
 """Simulated VFs beside DPDK's own vhost PMD: frames that go round between two ports, or through one port and back.
 
-usage: python -m bench.switch [--rounds N] [--vdpad PROGRAM]...
+usage: python -m bench.switch [--rounds N] [--before VDPAD]
 
-One testpmd with virtio-user ports keeps 256 frames of each port under way; the back end has the other CPU. The peer is a
-second testpmd, which forwards between its vhost ports. Both are measured in turn in each round; a ratio is the median of
-those of the rounds.
+One testpmd with virtio-user ports keeps 256 frames of each port under way; the back end has the other CPU. The peer is
+a second testpmd, which forwards between its vhost ports. Both are measured in turn in each round; a ratio is the median
+of those of the rounds.
 """
 
 import argparse
