@@ -1,5 +1,6 @@
 """Simulated VFs as a network: front ends on several VFs exchange packets, and none of them can hurt the others."""
 
+import struct
 import subprocess
 import sys
 from contextlib import AbstractContextManager
@@ -10,6 +11,7 @@ import pytest
 
 from tests.e2e import front_ends
 from tests.e2e.conftest import FOUR
+from tests.e2e.consumers import Program, guest
 from tests.e2e.front_ends import Vdpad, settled
 from tests.processes import FrontEnd, eventually, front_end, running, write_list
 
@@ -20,6 +22,10 @@ PACED: Final = "--rate=1000"
 """A ring of 1,024 buffers outlasts the stalls of a loaded machine."""
 
 A, B, C, D = FOUR
+
+MRG_RXBUF, MQ, INDIRECT_DESC, EVENT_IDX = 15, 22, 28, 29
+FEATURES: Final = 64
+"""As Linux prints them, one character each."""
 
 
 @pytest.fixture(params=["native", "native-sanitized"])
@@ -143,7 +149,7 @@ def test_a_receiver_that_never_reads_costs_its_own_frames(run_dir: Path, build: 
         assert vdpad.stats(B, "dropped", receiving=True) == vdpad.stats(A, "dropped", receiving=True) == 0
 
 
-def test_a_front_end_that_is_killed_takes_nobody_with_it(run_dir: Path, build: str) -> None:
+def test_a_senderthat_is_killed_takes_nobody_with_it(run_dir: Path, build: str) -> None:
     with (
         network(run_dir, build) as vdpad,
         on(vdpad, B, "--mode=echo") as healthy,
@@ -202,6 +208,67 @@ def test_several_queue_pairs(run_dir: Path) -> None:
             assert intact(front.result(), 4000)
 
 
+def test_a_profile_offers_no_more_than_that_driver_does(run_dir: Path) -> None:
+    beyond_mlx5 = 1 << MRG_RXBUF | 1 << INDIRECT_DESC | 1 << EVENT_IDX
+    with network(run_dir, "native", B="profile=mlx5", C="profile=mlx5,queues=1") as vdpad:
+        offered = {}
+        for address in (A, B, C):
+            with front_ends.FrontEnd(vdpad.socket(address)) as front:
+                front.send(front_ends.GET_FEATURES)
+                (offered[address],) = struct.unpack("<Q", front.reply())
+        assert offered[A] & beyond_mlx5 == beyond_mlx5
+        assert offered[B] == offered[A] & ~beyond_mlx5
+        assert offered[C] == offered[B] & ~(1 << MQ)
+        # And one that goes by it exchanges packets with one that has all.
+        with on(vdpad, A, "--mode=echo") as echo:
+            ready(echo)
+            with on(vdpad, B, f"--to={mac(A)}", "--packets=1000", PACED) as sender:
+                assert intact(sender.result(), 1000)
+
+
+def test_indirect_descriptors_of_testpmd(run_dir: Path) -> None:
+    """A frame of several pieces is one descriptor of the ring, which leads to a table."""
+    with network(run_dir, "native") as vdpad, on(vdpad, B, "--mode=listen") as b:
+        ready(b)
+        testpmd = [
+            *("dpdk-testpmd", "--lcores=(0,1)@0", "--no-pci", "--no-telemetry", "--no-huge", "--no-shconf"),
+            *("-m", "32", f"--vdev=net_virtio_user0,path={vdpad.socket(A)}", "--", "--total-num-mbufs=2048"),
+            *("--no-mlockall", "--forward-mode=txonly", "--txpkts=40,40,40,40", "--auto-start", "--stats-period=1"),
+        ]
+        program = Program(testpmd, run_dir)
+        try:
+            eventually("frames", lambda: vdpad.stats(B, "packets", receiving=True) > 10_000)
+        finally:
+            program.kill()
+        frames, octets = (vdpad.stats(B, name, receiving=True) for name in ("packets", "bytes"))
+        assert octets == 160 * frames
+        assert vdpad.stats(A, "errors", receiving=False) == 0
+
+
+def test_two_linux_guests_talk(run_dir: Path) -> None:
+    """Unmodified, with all that is offered: indirect descriptors and events, interrupts, mergeable buffers."""
+    with (
+        network(run_dir, "native") as vdpad,
+        guest(str(vdpad.socket(A)), run_dir, mac=mac(A)) as here,
+        guest(str(vdpad.socket(B)), run_dir, mac=mac(B)) as there,
+    ):
+        for number, machine in enumerate((here, there), 1):
+            machine.wait_up()
+            machine.run(f"ifconfig eth0 10.9.0.{number} netmask 255.255.255.0 up")
+            features = machine.run("cat /sys/bus/virtio/devices/virtio0/features")
+            bits = next(line.strip() for line in features.splitlines() if len(line.strip()) == FEATURES)
+            assert all(bits[bit] == "1" for bit in (MRG_RXBUF, INDIRECT_DESC, EVENT_IDX))
+        here.run("ping -c 3 10.9.0.2")
+        here.run("until ping6 -c 1 fe80::ff:fe00:3%eth0; do sleep 1; done")  # its address is tentative at first
+        here.run("dd if=/dev/urandom of=/sent bs=1M count=20 2>/dev/null")
+        there.say("nc -l -p 99 > /received; sync; echo all of it")
+        here.run("until nc 10.9.0.2 99 < /sent; do sleep 1; done")
+        there.wait("all of it")
+        sums = [machine.run(f"md5sum < /{name}").split()[0] for machine, name in ((here, "sent"), (there, "received"))]
+        assert sums[0] == sums[1]
+        assert sum(vdpad.stats(address, "bytes", receiving=True) for address in (A, B)) > 20 << 20
+
+
 @pytest.mark.parametrize(
     ("devargs", "said"),
     [
@@ -209,6 +276,7 @@ def test_several_queue_pairs(run_dir: Path) -> None:
         ("mac=ff:ff:ff:ff:ff:ff", "is not the address of a station"),
         ("spoofcheck=1", "spoofcheck=1 needs the address that may send: add mac=<MAC>"),
         ("spoofcheck=2", "spoofcheck=2 is neither 0 nor 1"),
+        ("profile=e1000", "profile=e1000 is neither all nor mlx5"),
         ("network=hub", "network=hub is neither loopback nor switch"),
         ("mac=02:00:00:00:00:01", "its mac is that of another device of this network: give each its own"),
         ("vlan=5,network=loopback", "vlan, mac and spoofcheck are those of a switch's port: add network=switch"),
