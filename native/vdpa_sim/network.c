@@ -187,27 +187,48 @@ static uint32_t now_s(void) {
     return (uint32_t)t.tv_sec;
 }
 
+enum { ADDRESSES = 12 }; /* bytes of the two addresses at a frame's start */
+
+/* The route of the frames of a run; those between the same two stations follow each other. */
+struct way {
+    bool known;
+    uint8_t addresses[ADDRESSES];
+    enum switch_route route;
+    uint32_t to;
+};
+
+static void find_way(struct way *way, const struct sender *sender, const struct packet *packet,
+                     uint32_t now) {
+    const bool whole = packet->head_len >= SWITCH_HEADER;
+
+    if (whole && way->known && memcmp(way->addresses, packet->head, ADDRESSES) == 0)
+        return;
+    way->route = switch_route(&sender->network->table, sender->port, sender->only, packet->head,
+                              packet->head_len, now, &way->to);
+    way->known = whole;
+    memcpy(way->addresses, packet->head, ADDRESSES);
+}
+
 struct network_result network_run(const struct sender *sender, struct packet *packet, struct ring *tx,
                                   uint32_t budget) {
     struct network_result result = {0};
     struct lease lease = {0};
+    struct way way = {0};
     const uint32_t now = now_s();
 
     /* Each copy counts, so that a run is short however many receivers there are. */
     for (uint32_t work = 0; work < budget; work++) {
-        uint32_t to = 0;
         uint16_t head;
         if (packet_take(packet, tx, sender->header_len, &head) <= 0)
             break;
         packet_read_head(packet);
-        enum switch_route route = switch_route(&sender->network->table, sender->port, sender->only,
-                                               packet->head, packet->head_len, now, &to);
-        if (route == SWITCH_ONE)
-            (void)deliver(sender->network, to, packet, &lease);
-        else if (route == SWITCH_FLOOD)
+        find_way(&way, sender, packet, now);
+        if (way.route == SWITCH_ONE)
+            (void)deliver(sender->network, way.to, packet, &lease);
+        else if (way.route == SWITCH_FLOOD)
             work += flood(sender, packet, &lease);
         ring_push(tx, head, 0);
-        if (route == SWITCH_REFUSE) {
+        if (way.route == SWITCH_REFUSE) {
             result.dropped++;
         } else {
             result.sent++;

@@ -58,13 +58,32 @@ void packet_read_head(struct packet *packet) {
     packet->head_len = wanted;
 }
 
+/* Nearly every packet: one piece of memory goes into one other. */
+static void copy_whole(const struct packet *packet, const struct virtio_net_hdr_v1 *header,
+                       uint32_t header_len) {
+    uint8_t *to = packet->to.spans[0].base;
+    const uint8_t *from = packet->from.spans[0].base + packet->header_len;
+    const uint32_t judged = packet->head_len;
+
+    memcpy(to, header, header_len);
+    to += header_len;
+    if (judged > 0)
+        memcpy(to, packet->head, judged);
+    if (packet->bytes > judged)
+        memmove(to + judged, from + judged, packet->bytes - judged);
+}
+
 /* Copies the packet with a header of our own: no offload was negotiated, so the sender's says nothing. */
 static void copy(const struct packet *packet, uint32_t header_len, uint16_t buffers) {
     const struct ring_buffer *from = &packet->from;
-    struct virtio_net_hdr_v1 header = {.num_buffers = htole16(buffers)};
+    const struct virtio_net_hdr_v1 header = {.num_buffers = htole16(buffers)};
     struct cursor at = {.span = packet->to.spans, .offset = 0};
     uint32_t skip = packet->header_len + packet->head_len;
 
+    if (from->count == 1 && packet->to.count == 1) {
+        copy_whole(packet, &header, header_len);
+        return;
+    }
     scatter(&at, (const uint8_t *)&header, header_len);
     scatter(&at, packet->head, packet->head_len);
     for (uint32_t i = 0; i < from->count; i++) {
