@@ -200,6 +200,7 @@ static void asks_for_kicks_by_events(void **state) {
 static void refuses_events_outside_the_memory(void **state) {
     struct fixture *f = *state;
     const size_t used = sizeof(struct vring_used) + SIZE * sizeof(struct vring_used_elem);
+    const size_t avail = sizeof(struct vring_avail) + SIZE * sizeof(uint16_t);
     struct ring ring;
 
     /* The used ring ends with its region; the word behind it would not. */
@@ -208,6 +209,11 @@ static void refuses_events_outside_the_memory(void **state) {
                                &f->guest.memory, 0, 0),
                      0);
     assert_int_equal(ring_negotiate(&ring, &indirect), 0);
+    assert_int_equal(ring_negotiate(&ring, &events), -EINVAL);
+    /* And the available one. */
+    assert_int_equal(ring_init(&ring, f->ring.desc, (void *)guest_host(&f->guest, HOLE - avail), f->ring.used,
+                               SIZE, &f->guest.memory, 0, 0),
+                     0);
     assert_int_equal(ring_negotiate(&ring, &events), -EINVAL);
 }
 
