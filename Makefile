@@ -149,6 +149,7 @@ test: .venv/.installed native native-sanitized interop chart-tools prometheus gu
 	meson test -C $(NATIVE) --print-errorlogs
 	meson test -C $(SANITIZED) --print-errorlogs
 	$(BIN)/python -m tests.e2e.fuzz_front_ends --seconds 60
+	$(BIN)/python -m tests.e2e.fuzz_front_ends --seconds 60 --switch
 	$(BIN)/pytest -n 2 --dist loadfile --ignore=tests/image --ignore=tests/cluster
 
 .PHONY: image
@@ -190,6 +191,7 @@ chart-check: .venv/.installed native chart-tools ## Lint, render, validate and r
 .PHONY: fuzz
 fuzz: .venv/.installed native native-sanitized native-tsan fuzz-native ## Ten minutes of frames, files and vhost-user messages that nobody should send or write
 	$(BIN)/python -m tests.e2e.fuzz_front_ends --seconds 120
+	$(BIN)/python -m tests.e2e.fuzz_front_ends --seconds 120 --switch
 	$(BIN)/pytest --hypothesis-profile=fuzz --hypothesis-show-statistics --timeout=1800 tests/abuse/test_fuzz.py tests/abuse/test_differential.py tests/files/test_formats.py
 
 .PHONY: soak

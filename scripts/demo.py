@@ -70,8 +70,11 @@ def steps(directory: Path) -> None:
         socket = ask_by_reflection(directory, FOUR[2])
         require(socket.endswith("vdpa-2"), f"reflection named {socket}")
 
-        say("A real DPDK front end (virtio-user) connects to the socket that gRPC named", socket)
-        with front_end(socket) as front:
+        say(
+            "A real DPDK front end (virtio-user) connects to the socket that gRPC named",
+            f"{socket}: this VF gives back what it is sent",
+        )
+        with front_end(socket, "--rate=20000") as front:
             packets = front.counted(1.5)
             print(f"    {packets['sent']} packets sent, {packets['received']} received back so far")
 
@@ -88,6 +91,8 @@ def steps(directory: Path) -> None:
         )
         require(packets["sent"] == packets["received"] > 0, "packets were lost")
 
+        exchange(directory)
+
         say("The daemon is killed with kill -9", "its sockets are dead: a question waits until they are back")
         os.kill(daemon_of(process.pid), signal.SIGKILL)
         wait("the loss of the mapping", lambda: not (directory / "socketList.dat").exists())
@@ -96,7 +101,7 @@ def steps(directory: Path) -> None:
         print(f"    all five were answered after {time.monotonic() - began:.2f} s, by process {daemon_of(process.pid)}")
         require(all(answers), "a question was answered with nothing")
         require(ask(directory, FOUR[2]) == socket, "the socket has another name")
-        with front_end(socket) as front:
+        with front_end(socket, "--rate=20000") as front:
             front.counted(0.5)
             packets = front.end()
         print(f"    and packets pass again: {packets['sent']} sent, {packets['received']} received")
@@ -108,6 +113,31 @@ def steps(directory: Path) -> None:
     require(not any("vhost/" in path or path == "vdpa.sock" for path in left), "a socket was left behind")
 
 
+def exchange(directory: Path) -> None:
+    """Two front ends on two VFs send packets to each other."""
+    say(
+        "Two front ends on two VFs exchange packets",
+        f"{FOUR[0]} and {FOUR[1]} are ports of one switch, as the VFs of one PF are",
+    )
+    there = "02:00:00:00:00:03"
+    with (
+        front_end(ask(directory, FOUR[1]), "--mode=echo", f"--mac={there}") as echo,
+        front_end(ask(directory, FOUR[3]), "--mode=listen") as bystander,
+    ):
+        echo.connected()
+        bystander.connected()
+        with front_end(ask(directory, FOUR[0]), f"--to={there}", "--rate=1000") as front:
+            front.counted(0.5)
+            packets = front.end()
+        answered, overheard = echo.end()["foreign"], bystander.end()["foreign"]
+    print(
+        f"    {packets['sent']} packets sent to {there}, {answered} arrived there, {packets['received']} came back;"
+        f" a third VF heard {overheard}, sent before the switch knew the address"
+    )
+    require(packets["sent"] == packets["received"] == answered > 0, "packets between two VFs were lost")
+    require(overheard < answered, "the switch did not learn")
+
+
 @contextmanager
 def agent(directory: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """An agent on simulated VFs; its log goes to a file that is shown if something fails."""
@@ -116,6 +146,7 @@ def agent(directory: Path) -> Iterator["subprocess.Popen[bytes]"]:
         process = subprocess.Popen(
             [
                 *(*AGENT, "run", "--simulate", "--memory=none", f"--vdpad={VDPAD}"),
+                *("--simulate-network=switch", f"--devargs={FOUR[2]}=network=loopback"),
                 f"--listen={directory / 'vdpa.sock'}",
                 f"--socket-list={directory / 'socketList.dat'}",
                 f"--pci-list={directory / 'pciList.dat'}",
@@ -145,6 +176,10 @@ class FrontEnd:
         self._process = process
         self._output = output
 
+    def connected(self) -> None:
+        """Waits until it can send and receive."""
+        require(json.loads(self._output.readline())["event"] == "ready", "the front end ended early")
+
     def counted(self, seconds: float) -> dict[str, Any]:
         """Lets packets pass for a time; returns the counts so far."""
         for line in self._output:
@@ -163,10 +198,10 @@ class FrontEnd:
 
 
 @contextmanager
-def front_end(socket: str) -> Iterator[FrontEnd]:
-    """A front end that sends 20,000 packets a second to a socket, and is gone at the end."""
+def front_end(socket: str, *arguments: str) -> Iterator[FrontEnd]:
+    """A front end on a socket, gone at the end."""
     process = subprocess.Popen(
-        [FRONT, f"--path={socket}", "--memory=none", "--rate=20000", "--interval=0.1", "--format=json"],
+        [FRONT, f"--path={socket}", "--memory=none", "--interval=0.1", "--format=json", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

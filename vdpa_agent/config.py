@@ -47,6 +47,15 @@ class DaemonMode(StrEnum):
     """This agent, by the program of --daemon-command."""
 
 
+class SimulatedNetwork(StrEnum):
+    """What software devices do with packets."""
+
+    LOOPBACK = "loopback"
+    """Each gives back what it is sent."""
+    SWITCH = "switch"
+    """Those of one PCI bus, as of one PF, are ports of one switch."""
+
+
 class Isolation(StrEnum):
     """How many daemons serve the devices."""
 
@@ -114,6 +123,7 @@ class DaemonConfig:
         command: the command line of another program in its place, as for a shell; empty: vdpad.
         isolation: whether vdpad serves all devices, or there is one for each.
         simulate: every device becomes a software device.
+        simulate_network: what those do with packets.
         devargs: the DPDK device arguments of some devices, in place of those that their vendor calls for.
         sysfs: where sysfs is mounted.
         socket_dir: where the vhost-user sockets are.
@@ -135,6 +145,7 @@ class DaemonConfig:
     command: str = ""
     isolation: Isolation = Isolation.SHARED
     simulate: bool = False
+    simulate_network: SimulatedNetwork = SimulatedNetwork.LOOPBACK
     devargs: Mapping[PciAddress, str] = field(default_factory=lambda: MappingProxyType({}))
     sysfs: Path = Path("/sys")
     socket_dir: Path = DEFAULT_SOCKET_DIRECTORY
@@ -168,11 +179,24 @@ class DaemonConfig:
         if (self.mode is DaemonMode.COMMAND) != bool(self.command):
             message = f"--daemon {self.mode} and --daemon-command {self.command!r} contradict each other, drop one"
             raise ConfigError(message)
+        if self.simulate_network is SimulatedNetwork.SWITCH:
+            self._check_switch()
         if self.command:
             if self.isolation is Isolation.DEVICE:
                 message = "--isolation device is a way to run vdpad, drop it or --daemon-command"
                 raise ConfigError(message)
             self._check_command()
+
+    def _check_switch(self) -> None:
+        if not self.simulate:
+            message = "--simulate-network switch is for software devices, add --simulate or drop it"
+            raise ConfigError(message)
+        if self.isolation is Isolation.DEVICE:
+            message = (
+                "--simulate-network switch joins the devices of one vdpad, and --isolation device gives each its own:"
+                " drop one of them"
+            )
+            raise ConfigError(message)
 
     def _check_command(self) -> None:
         try:
@@ -355,6 +379,7 @@ def settings_in_force(config: AgentConfig) -> dict[str, str]:
         "devargs": " ".join(f"{address}={arguments}" for address, arguments in daemon.devargs.items()),
         "sysfs": daemon.sysfs,
         "simulate": str(daemon.simulate).lower(),
+        "simulate-network": daemon.simulate_network,
         "socket-dir": daemon.socket_dir,
         "socket-naming": daemon.socket_naming,
         "socket-mode": f"{daemon.socket_mode:04o}",

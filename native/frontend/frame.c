@@ -35,12 +35,13 @@ static uint64_t seed(const struct frame_id *id) {
     return mix(id->stream + mix(id->sequence + ((uint64_t)id->queue << 48)));
 }
 
-void frame_write(uint8_t *frame, uint32_t len, const uint8_t mac[FRAME_MAC], const struct frame_id *id) {
+void frame_write(uint8_t *frame, uint32_t len, const uint8_t to[FRAME_MAC], const uint8_t from[FRAME_MAC],
+                 const struct frame_id *id) {
     struct head head = {.queue = id->queue, .magic = MAGIC, .stream = id->stream, .sequence = id->sequence};
     uint64_t word = seed(id);
 
-    memcpy(head.to, mac, FRAME_MAC);
-    memcpy(head.from, mac, FRAME_MAC);
+    memcpy(head.to, to, FRAME_MAC);
+    memcpy(head.from, from, FRAME_MAC);
     memcpy(head.ethertype, ethertype, sizeof(ethertype));
     memcpy(frame, &head, sizeof(head));
     for (uint32_t at = sizeof(head); at < len; at += sizeof(word)) {
@@ -48,6 +49,11 @@ void frame_write(uint8_t *frame, uint32_t len, const uint8_t mac[FRAME_MAC], con
         memcpy(frame + at, &word, part);
         word += UINT64_C(0x9e3779b97f4a7c15);
     }
+}
+
+void frame_turn(uint8_t *frame, const uint8_t mac[FRAME_MAC]) {
+    memcpy(frame, frame + FRAME_MAC, FRAME_MAC);
+    memcpy(frame + FRAME_MAC, mac, FRAME_MAC);
 }
 
 enum frame_check frame_read(const uint8_t *frame, uint32_t len, uint32_t expected_len, uint64_t stream,

@@ -17,8 +17,12 @@ struct frame_id {
 
 enum frame_check { FRAME_OK, FRAME_FOREIGN, FRAME_CORRUPT };
 
-/* Fills `len` bytes, FRAME_MIN or more, with an Ethernet frame from `mac` to itself. */
-void frame_write(uint8_t *frame, uint32_t len, const uint8_t mac[FRAME_MAC], const struct frame_id *id);
+/* Fills `len` bytes, FRAME_MIN or more, with an Ethernet frame. */
+void frame_write(uint8_t *frame, uint32_t len, const uint8_t to[FRAME_MAC], const uint8_t from[FRAME_MAC],
+                 const struct frame_id *id);
+
+/* Addresses a frame to where it came from, from `mac`. */
+void frame_turn(uint8_t *frame, const uint8_t mac[FRAME_MAC]);
 
 /*
  * Checks a received frame of a stream whose frames have `expected_len` bytes. Sets queue and sequence if

@@ -19,6 +19,11 @@ static const char usage[] =
     "  --path SOCKET          the vhost-user socket\n"
     "  --server               create the socket and wait for the back end, instead of connecting;\n"
     "                         survives restarts of the back end\n"
+    "  --mode MODE            send: send, and count what comes back; echo: send each frame back to its "
+    "sender;\n"
+    "                         listen: count what comes (default send)\n"
+    "  --mac MAC              address of the port (default: any)\n"
+    "  --to MAC               where frames are sent to (default: the port itself)\n"
     "  --queues N             queue pairs, 1 to 8 (default 1)\n"
     "  --rate PPS             packets a second over all queues, 0 for as fast as it goes (default 50000)\n"
     "  --size BYTES           frame length, 64 to 1500 (default 128)\n"
@@ -31,7 +36,8 @@ static const char usage[] =
     "  --lcore N              CPU to run on (default: the first allowed one)\n"
     "  --version, --help\n"
     "\n"
-    "exit codes: 0 everything came back intact; 1 losses, corruption or nothing sent; 2 usage;\n"
+    "exit codes: 0 everything came back intact, or it was not to send; 1 losses, corruption or nothing sent; "
+    "2 usage;\n"
     "5 no connection in time\n";
 
 /* Parses all of `text` as a number within [min, max]; -EINVAL after an error message if it is not one. */
@@ -70,9 +76,27 @@ static int word(const char *name, const char *text, const char *const *words) {
     return -EINVAL;
 }
 
+static int mac(const char *name, const char *text, uint8_t out[FRAME_MAC]) {
+    unsigned int parts[FRAME_MAC];
+    int end = 0;
+
+    if (strlen(text) == 17 && strspn(text, "0123456789abcdefABCDEF:") == 17 &&
+        sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x%n", &parts[0], &parts[1], &parts[2], &parts[3], &parts[4],
+               &parts[5], &end) == FRAME_MAC &&
+        end == 17) {
+        for (int i = 0; i < FRAME_MAC; i++)
+            out[i] = (uint8_t)parts[i];
+        return 0;
+    }
+    fprintf(stderr, "error: --%s %s is not an address such as 02:00:00:00:00:01\n", name, text);
+    return -EINVAL;
+}
+
 static int set(struct options *options, const char *name, const char *value) {
     static const char *const memories[] = {"auto", "hugepages", "none", NULL};
+    static const char *const modes[] = {"send", "echo", "listen", NULL};
     static const char *const formats[] = {"json", "text", NULL};
+    uint8_t own[FRAME_MAC];
     uint64_t n = 0;
     int rc = 0;
 
@@ -80,6 +104,15 @@ static int set(struct options *options, const char *name, const char *value) {
         options->path = value;
     } else if (strcmp(name, "server") == 0) {
         options->server = true;
+    } else if (strcmp(name, "mode") == 0) {
+        rc = word(name, value, modes);
+        options->mode = (enum mode)rc;
+    } else if (strcmp(name, "mac") == 0) {
+        rc = mac(name, value, own);
+        options->mac = value;
+    } else if (strcmp(name, "to") == 0) {
+        rc = mac(name, value, options->to);
+        options->has_to = true;
     } else if (strcmp(name, "queues") == 0) {
         rc = integer(name, value, 1, OPTIONS_MAX_QUEUES, &n);
         options->queues = (uint16_t)n;
@@ -114,6 +147,9 @@ int options_parse(struct options *options, int argc, char **argv) {
     static const struct option longopts[] = {
         {"path", required_argument, NULL, 0},
         {"server", no_argument, NULL, 0},
+        {"mode", required_argument, NULL, 0},
+        {"mac", required_argument, NULL, 0},
+        {"to", required_argument, NULL, 0},
         {"queues", required_argument, NULL, 0},
         {"rate", required_argument, NULL, 0},
         {"size", required_argument, NULL, 0},

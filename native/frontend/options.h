@@ -5,6 +5,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "frame.h"
+
+/* What it does with packets. */
+enum mode {
+    MODE_SEND,   /* sends, and counts what comes back */
+    MODE_ECHO,   /* sends each frame back to where it came from */
+    MODE_LISTEN, /* counts what comes */
+};
+
 enum memory { MEMORY_AUTO, MEMORY_HUGEPAGES, MEMORY_NONE };
 
 struct options {
@@ -12,6 +21,10 @@ struct options {
     bool server;
     bool text;
     enum memory memory;
+    enum mode mode;
+    const char *mac; /* of the port; NULL: any */
+    bool has_to;     /* frames are sent to `to`, and not to the port itself */
+    uint8_t to[FRAME_MAC];
     uint16_t queues;
     uint32_t rate_pps; /* 0: as fast as it goes */
     uint32_t size_bytes;

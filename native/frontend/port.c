@@ -145,8 +145,9 @@ static int connect_back_end(const struct options *options, const volatile sig_at
             return rc;
         }
     }
-    snprintf(args, sizeof(args), "path=%s,queues=%u,queue_size=%d,server=%d", options->path, options->queues,
-             RING_SIZE, options->server);
+    snprintf(args, sizeof(args), "path=%s,queues=%u,queue_size=%d,server=%d%s%s", options->path,
+             options->queues, RING_SIZE, options->server,
+             options->mac == NULL ? "" : ",mac=", options->mac == NULL ? "" : options->mac);
     for (;;) {
         if ((options->server || is_socket(options->path)) && rte_eal_hotplug_add("vdev", VDEV, args) == 0)
             return 0;

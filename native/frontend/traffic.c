@@ -63,7 +63,8 @@ static uint16_t send_burst(struct run *run, uint16_t queue, uint16_t count) {
     for (uint16_t i = 0; i < count; i++) {
         const struct frame_id id = {.stream = run->stream, .sequence = tally->sent + i, .queue = queue};
         void *frame = rte_pktmbuf_append(mbufs[i], (uint16_t)run->options->size_bytes);
-        frame_write(frame, run->options->size_bytes, run->port->mac, &id);
+        frame_write(frame, run->options->size_bytes, run->options->has_to ? run->options->to : run->port->mac,
+                    run->port->mac, &id);
     }
     uint16_t taken = rte_eth_tx_burst(run->port->id, queue, mbufs, count);
     if (taken < count)
@@ -126,16 +127,37 @@ static void receive_one(struct run *run, const struct rte_mbuf *mbuf, uint16_t q
     }
 }
 
+/* Frames of others: sent back, or only counted. */
+static void receive_others(struct run *run, struct rte_mbuf **mbufs, uint16_t count, uint16_t queue) {
+    uint16_t taken = 0;
+
+    run->received += count;
+    run->foreign += count;
+    if (run->options->mode == MODE_ECHO) {
+        for (uint16_t i = 0; i < count; i++)
+            frame_turn(rte_pktmbuf_mtod(mbufs[i], uint8_t *), run->port->mac);
+        taken = rte_eth_tx_burst(run->port->id, queue, mbufs, count);
+        run->tallies[queue].sent += taken;
+        run->tallies[queue].tx_full += (uint64_t)(count - taken);
+        run->sent += taken;
+    }
+    if (taken < count)
+        rte_pktmbuf_free_bulk(&mbufs[taken], (unsigned int)(count - taken));
+}
+
 static bool receive_all(struct run *run) {
     struct rte_mbuf *mbufs[PORT_BURST];
     bool any = false;
 
     for (uint16_t q = 0; q < run->options->queues; q++) {
         uint16_t count = rte_eth_rx_burst(run->port->id, q, mbufs, PORT_BURST);
-        for (uint16_t i = 0; i < count; i++)
-            receive_one(run, mbufs[i], q);
-        if (count > 0)
+        if (run->options->mode != MODE_SEND) {
+            receive_others(run, mbufs, count, q);
+        } else if (count > 0) {
+            for (uint16_t i = 0; i < count; i++)
+                receive_one(run, mbufs[i], q);
             rte_pktmbuf_free_bulk(mbufs, count);
+        }
         any = any || count > 0;
     }
     return any;
@@ -211,7 +233,7 @@ int traffic_run(const struct port *port, const struct options *options, const st
     run.started_s = run.paced_s = run.last_received_s = run.interval_s = start;
 
     while (!*stop && remaining(&run) > 0 && (options->seconds_s <= 0 || now_s() - start < options->seconds_s))
-        rest(&run, turn(&run, true));
+        rest(&run, turn(&run, options->mode == MODE_SEND));
     end = now_s();
     note_silence(&run, end);
     while (run.received < run.sent && now_s() - end < drain_s)
@@ -225,6 +247,7 @@ int traffic_run(const struct port *port, const struct options *options, const st
                                       .longest_silence_ms = run.longest_silence_s * 1e3,
                                       .seconds = end - start,
                                   });
+    *intact = *intact || options->mode != MODE_SEND;
     free(run.tallies);
     return 0;
 }

@@ -5,17 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "packet.h"
 #include "ring.h"
-
-/* Room for one packet while it is moved; large, so it lives with the worker and not on a stack. */
-struct loopback {
-    struct ring_buffer from;
-    struct ring_buffer to;
-    struct {
-        uint16_t head;
-        uint32_t bytes;
-    } chains[RING_MAX_SPANS];
-};
 
 /* What one run did. */
 struct loopback_result {
@@ -29,9 +20,9 @@ struct loopback_result {
 /*
  * Moves up to `budget` packets. A packet without an RX buffer yet stays where it is. Stops early
  * when a ring turns out broken (ring->fault). `header_len` is the length of the negotiated virtio-net header,
- * 10 or 12; with `mergeable` a packet may be spread over several RX buffers.
+ * 10 or 12; with `mergeable` a packet may be spread over several RX buffers. `packet` is room for one.
  */
-struct loopback_result loopback_run(struct loopback *loopback, struct ring *tx, struct ring *rx,
+struct loopback_result loopback_run(struct packet *packet, struct ring *tx, struct ring *rx,
                                     uint32_t header_len, bool mergeable, uint32_t budget);
 
 #endif

@@ -54,7 +54,26 @@ int ring_init(struct ring *ring, struct vring_desc *desc, struct vring_avail *av
         .next_avail = next_avail,
         .seen_avail = next_avail,
         .next_used = next_used,
+        .published = next_used,
     };
+    return 0;
+}
+
+/* The word behind the available entries, in which the guest says when it wants an interrupt. */
+static const uint16_t *used_event(const struct ring *ring) {
+    return &ring->avail->ring[ring->size];
+}
+
+/* The word behind the used entries, in which the device says when it wants a kick. */
+static uint16_t *avail_event(const struct ring *ring) {
+    return (uint16_t *)&ring->used->ring[ring->size];
+}
+
+int ring_negotiate(struct ring *ring, const struct ring_features *features) {
+    if (features->event_idx && (!inside(ring->memory, used_event(ring), sizeof(uint16_t)) ||
+                                !inside(ring->memory, avail_event(ring), sizeof(uint16_t))))
+        return -EINVAL;
+    ring->features = *features;
     return 0;
 }
 
@@ -88,23 +107,62 @@ static int append(struct ring *ring, struct ring_buffer *buffer, bool alone, uin
     return 0;
 }
 
+/* A table of descriptors: the ring's own, or an indirect one. */
+struct table {
+    const struct vring_desc *desc;
+    uint32_t size;
+    bool indirect; /* and so no way to a further one, wherever it lies */
+};
+
+/* Goes over to the indirect table at a guest address, which must lie in one region. */
+static int enter(struct ring *ring, struct table *table, uint64_t addr, uint32_t len, uint16_t flags) {
+    if (!ring->features.indirect)
+        return ring_break(ring, "an indirect descriptor was not negotiated");
+    if (table->indirect)
+        return ring_break(ring, "an indirect descriptor is in an indirect table");
+    if (flags & VRING_DESC_F_NEXT)
+        return ring_break(ring, "an indirect descriptor is not the last one of its chain");
+    if (len == 0 || len % sizeof(struct vring_desc) != 0 || len / sizeof(struct vring_desc) > ring->size)
+        return ring_break(ring, "an indirect table has a wrong length");
+    for (uint32_t i = 0; i < ring->memory->count; i++) {
+        const struct ring_region *r = &ring->memory->regions[i];
+        uint64_t offset = addr - r->guest_addr;
+        if (offset >= r->size)
+            continue;
+        if (len > r->size - offset || (uintptr_t)(r->host + offset) % _Alignof(struct vring_desc) != 0)
+            break;
+        *table = (struct table){.desc = (const void *)(r->host + offset),
+                                .size = len / (uint32_t)sizeof(struct vring_desc),
+                                .indirect = true};
+        return 0;
+    }
+    return ring_break(ring, "an indirect table is not aligned, or not within a region of the guest's memory");
+}
+
 static int walk(struct ring *ring, enum ring_direction direction, struct ring_buffer *buffer, uint16_t head) {
     uint64_t bytes = 0;
+    struct table table = {.desc = ring->desc, .size = ring->size};
     uint32_t index = head;
     bool alone = buffer->count == 0;
 
     for (uint32_t steps = 0;; steps++) {
-        if (index >= ring->size)
+        if (index >= table.size)
             return ring_break(ring, "a descriptor index is out of range");
-        if (steps >= ring->size)
+        if (steps >= table.size)
             return ring_break(ring, "a descriptor chain loops");
-        uint64_t addr = READ_ONCE(ring->desc[index].addr);
-        uint32_t len = READ_ONCE(ring->desc[index].len);
-        uint16_t flags = READ_ONCE(ring->desc[index].flags);
-        uint16_t next = READ_ONCE(ring->desc[index].next);
+        uint64_t addr = READ_ONCE(table.desc[index].addr);
+        uint32_t len = READ_ONCE(table.desc[index].len);
+        uint16_t flags = READ_ONCE(table.desc[index].flags);
+        uint16_t next = READ_ONCE(table.desc[index].next);
 
-        if (flags & VRING_DESC_F_INDIRECT)
-            return ring_break(ring, "an indirect descriptor was not negotiated");
+        if (flags & VRING_DESC_F_INDIRECT) {
+            int rc = enter(ring, &table, addr, len, flags);
+            if (rc != 0)
+                return rc;
+            index = 0;
+            steps = UINT32_MAX; /* none of the table's yet */
+            continue;
+        }
         if (((flags & VRING_DESC_F_WRITE) != 0) != (direction == RING_WRITE))
             return ring_break(ring, direction == RING_WRITE ? "a receive descriptor is not writable"
                                                             : "a transmit descriptor is not readable");
@@ -172,11 +230,19 @@ bool ring_publish(struct ring *ring) {
      * without a full fence both sides could miss each other.
      */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    uint16_t before = ring->published;
+    ring->published = ring->next_used;
+    if (ring->features.event_idx)
+        return vring_need_event(READ_ONCE(*used_event(ring)), ring->next_used, before);
     return !(READ_ONCE(ring->avail->flags) & VRING_AVAIL_F_NO_INTERRUPT);
 }
 
 void ring_want_kicks(struct ring *ring, bool wanted) {
-    WRITE_ONCE(ring->used->flags, (uint16_t)(wanted ? 0 : VRING_USED_F_NO_NOTIFY));
+    /* With events: at the next entry, or at one that the guest has passed already. */
+    if (ring->features.event_idx)
+        WRITE_ONCE(*avail_event(ring), (uint16_t)(wanted ? ring->next_avail : ring->next_avail - 1));
+    else
+        WRITE_ONCE(ring->used->flags, (uint16_t)(wanted ? 0 : VRING_USED_F_NO_NOTIFY));
     if (wanted)
         __atomic_thread_fence(__ATOMIC_SEQ_CST); /* before the caller looks at avail->idx once more */
 }

@@ -29,6 +29,12 @@ struct ring_memory {
     struct ring_region regions[RING_MAX_REGIONS];
 };
 
+/* What was negotiated about rings. */
+struct ring_features {
+    bool indirect;  /* VIRTIO_RING_F_INDIRECT_DESC */
+    bool event_idx; /* VIRTIO_RING_F_EVENT_IDX */
+};
+
 struct ring {
     struct vring_desc *desc;
     struct vring_avail *avail;
@@ -38,7 +44,9 @@ struct ring {
     uint16_t next_avail; /* the next entry of avail to take */
     uint16_t seen_avail; /* avail->idx as last read and checked */
     uint16_t next_used;  /* the next entry of used to write */
-    const char *fault;   /* what the guest broke, or NULL; nothing is taken from a broken ring */
+    uint16_t published;  /* next_used as the guest saw it last */
+    struct ring_features features;
+    const char *fault; /* what the guest broke, or NULL; nothing is taken from a broken ring */
 };
 
 /* Whether the device reads the guest's buffers (its TX ring) or writes them (its RX ring). */
@@ -60,11 +68,14 @@ struct ring_buffer {
 int ring_memory_check(const struct ring_memory *memory);
 
 /*
- * Starts a ring at the given indexes. -EINVAL if its size is not a power of two or it lies outside `memory`,
- * to which it refers from then on.
+ * Starts a ring at the given indexes, without any feature. -EINVAL if its size is not a power of two or it
+ * lies outside `memory`, to which it refers from then on.
  */
 int ring_init(struct ring *ring, struct vring_desc *desc, struct vring_avail *avail, struct vring_used *used,
               uint32_t size, const struct ring_memory *memory, uint16_t next_avail, uint16_t next_used);
+
+/* Before the first use of a ring: what was negotiated. -EINVAL if the events lie outside its memory. */
+int ring_negotiate(struct ring *ring, const struct ring_features *features);
 
 /*
  * Appends the next available chain to `buffer`. 1: taken, *head is to be given back by ring_push; 0: nothing

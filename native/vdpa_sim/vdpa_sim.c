@@ -1,6 +1,6 @@
 /*
- * The DPDK driver `vdpa_sim`: a vDPA network device in software,
- * named like a PCI address, that loops packets back.
+ * The DPDK driver `vdpa_sim`: a vDPA network device in software, named like a PCI address, that loops packets
+ * back or exchanges them with the others of its PF.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -12,16 +12,14 @@
 #include <string.h>
 
 #include <rte_common.h>
-#include <rte_kvargs.h>
 #include <rte_log.h>
 #include <rte_pci.h>
 #include <rte_vdpa.h>
 #include <rte_vhost.h>
 
+#include "arguments.h"
 #include "dpdk_internal.h"
 #include "worker.h"
-
-enum { DEFAULT_PAIRS = 4 };
 
 #define FEATURE(bit) (UINT64_C(1) << (bit))
 
@@ -31,8 +29,13 @@ struct sim {
     struct rte_vdev_device *vdev;
     struct rte_vdpa_device *vdpa;
     uint32_t pairs;
-    int vid;     /* the front end being served, or -1 */
-    int waiting; /* the last one that was refused meanwhile, or -1 */
+    bool like_mlx5;          /* offers no more than DPDK's mlx5 driver does */
+    int vid;                 /* the front end being served, or -1 */
+    int waiting;             /* the last one that was refused meanwhile, or -1 */
+    struct network *network; /* NULL: it loops packets back */
+    uint32_t port;
+    mac_t mac;  /* pinned to the port, or 0 */
+    mac_t only; /* the one source that it may send from, or 0 */
     struct worker worker;
 };
 
@@ -71,16 +74,18 @@ static int get_queue_num(struct rte_vdpa_device *vdpa, uint32_t *queue_num) {
 }
 
 static int get_features(struct rte_vdpa_device *vdpa, uint64_t *features) {
-    uint32_t pairs;
-    int rc = get_queue_num(vdpa, &pairs);
-
-    if (rc == 0) {
-        *features = FEATURE(VIRTIO_F_VERSION_1) | FEATURE(VIRTIO_NET_F_MRG_RXBUF) |
-                    FEATURE(VHOST_USER_F_PROTOCOL_FEATURES);
-        if (pairs > 1)
+    pthread_mutex_lock(&driver.lock);
+    const struct sim *sim = find(vdpa);
+    if (sim != NULL) {
+        *features = FEATURE(VIRTIO_F_VERSION_1) | FEATURE(VHOST_USER_F_PROTOCOL_FEATURES);
+        if (sim->pairs > 1)
             *features |= FEATURE(VIRTIO_NET_F_MQ);
+        if (!sim->like_mlx5)
+            *features |= FEATURE(VIRTIO_NET_F_MRG_RXBUF) | FEATURE(VIRTIO_RING_F_INDIRECT_DESC) |
+                         FEATURE(VIRTIO_RING_F_EVENT_IDX);
     }
-    return rc;
+    pthread_mutex_unlock(&driver.lock);
+    return sim == NULL ? -ENODEV : 0;
 }
 
 static int get_protocol_features(struct rte_vdpa_device *vdpa, uint64_t *features) {
@@ -147,7 +152,11 @@ static int get_memory(int vid, struct ring_memory *memory) {
 }
 
 static int configure(struct sim *sim, int vid) {
-    struct worker_config config = {.pairs = sim->pairs, .cpus = driver.cpus};
+    struct worker_config config = {.pairs = sim->pairs,
+                                   .cpus = driver.cpus,
+                                   .network = sim->network,
+                                   .port = sim->port,
+                                   .only = sim->only};
     uint64_t features;
     int rc;
 
@@ -160,6 +169,8 @@ static int configure(struct sim *sim, int vid) {
     }
     if (rte_vhost_get_negotiated_features(vid, &features) != 0)
         return -EINVAL;
+    config.rings.indirect = (features & FEATURE(VIRTIO_RING_F_INDIRECT_DESC)) != 0;
+    config.rings.event_idx = (features & FEATURE(VIRTIO_RING_F_EVENT_IDX)) != 0;
     config.mergeable = (features & FEATURE(VIRTIO_NET_F_MRG_RXBUF)) != 0;
     config.header_len = features & (FEATURE(VIRTIO_NET_F_MRG_RXBUF) | FEATURE(VIRTIO_F_VERSION_1))
                             ? sizeof(struct virtio_net_hdr_mrg_rxbuf)
@@ -251,7 +262,7 @@ static int get_stats_names(struct rte_vdpa_device *vdpa, struct rte_vdpa_stat_na
     return (int)RTE_DIM(stat_names);
 }
 
-static struct worker_stats *stats_of(struct rte_vdpa_device *vdpa, int queue) {
+static struct queue_stats *stats_of(struct rte_vdpa_device *vdpa, int queue) {
     struct sim *sim = find(vdpa);
 
     return sim == NULL || queue < 0 || (uint32_t)queue >= 2 * sim->pairs ? NULL
@@ -260,7 +271,7 @@ static struct worker_stats *stats_of(struct rte_vdpa_device *vdpa, int queue) {
 
 static int get_stats(struct rte_vdpa_device *vdpa, int queue, struct rte_vdpa_stat *stats, unsigned int n) {
     pthread_mutex_lock(&driver.lock);
-    struct worker_stats *from = stats_of(vdpa, queue);
+    struct queue_stats *from = stats_of(vdpa, queue);
     if (from != NULL) {
         const uint64_t values[RTE_DIM(stat_names)] = {from->packets, from->bytes, from->dropped,
                                                       from->errors,  from->kicks, from->interrupts};
@@ -274,9 +285,9 @@ static int get_stats(struct rte_vdpa_device *vdpa, int queue, struct rte_vdpa_st
 
 static int reset_stats(struct rte_vdpa_device *vdpa, int queue) {
     pthread_mutex_lock(&driver.lock);
-    struct worker_stats *stats = stats_of(vdpa, queue);
+    struct queue_stats *stats = stats_of(vdpa, queue);
     if (stats != NULL)
-        worker_stats_reset(stats);
+        stats_reset(stats);
     pthread_mutex_unlock(&driver.lock);
     return stats == NULL ? -EINVAL : 0;
 }
@@ -295,48 +306,36 @@ static struct rte_vdpa_dev_ops ops = {
     .reset_stats = reset_stats,
 };
 
-static int parse_address(const char *key, const char *value, void *out) {
-    struct rte_pci_addr address;
-    struct sim *sim = out;
-
-    if (value == NULL || rte_pci_addr_parse(value, &address) != 0) {
-        LOG(ERR, "%s=%s is not a PCI address: give one like 0000:82:00.2\n", key, value == NULL ? "" : value);
-        return -EINVAL;
-    }
-    rte_pci_device_name(&address, sim->address, sizeof(sim->address));
-    return 0;
-}
-
-static int parse_pairs(const char *key, const char *value, void *out) {
-    struct sim *sim = out;
-
-    if (value == NULL || value[0] < '1' || value[0] > '0' + WORKER_MAX_PAIRS || value[1] != '\0') {
-        LOG(ERR, "%s=%s is out of range: give 1 to %d queue pairs\n", key, value == NULL ? "" : value,
-            WORKER_MAX_PAIRS);
-        return -EINVAL;
-    }
-    sim->pairs = (uint32_t)(value[0] - '0');
-    return 0;
-}
-
-static int parse(struct sim *sim, const char *args) {
-    static const char *const keys[] = {"addr", "queues", NULL};
-    struct rte_kvargs *kvargs = rte_kvargs_parse(args, keys);
+/* Makes the device a port of its network; the functions of one PF and VLAN are one. */
+static int join_network(struct sim *sim, const struct arguments *arguments) {
+    const struct rte_pci_addr *address = &arguments->address;
     int rc;
 
-    if (kvargs == NULL) {
-        LOG(ERR, "cannot read the arguments '%s': give addr=<PCI address>[,queues=<pairs>]\n", args);
-        return -EINVAL;
+    if (!arguments->network)
+        return 0;
+    sim->network = network_join(((uint64_t)address->domain << 8 | address->bus) << 12 | arguments->vlan);
+    if (sim->network == NULL)
+        return -ENOMEM;
+    sim->port = (uint32_t)address->devid << 3 | address->function;
+    sim->only = arguments->spoof_check ? arguments->mac : 0;
+    if (arguments->mac == 0)
+        return 0;
+    rc = switch_pin(&sim->network->table, arguments->mac, sim->port);
+    if (rc == 0) {
+        sim->mac = arguments->mac;
+        return 0;
     }
-    rc = rte_kvargs_process(kvargs, "addr", parse_address, sim);
-    if (rc == 0)
-        rc = rte_kvargs_process(kvargs, "queues", parse_pairs, sim);
-    rte_kvargs_free(kvargs);
-    if (rc == 0 && sim->address[0] == '\0') {
-        LOG(ERR, "addr is missing in '%s': give addr=<PCI address>\n", args);
-        rc = -EINVAL;
-    }
-    return rc == 0 ? 0 : -EINVAL;
+    LOG(ERR, "%s: its mac is that of another device of this network: give each its own\n", sim->address);
+    network_leave(sim->network);
+    return -EINVAL;
+}
+
+static void leave_network(struct sim *sim) {
+    if (sim->network == NULL)
+        return;
+    if (sim->mac != 0)
+        switch_unpin(&sim->network->table, sim->mac, sim->port);
+    network_leave(sim->network);
 }
 
 /*
@@ -350,7 +349,8 @@ static void rename_device(struct rte_vdev_device *vdev, const char *name) {
 
 static int probe(struct rte_vdev_device *vdev) {
     struct sim *sim;
-    char thread_name[sizeof(sim->worker.name)], plugged_as[RTE_DEV_NAME_MAX_LEN];
+    struct arguments arguments;
+    char thread_name[sizeof(sim->worker.name)], plugged_as[RTE_DEV_NAME_MAX_LEN], problem[256];
     int rc;
 
     if (vdev->device.devargs == NULL)
@@ -361,10 +361,15 @@ static int probe(struct rte_vdev_device *vdev) {
     sim->vdev = vdev;
     sim->vid = -1;
     sim->waiting = -1;
-    sim->pairs = DEFAULT_PAIRS;
-    rc = parse(sim, vdev->device.devargs->args == NULL ? "" : vdev->device.devargs->args);
-    if (rc != 0)
+    rc = arguments_parse(&arguments, vdev->device.devargs->args == NULL ? "" : vdev->device.devargs->args,
+                         problem, sizeof(problem));
+    if (rc != 0) {
+        LOG(ERR, "%s\n", problem);
         goto fail;
+    }
+    sim->pairs = arguments.pairs;
+    sim->like_mlx5 = arguments.like_mlx5;
+    rte_pci_device_name(&arguments.address, sim->address, sizeof(sim->address));
     /* Without the domain: a thread's name has 15 characters. */
     snprintf(thread_name, sizeof(thread_name), "sim-%s", strchr(sim->address, ':') + 1);
     worker_init(&sim->worker, thread_name, report_broken, sim);
@@ -373,17 +378,23 @@ static int probe(struct rte_vdev_device *vdev) {
     rename_device(vdev, sim->address);
     pthread_mutex_lock(&driver.lock);
     sim->vdpa = rte_vdpa_register_device(&vdev->device, &ops);
-    if (sim->vdpa != NULL)
-        TAILQ_INSERT_TAIL(&driver.sims, sim, next);
-    pthread_mutex_unlock(&driver.lock);
     if (sim->vdpa == NULL) {
-        rename_device(vdev, plugged_as);
         LOG(ERR, "%s: cannot be registered: remove the device of that address first\n", sim->address);
         rc = -EBUSY; /* EAL takes -EEXIST for success */
-        goto fail;
+        goto unlock;
     }
+    rc = join_network(sim, &arguments);
+    if (rc != 0) {
+        rte_vdpa_unregister_device(sim->vdpa);
+        goto unlock;
+    }
+    TAILQ_INSERT_TAIL(&driver.sims, sim, next);
+    pthread_mutex_unlock(&driver.lock);
     return 0;
 
+unlock:
+    pthread_mutex_unlock(&driver.lock);
+    rename_device(vdev, plugged_as);
 fail:
     free(sim);
     return rc;
@@ -403,6 +414,7 @@ static int remove_device(struct rte_vdev_device *vdev) {
     } else if (sim != NULL) {
         TAILQ_REMOVE(&driver.sims, sim, next);
         rte_vdpa_unregister_device(sim->vdpa);
+        leave_network(sim);
         free(sim);
         rc = 0;
     }

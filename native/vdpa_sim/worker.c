@@ -1,6 +1,8 @@
 /* The thread that serves the virtqueues of one software device and sleeps while there is nothing to do. */
 #include "worker.h"
 
+#include "loopback.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -15,17 +17,12 @@ enum {
     BUDGET = 64, /* packets of one queue pair before the next one has its turn */
     SPARE_PASSES =
         32, /* empty passes before it waits for a kick: some 10 us, less than a kick costs both ends */
-    WAKE = WORKER_MAX_QUEUES, /* epoll's name for wakefd, after those of the queues */
+    WAKE = WORKER_MAX_QUEUES, /* epoll's name for the bell, after those of the queues */
     NUDGE_NS = 10000000
 };
 
 /* Ends a write() that waits. */
 #define NUDGE_SIGNAL SIGURG
-
-static void add(_Atomic uint64_t *counter, uint64_t n) {
-    if (n > 0)
-        atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
-}
 
 /* The counter is the only message; if it is full, the reader has not looked yet and will. */
 static bool signal_eventfd(int fd) {
@@ -36,7 +33,7 @@ static bool signal_eventfd(int fd) {
 
 static void interrupt(struct worker_queue *queue, bool wanted) {
     if (wanted && queue->callfd >= 0 && signal_eventfd(queue->callfd))
-        add(&queue->stats.interrupts, 1);
+        stats_add(&queue->stats.interrupts, 1);
 }
 
 static void report_if_broken(struct worker *worker, uint32_t index) {
@@ -45,37 +42,81 @@ static void report_if_broken(struct worker *worker, uint32_t index) {
     if (queue->ring.fault == NULL || queue->reported)
         return;
     queue->reported = true;
-    add(&queue->stats.errors, 1);
+    stats_add(&queue->stats.errors, 1);
     worker->broken(worker->context, index, queue->ring.fault);
+}
+
+static bool loop_back(struct worker *worker, uint32_t pair) {
+    struct worker_queue *rx = &worker->queues[2 * pair], *tx = &worker->queues[2 * pair + 1];
+
+    if (!rx->started || !tx->started)
+        return false;
+    struct loopback_result r = loopback_run(&worker->packet, &tx->ring, &rx->ring, worker->config.header_len,
+                                            worker->config.mergeable, BUDGET);
+    interrupt(rx, r.rx_interrupt);
+    interrupt(tx, r.tx_interrupt);
+    stats_add(&rx->stats.packets, r.delivered);
+    stats_add(&rx->stats.bytes, r.bytes);
+    stats_add(&tx->stats.packets, r.delivered);
+    stats_add(&tx->stats.bytes, r.bytes);
+    stats_add(&tx->stats.dropped, r.dropped);
+    report_if_broken(worker, 2 * pair);
+    report_if_broken(worker, 2 * pair + 1);
+    return r.delivered + r.dropped > 0;
+}
+
+static bool send_out(struct worker *worker, uint32_t pair) {
+    const struct sender sender = {.network = worker->config.network,
+                                  .port = worker->config.port,
+                                  .only = worker->config.only,
+                                  .header_len = worker->config.header_len};
+    struct worker_queue *tx = &worker->queues[2 * pair + 1];
+
+    if (!tx->started)
+        return false;
+    struct network_result r = network_run(&sender, &worker->packet, &tx->ring, BUDGET);
+    interrupt(tx, r.interrupt);
+    stats_add(&tx->stats.packets, r.sent);
+    stats_add(&tx->stats.bytes, r.bytes);
+    stats_add(&tx->stats.dropped, r.dropped);
+    report_if_broken(worker, 2 * pair + 1);
+    return r.sent + r.dropped > 0;
+}
+
+/* What other workers did to the RX rings. A broken one is not touched by any of them any more. */
+static void answer_bell(struct worker *worker) {
+    uint32_t rung;
+
+    if (atomic_load_explicit(&worker->bell.rung, memory_order_relaxed) == 0)
+        return;
+    rung = atomic_exchange(&worker->bell.rung, 0);
+    for (uint32_t pair = 0; pair < worker->config.pairs; pair++) {
+        if (!worker->queues[2 * pair].started)
+            continue;
+        if (rung & BELL_FILLED(pair))
+            interrupt(&worker->queues[2 * pair], true);
+        if (rung & BELL_BROKEN(pair))
+            report_if_broken(worker, 2 * pair);
+    }
 }
 
 /* Gives each queue pair one turn. Returns whether any packet moved. */
 static bool serve(struct worker *worker) {
     bool moved = false;
 
-    for (uint32_t pair = 0; pair < worker->config.pairs; pair++) {
-        struct worker_queue *rx = &worker->queues[2 * pair], *tx = &worker->queues[2 * pair + 1];
-        if (!rx->started || !tx->started)
-            continue;
-        struct loopback_result r = loopback_run(&worker->loopback, &tx->ring, &rx->ring,
-                                                worker->config.header_len, worker->config.mergeable, BUDGET);
-        interrupt(rx, r.rx_interrupt);
-        interrupt(tx, r.tx_interrupt);
-        add(&rx->stats.packets, r.delivered);
-        add(&rx->stats.bytes, r.bytes);
-        add(&tx->stats.packets, r.delivered);
-        add(&tx->stats.bytes, r.bytes);
-        add(&tx->stats.dropped, r.dropped);
-        report_if_broken(worker, 2 * pair);
-        report_if_broken(worker, 2 * pair + 1);
-        moved = moved || r.delivered + r.dropped > 0;
-    }
+    for (uint32_t pair = 0; pair < worker->config.pairs; pair++)
+        moved |= worker->config.network == NULL ? loop_back(worker, pair) : send_out(worker, pair);
     return moved;
+}
+
+/* Whether the queue's ring is another's to touch: the network needs no kicks for what it can deliver to. */
+static bool is_outlet(const struct worker *worker, uint32_t index) {
+    return worker->config.network != NULL && index % 2 == 0;
 }
 
 static void want_kicks(struct worker *worker, bool wanted) {
     for (uint32_t i = 0; i < 2 * worker->config.pairs; i++)
-        if (worker->queues[i].started && worker->queues[i].ring.fault == NULL)
+        if (worker->queues[i].started && !is_outlet(worker, i) && worker->queues[i].ring.fault == NULL)
             ring_want_kicks(&worker->queues[i].ring, wanted);
 }
 
@@ -107,8 +148,9 @@ static void *run(void *arg) {
             return NULL;
         for (int i = 0; i < n; i++)
             if (events[i].data.u32 < WAKE)
-                add(&worker->queues[events[i].data.u32].stats.kicks, 1);
+                stats_add(&worker->queues[events[i].data.u32].stats.kicks, 1);
         pthread_rwlock_rdlock(&worker->queues_lock);
+        answer_bell(worker);
         spare = pass(worker, spare);
         pthread_rwlock_unlock(&worker->queues_lock);
     }
@@ -215,6 +257,7 @@ int worker_start(struct worker *worker, const struct worker_config *config) {
         return rc;
     worker->config = *config;
     atomic_store(&worker->stop, false);
+    atomic_store(&worker->bell.rung, 0);
     rc = init_lock(&worker->queues_lock);
     if (rc != 0)
         return rc;
@@ -223,21 +266,21 @@ int worker_start(struct worker *worker, const struct worker_config *config) {
         rc = -errno;
         goto destroy_lock;
     }
-    worker->wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (worker->wakefd < 0) {
+    worker->bell.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (worker->bell.fd < 0) {
         rc = -errno;
         goto close_epfd;
     }
-    rc = watch(worker, worker->wakefd, WAKE);
+    rc = watch(worker, worker->bell.fd, WAKE);
     if (rc == 0)
         rc = start_thread(worker);
     if (rc != 0)
-        goto close_wakefd;
+        goto close_bell;
     worker->running = true;
     return 0;
 
-close_wakefd:
-    close(worker->wakefd);
+close_bell:
+    close(worker->bell.fd);
 close_epfd:
     close(worker->epfd);
 destroy_lock:
@@ -249,7 +292,7 @@ void worker_stop(struct worker *worker) {
     if (!worker->running)
         return;
     atomic_store(&worker->stop, true);
-    signal_eventfd(worker->wakefd);
+    signal_eventfd(worker->bell.fd);
     struct timespec end = in_a_moment();
     while (pthread_timedjoin_np(worker->thread, NULL, &end) != 0) {
         nudge(worker);
@@ -257,7 +300,7 @@ void worker_stop(struct worker *worker) {
     }
     for (uint32_t i = 0; i < WORKER_MAX_QUEUES; i++)
         worker_queue_stop(worker, i);
-    close(worker->wakefd);
+    close(worker->bell.fd);
     close(worker->epfd);
     pthread_rwlock_destroy(&worker->queues_lock);
     worker->running = false;
@@ -297,9 +340,12 @@ int worker_queue_start(struct worker *worker, uint32_t index, const struct worke
     rc = ring_init(&queue->ring, ring->desc, ring->avail, ring->used, ring->size, &worker->config.memory,
                    ring->next_avail, ring->next_used);
     if (rc == 0)
+        rc = ring_negotiate(&queue->ring, &worker->config.rings);
+    if (rc == 0)
         rc = watch(worker, kickfd, index);
     if (rc == 0) {
-        ring_want_kicks(&queue->ring, true); /* a process that died may have turned them off */
+        /* A process that died may have turned them off. */
+        ring_want_kicks(&queue->ring, !is_outlet(worker, index));
         queue->kickfd = kickfd;
         queue->callfd = callfd;
         queue->reported = false;
@@ -308,7 +354,15 @@ int worker_queue_start(struct worker *worker, uint32_t index, const struct worke
     pthread_rwlock_unlock(&worker->queues_lock);
     if (rc != 0)
         goto fail;
-    signal_eventfd(worker->wakefd); /* there may be packets already, whose kick was not seen */
+    if (is_outlet(worker, index)) {
+        const struct outlet_ring to = {.ring = &queue->ring,
+                                       .header_len = worker->config.header_len,
+                                       .mergeable = worker->config.mergeable,
+                                       .stats = &queue->stats,
+                                       .bell = &worker->bell};
+        network_open(worker->config.network, worker->config.port, index / 2, &to);
+    }
+    signal_eventfd(worker->bell.fd); /* there may be packets already, whose kick was not seen */
     return 0;
 
 fail:
@@ -325,19 +379,12 @@ void worker_queue_stop(struct worker *worker, uint32_t index) {
     queue = &worker->queues[index];
     if (!queue->started)
         return;
+    if (is_outlet(worker, index))
+        network_close(worker->config.network, worker->config.port, index / 2);
     lock_queues(worker);
     queue->started = false;
     pthread_rwlock_unlock(&worker->queues_lock);
     epoll_ctl(worker->epfd, EPOLL_CTL_DEL, queue->kickfd, NULL);
     close(queue->kickfd);
     close_if_open(queue->callfd);
-}
-
-void worker_stats_reset(struct worker_stats *stats) {
-    atomic_store(&stats->packets, 0);
-    atomic_store(&stats->bytes, 0);
-    atomic_store(&stats->dropped, 0);
-    atomic_store(&stats->errors, 0);
-    atomic_store(&stats->kicks, 0);
-    atomic_store(&stats->interrupts, 0);
 }

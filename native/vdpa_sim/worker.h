@@ -8,28 +8,20 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "loopback.h"
+#include "network.h"
+#include "packet.h"
 #include "ring.h"
+#include "stats.h"
 
-enum { WORKER_MAX_PAIRS = 8, WORKER_MAX_QUEUES = 2 * WORKER_MAX_PAIRS };
-
-/* Written by the worker, read and reset by any thread. */
-struct worker_stats {
-    _Atomic uint64_t packets; /* delivered: counted on the TX and on the RX queue */
-    _Atomic uint64_t bytes;
-    _Atomic uint64_t dropped;
-    _Atomic uint64_t errors; /* times the ring was found broken */
-    _Atomic uint64_t kicks;
-    _Atomic uint64_t interrupts;
-};
+enum { WORKER_MAX_PAIRS = NETWORK_MAX_PAIRS, WORKER_MAX_QUEUES = 2 * WORKER_MAX_PAIRS };
 
 struct worker_queue {
-    struct ring ring;
+    struct ring ring; /* the network's while it is an RX ring that was opened there */
     bool started;
     bool reported; /* a broken ring is reported once */
     int kickfd;
     int callfd; /* -1: the front end wants no interrupts */
-    struct worker_stats stats;
+    struct queue_stats stats;
 };
 
 /* Called from the worker's thread with a ring that the guest broke. */
@@ -40,8 +32,12 @@ struct worker_config {
     uint32_t pairs;
     uint32_t header_len;
     bool mergeable;
+    struct ring_features rings;
     struct ring_memory memory;
-    cpu_set_t cpus; /* where the thread may run; none: where its creator may */
+    struct network *network; /* where packets go; NULL: back to where they came from */
+    uint32_t port;           /* the device's in the network */
+    mac_t only;              /* the one source address that it may send from, or 0 */
+    cpu_set_t cpus;          /* where the thread may run; none: where its creator may */
 };
 
 struct worker {
@@ -52,10 +48,10 @@ struct worker {
     pthread_rwlock_t queues_lock; /* the worker reads, a change of the queues writes, and writers go first */
     atomic_bool stop;
     int epfd;
-    int wakefd;
+    struct bell bell; /* wakes the thread; other workers ring it */
     worker_broken_fn *broken;
     void *context;
-    struct loopback loopback;
+    struct packet packet;
     struct worker_queue queues[WORKER_MAX_QUEUES];
 };
 
@@ -87,7 +83,5 @@ void worker_stop(struct worker *worker);
  */
 int worker_queue_start(struct worker *worker, uint32_t queue, const struct worker_ring *ring);
 void worker_queue_stop(struct worker *worker, uint32_t queue);
-
-void worker_stats_reset(struct worker_stats *stats);
 
 #endif

@@ -238,8 +238,9 @@ static int plug(struct devices *devices, const struct device_request *request, s
         char *arguments = NULL;
 
         snprintf(name, sizeof(name), "vdpa_sim%u", devices->simulated++);
-        if (asprintf(&arguments, "addr=%s%s%s", request->address, request->devargs[0] == '\0' ? "" : ",",
-                     request->devargs) < 0)
+        if (asprintf(&arguments, "addr=%s%s%s%s", request->address,
+                     devices->settings.simulate_switch ? ",network=switch" : "",
+                     request->devargs[0] == '\0' ? "" : ",", request->devargs) < 0)
             return failure_set(failure, -ENOMEM, FAILURE_DPDK, "out of memory");
         error = rte_eal_hotplug_add("vdev", name, arguments);
         free(arguments);

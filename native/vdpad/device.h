@@ -34,7 +34,8 @@ struct device {
 
 /* How every device of this process is plugged and served. */
 struct device_settings {
-    bool simulate; /* a software device in place of each */
+    bool simulate;        /* a software device in place of each */
+    bool simulate_switch; /* those of one PCI bus are ports of one switch, and not loopbacks */
     struct socket_access access;
     const char *socket_dir;
 };

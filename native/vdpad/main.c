@@ -79,6 +79,7 @@ static int open_signals(void) {
 static int serve(const struct options *options, const struct log *log) {
     const struct device_settings device_settings = {
         .simulate = options->simulate,
+        .simulate_switch = options->simulate_switch,
         .access = {.mode = options->socket_mode,
                    .owner = options->socket_owner,
                    .group = options->socket_group},
@@ -119,7 +120,10 @@ static int serve(const struct options *options, const struct log *log) {
     }
     log_line(log, LEVEL_INFO, "vdpad %s on DPDK %s is up: vhost %s, memory %s%s", VDPAD_VERSION,
              eal_version(), options->vhost_client ? "client" : "server",
-             daemon.hugepages ? "hugepages" : "none", options->simulate ? ", software devices" : "");
+             daemon.hugepages ? "hugepages" : "none",
+             !options->simulate         ? ""
+             : options->simulate_switch ? ", software devices as a network"
+                                        : ", software devices");
     error = daemon_run(&daemon);
     /* The file first: it never names a socket that is gone. */
     mapping_file_remove(&daemon.mapping_file);

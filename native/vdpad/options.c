@@ -30,6 +30,7 @@ enum option_number {
     OPTION_VHOST_MODE,
     OPTION_MEMORY,
     OPTION_SIMULATE,
+    OPTION_SIMULATE_NETWORK,
     OPTION_FILE_PREFIX,
     OPTION_LCORE,
     OPTION_LOG_LEVEL,
@@ -48,6 +49,7 @@ static const struct option long_options[] = {
     {"vhost-mode", required_argument, NULL, OPTION_VHOST_MODE},
     {"memory", required_argument, NULL, OPTION_MEMORY},
     {"simulate", no_argument, NULL, OPTION_SIMULATE},
+    {"simulate-network", required_argument, NULL, OPTION_SIMULATE_NETWORK},
     {"file-prefix", required_argument, NULL, OPTION_FILE_PREFIX},
     {"lcore", required_argument, NULL, OPTION_LCORE},
     {"log-level", required_argument, NULL, OPTION_LOG_LEVEL},
@@ -75,6 +77,8 @@ void options_print_help(FILE *stream) {
         "                          make, again after each loss (default server)\n"
         "  --memory MODE           hugepages, none, or auto: hugepages if any are free (default auto)\n"
         "  --simulate              serve a software device in place of each real one\n"
+        "  --simulate-network KIND loopback: each software device gives back what it is sent; switch: those\n"
+        "                          of one PCI bus are ports of one switch (default loopback)\n"
         "  --file-prefix NAME      DPDK's prefix of run-time files (default vdpad)\n"
         "  --lcore N               CPU to run on (default: the first one allowed)\n"
         "  --log-level LEVEL       debug, info, warning or error (default info)\n"
@@ -191,6 +195,14 @@ static enum options_verdict parse_memory(const char *text, struct options *optio
     return OPTIONS_RUN;
 }
 
+static enum options_verdict parse_simulate_network(const char *text, struct options *options,
+                                                   const struct problem *problem) {
+    options->simulate_switch = strcmp(text, "switch") == 0;
+    if (!options->simulate_switch && strcmp(text, "loopback") != 0)
+        return wrong(problem, "--simulate-network '%s' is neither loopback nor switch", text);
+    return OPTIONS_RUN;
+}
+
 /* It becomes a part of file names, and of an argument of DPDK. */
 static enum options_verdict parse_file_prefix(const char *text, struct options *options,
                                               const struct problem *problem) {
@@ -258,6 +270,8 @@ static enum options_verdict parse_one(int option, const char *value, struct opti
     case OPTION_SIMULATE:
         options->simulate = true;
         return OPTIONS_RUN;
+    case OPTION_SIMULATE_NETWORK:
+        return parse_simulate_network(value, options, problem);
     case OPTION_FILE_PREFIX:
         return parse_file_prefix(value, options, problem);
     case OPTION_LCORE:
@@ -303,6 +317,8 @@ static enum options_verdict check(const struct options *options, const struct pr
         return wrong(problem, "--socket-dir is not UTF-8: choose another path");
     if (options->simulate && !VDPAD_HAS_SIMULATOR)
         return wrong(problem, "--simulate: this vdpad was built without the software device");
+    if (options->simulate_switch && !options->simulate)
+        return wrong(problem, "--simulate-network switch is for software devices: add --simulate");
     if (options->control_fd >= 0 && options->device_count > 0)
         return wrong(problem, "device '%s' beside --control-fd: add it by the request device.add",
                      options->devices[0]);

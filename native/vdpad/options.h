@@ -20,6 +20,7 @@ struct options {
     bool vhost_client;
     enum memory_mode memory;
     bool simulate;
+    bool simulate_switch;    /* the software devices of one PF are a network */
     const char *file_prefix; /* NULL: the one of all such processes */
     unsigned int cpu;
     enum log_level log_level;

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.trees import VF, Tree
-from vdpa_agent.config import DaemonConfig, Memory
+from vdpa_agent.config import DaemonConfig, Memory, SimulatedNetwork
 from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.daemon.directory import SocketDirectory
 from vdpa_agent.daemon.names import Names
@@ -64,7 +64,14 @@ def test_what_it_is_told(tmp_path: Path) -> None:
         "--log-level=info",
     ]
     other = DaemonConfig(socket_owner="me", socket_group="7", simulate=True, memory=Memory.NONE)
-    assert _argv(other, tmp_path / "list")[-3:] == ["--socket-owner=me", "--socket-group=7", "--simulate"]
+    assert _argv(other, tmp_path / "list")[-4:] == [
+        "--socket-owner=me",
+        "--socket-group=7",
+        "--simulate",
+        "--simulate-network=loopback",
+    ]
+    switched = DaemonConfig(simulate=True, simulate_network=SimulatedNetwork.SWITCH)
+    assert _argv(switched, tmp_path / "list")[-1] == "--simulate-network=switch"
 
 
 @pytest.mark.anyio

@@ -9,14 +9,15 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
 from tests.processes import PATIENCE_S, built, eventually
 
 DEVICES: Final = ("0000:82:00.2", "0000:82:00.3")
+TWO: Final = MappingProxyType(dict.fromkeys(DEVICES, ""))
 
 GET_FEATURES: Final = 1
 SET_FEATURES: Final = 2
@@ -42,18 +43,34 @@ MEMORY_BYTES: Final = 1 << 20
 
 
 class Vdpad:
-    """A running `vdpad` with two software devices, spoken to by its control end."""
+    """A running `vdpad` with software devices, spoken to by its control end."""
 
-    def __init__(self, directory: Path, build: str, *environment: str) -> None:
-        """Starts it, with each `NAME=value` in its environment, and adds the devices."""
+    def __init__(
+        self,
+        directory: Path,
+        build: str,
+        *options: str,
+        devices: Mapping[str, str] = TWO,
+        environment: Sequence[str] = (),
+    ) -> None:
+        """Starts it with further options and adds the devices, each with its device arguments.
+
+        Args:
+            directory: where its sockets are.
+            build: which build.
+            options: further ones.
+            devices: the devices, each with its device arguments.
+            environment: what its environment has besides, each as `NAME=value`.
+        """
         self.directory = directory
+        self._numbers = {address: number for number, address in enumerate(devices)}
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
                 [
                     *("env", *environment),
                     str(built(f"{build}/vdpad/vdpad", build)),
-                    *("--simulate", "--memory=none", "--log-level=info"),
+                    *("--simulate", "--memory=none", "--log-level=info", *options),
                     f"--control-fd={theirs.fileno()}",
                     f"--socket-dir={directory}",
                     f"--socket-list={directory / 'socketList.dat'}",
@@ -69,8 +86,8 @@ class Vdpad:
         self._control.settimeout(PATIENCE_S)
         self._lines = ours.makefile("r")
         self._id = 0
-        for address in DEVICES:
-            self.call("device.add", device=address, socket=str(self.socket(address)))
+        for address, devargs in devices.items():
+            self.add(address, devargs)
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -79,19 +96,33 @@ class Vdpad:
 
     def socket(self, address: str) -> Path:
         """The socket of a device."""
-        return self.directory / f"vdpa-{DEVICES.index(address)}"
+        return self.directory / f"vdpa-{self._numbers[address]}"
+
+    def add(self, address: str, devargs: str = "") -> None:
+        """Adds a device."""
+        self.call("device.add", device=address, devargs=devargs, socket=str(self.socket(address)))
+
+    def stats(self, address: str, name: str, *, receiving: bool) -> int:
+        """A counter of a device, over all of its RX or all of its TX queues."""
+        queues = self.call("device.stats", device=address)["queues"]
+        return sum(queue["stats"].get(name, 0) for queue in queues if (queue["queue"] % 2 == 0) is receiving)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """The result of a request; notifications that come before it are dropped."""
+        """The result of a request."""
+        reply = self.request(method, **params)
+        assert "result" in reply, reply
+        result: dict[str, Any] = reply["result"]
+        return result
+
+    def request(self, method: str, **params: Any) -> dict[str, Any]:
+        """The answer to a request; notifications that come before it are dropped."""
         self._id += 1
         request = {"jsonrpc": "2.0", "id": self._id, "method": method, "params": params}
         self._control.sendall(json.dumps(request).encode() + b"\n")
         while True:
-            reply = json.loads(self._lines.readline())
+            reply: dict[str, Any] = json.loads(self._lines.readline())
             if reply.get("id") == self._id:
-                assert "result" in reply, reply
-                result: dict[str, Any] = reply["result"]
-                return result
+                return reply
 
     def device(self, address: str) -> dict[str, Any]:
         """What `device.list` says of a device."""

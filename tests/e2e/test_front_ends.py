@@ -170,7 +170,7 @@ def reconnect(vdpad: Vdpad) -> None:
 def test_reconnects_without_end_leave_nothing(run_dir: Path, build: str) -> None:
     """ASan holds back what was freed, 256 MiB of it by default, which is no growth of vdpad."""
     holding_back = "ASAN_OPTIONS=quarantine_size_mb=1:thread_local_quarantine_size_kb=64"
-    with Vdpad(run_dir, build, holding_back) as vdpad:
+    with Vdpad(run_dir, build, environment=[holding_back]) as vdpad:
         for _ in range(20):
             reconnect(vdpad)
         before, rss = vdpad.descriptors(), vdpad.rss_kib()

@@ -43,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
             command=options.daemon_command,
             isolation=options.isolation,
             simulate=options.simulate,
+            simulate_network=options.simulate_network,
             devargs=dict(options.devargs),
             sysfs=options.sysfs,
             socket_dir=options.socket_dir,

@@ -262,6 +262,7 @@ def _add_run(parser: _Parser) -> None:
         LogFormat,
         LogLevel,
         Memory,
+        SimulatedNetwork,
     )
     from vdpa_agent.model.daemon import VhostMode  # noqa: PLC0415
     from vdpa_agent.model.health import ReadyWhen  # noqa: PLC0415
@@ -354,6 +355,14 @@ def _add_run(parser: _Parser) -> None:
         " (device)",
     )
     parser.flag("--simulate", "make every listed address a software device, no hardware needed")
+    option(
+        "--simulate-network",
+        kind=SimulatedNetwork,
+        default=SimulatedNetwork.LOOPBACK,
+        metavar="loopback|switch",
+        help_text="what software devices do with packets: each gives back what it is sent (loopback), or those of one"
+        " PCI bus, as of one PF, are ports of one switch (switch)",
+    )
     parser.flag("--example-data", "serve 16 example VFs, no file and no daemon needed")
     parser.several(
         "--devargs",

@@ -102,7 +102,7 @@ class Vdpad:
         if config.socket_group is not None:
             argv.append(f"--socket-group={config.socket_group}")
         if config.simulate:
-            argv.append("--simulate")
+            argv += ["--simulate", f"--simulate-network={config.simulate_network}"]
         if self._alone is not None:
             # Neighbours take turns at the CPUs; the memory comes from the node of the CPU that asks for it.
             cpus = sorted(self.cpus or os.sched_getaffinity(0))

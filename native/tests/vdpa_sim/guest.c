@@ -45,13 +45,21 @@ static void *take(struct guest *guest, size_t size) {
 void guest_ring_init(struct guest *guest, struct guest_ring *ring, uint32_t size, uint16_t start) {
     ring->size = size;
     ring->desc = take(guest, size * sizeof(*ring->desc));
-    ring->avail = take(guest, sizeof(*ring->avail) + size * sizeof(ring->avail->ring[0]));
-    ring->used = take(guest, sizeof(*ring->used) + size * sizeof(ring->used->ring[0]));
+    ring->avail = take(guest, sizeof(*ring->avail) + (size + 1) * sizeof(ring->avail->ring[0]));
+    ring->used = take(guest, sizeof(*ring->used) + size * sizeof(ring->used->ring[0]) + sizeof(uint16_t));
     ring->offered = ring->seen_used = start;
     ring->avail->idx = start;
     ring->used->idx = start;
     if (ring_init(&ring->ring, ring->desc, ring->avail, ring->used, size, &guest->memory, start, start) != 0)
         abort();
+}
+
+uint16_t *guest_used_event(struct guest_ring *ring) {
+    return &ring->avail->ring[ring->size];
+}
+
+uint16_t *guest_avail_event(struct guest_ring *ring) {
+    return (uint16_t *)&ring->used->ring[ring->size];
 }
 
 void guest_set(struct guest_ring *ring, uint32_t index, uint64_t addr, uint32_t len, uint16_t flags,

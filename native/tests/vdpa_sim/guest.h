@@ -44,6 +44,10 @@ struct guest_ring {
 /* Lays out a ring in RINGS whose indexes start at `start`. */
 void guest_ring_init(struct guest *guest, struct guest_ring *ring, uint32_t size, uint16_t start);
 
+/* The words of VIRTIO_RING_F_EVENT_IDX. */
+uint16_t *guest_used_event(struct guest_ring *ring);
+uint16_t *guest_avail_event(struct guest_ring *ring);
+
 void guest_set(struct guest_ring *ring, uint32_t index, uint64_t addr, uint32_t len, uint16_t flags,
                uint16_t next);
 void guest_offer(struct guest_ring *ring, uint16_t head);

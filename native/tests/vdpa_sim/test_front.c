@@ -15,13 +15,29 @@
 static const uint8_t mac[FRAME_MAC] = {2, 0, 0, 0, 0, 1};
 static const struct frame_id id = {.stream = 7, .sequence = 123456789, .queue = 3};
 
+static void write_frame(uint8_t *frame, uint32_t len) {
+    frame_write(frame, len, mac, mac, &id);
+}
+
+static void turns_a_frame_round(void **state) {
+    static const uint8_t other[FRAME_MAC] = {2, 0, 0, 0, 0, 2},
+                         all[FRAME_MAC] = {255, 255, 255, 255, 255, 255};
+    uint8_t frame[FRAME_MIN], back[FRAME_MIN];
+    (void)state;
+
+    frame_write(frame, sizeof(frame), all, mac, &id);
+    frame_write(back, sizeof(back), mac, other, &id);
+    frame_turn(frame, other);
+    assert_memory_equal(frame, back, sizeof(frame));
+}
+
 static void reads_what_it_wrote(void **state) {
     uint8_t frame[FRAME_MAX];
     struct frame_id out;
     (void)state;
 
     for (uint32_t len = FRAME_MIN; len <= FRAME_MAX; len++) {
-        frame_write(frame, len, mac, &id);
+        write_frame(frame, len);
         assert_int_equal(frame_read(frame, len, len, id.stream, &out), FRAME_OK);
         assert_int_equal(out.sequence, id.sequence);
         assert_int_equal(out.queue, id.queue);
@@ -34,7 +50,7 @@ static void sees_each_flipped_bit_after_the_addresses(void **state) {
     (void)state;
 
     for (uint32_t bit = 12 * 8; bit < sizeof(frame) * 8; bit++) {
-        frame_write(frame, sizeof(frame), mac, &id);
+        write_frame(frame, sizeof(frame));
         frame[bit / 8] ^= (uint8_t)(1U << bit % 8);
         assert_int_not_equal(frame_read(frame, sizeof(frame), sizeof(frame), id.stream, &out), FRAME_OK);
     }
@@ -45,7 +61,7 @@ static void tells_foreign_from_corrupt(void **state) {
     struct frame_id out;
     (void)state;
 
-    frame_write(frame, sizeof(frame), mac, &id);
+    write_frame(frame, sizeof(frame));
     assert_int_equal(frame_read(frame, sizeof(frame), sizeof(frame), id.stream + 1, &out), FRAME_FOREIGN);
     assert_int_equal(frame_read(frame, sizeof(frame) - 1, sizeof(frame), id.stream, &out), FRAME_CORRUPT);
     assert_int_equal(frame_read(frame, 20, sizeof(frame), id.stream, &out), FRAME_FOREIGN);
@@ -148,6 +164,7 @@ static void agrees_with_a_simple_account(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(turns_a_frame_round),
         cmocka_unit_test(reads_what_it_wrote),
         cmocka_unit_test(sees_each_flipped_bit_after_the_addresses),
         cmocka_unit_test(tells_foreign_from_corrupt),

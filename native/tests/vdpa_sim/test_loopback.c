@@ -31,7 +31,7 @@ enum {
 struct fixture {
     struct guest guest;
     struct guest_ring tx, rx;
-    struct loopback loopback;
+    struct packet packet;
 };
 
 static int setup(void **state) {
@@ -54,7 +54,7 @@ static int teardown(void **state) {
 }
 
 static struct loopback_result run_n(struct fixture *f, bool mergeable, uint32_t budget) {
-    return loopback_run(&f->loopback, &f->tx.ring, &f->rx.ring, HEADER, mergeable, budget);
+    return loopback_run(&f->packet, &f->tx.ring, &f->rx.ring, HEADER, mergeable, budget);
 }
 
 static void copy_out(const struct guest *guest, uint64_t addr, uint8_t *to, uint32_t len) {

@@ -74,6 +74,149 @@ static void takes_a_chain_in_order(void **state) {
     assert_int_equal(pop(f, RING_READ), 0);
 }
 
+static const struct ring_features indirect = {.indirect = true}, events = {.event_idx = true};
+
+/* An indirect table at a guest address; the one descriptor that leads to it. */
+static struct vring_desc *lay_table(struct fixture *f, uint64_t addr, uint32_t count, uint16_t flags) {
+    guest_set(&f->ring, 0, addr, count * (uint32_t)sizeof(struct vring_desc),
+              (uint16_t)(VRING_DESC_F_INDIRECT | flags), 1);
+    guest_set(&f->ring, 1, LEFT, 8, 0, 0);
+    assert_int_equal(ring_negotiate(&f->ring.ring, &indirect), 0);
+    return (struct vring_desc *)(void *)guest_host(&f->guest, addr);
+}
+
+static void takes_an_indirect_chain(void **state) {
+    struct fixture *f = *state;
+    /* Up to the very end of a region, for the sanitizer. */
+    struct vring_desc *table = lay_table(f, RIGHT + DATA_SIZE - 3 * sizeof(*table), 3, 0);
+
+    table[0] = (struct vring_desc){.addr = LEFT + 100, .len = 10, .flags = VRING_DESC_F_NEXT, .next = 2};
+    table[2] = (struct vring_desc){.addr = RIGHT, .len = 20};
+    guest_offer(&f->ring, 0);
+    assert_int_equal(pop(f, RING_READ), 1);
+    assert_int_equal(f->head, 0);
+    assert_int_equal(f->buffer.count, 2);
+    assert_ptr_equal(f->buffer.spans[1].base, guest_host(&f->guest, RIGHT));
+    /* Behind a descriptor of the ring itself. */
+    guest_set(&f->ring, 3, LEFT, 7, VRING_DESC_F_NEXT, 0);
+    guest_offer(&f->ring, 3);
+    f->buffer = (struct ring_buffer){0};
+    assert_int_equal(pop(f, RING_READ), 1);
+    assert_int_equal(f->buffer.bytes, 37);
+}
+
+static void breaks_on_a_wrong_indirect_table(void **state) {
+    static const struct {
+        uint64_t addr;
+        uint32_t count;
+        uint16_t flags;
+        struct vring_desc first;
+        const char *part;
+    } cases[] = {
+        {LEFT, 1, VRING_DESC_F_NEXT, {LEFT, 8, 0, 0}, "not the last one"},
+        {LEFT, 0, 0, {LEFT, 8, 0, 0}, "wrong length"},
+        {LEFT, SIZE + 1, 0, {LEFT, 8, 0, 0}, "wrong length"},
+        {HOLE, 1, 0, {LEFT, 8, 0, 0}, "not within a region"},
+        {HOLE - 16, 2, 0, {LEFT, 8, 0, 0}, "not within a region"},
+        {RIGHT - 16, 2, 0, {LEFT, 8, 0, 0}, "not within a region"},
+        {LEFT + 4, 1, 0, {LEFT, 8, 0, 0}, "not aligned"},
+        {UINT64_MAX - 15, 1, 0, {LEFT, 8, 0, 0}, "not within a region"},
+        {LEFT, 1, 0, {LEFT, 8, VRING_DESC_F_NEXT, 1}, "out of range"},
+        {LEFT, 2, 0, {LEFT, 8, VRING_DESC_F_NEXT, 0}, "loops"},
+        {LEFT, 1, 0, {LEFT, 16, VRING_DESC_F_INDIRECT, 0}, "in an indirect table"},
+        {LEFT, 1, 0, {HOLE, 8, 0, 0}, "outside the guest's memory"},
+        {LEFT, 1, 0, {LEFT, 8, VRING_DESC_F_WRITE, 0}, "not readable"},
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct fixture *f = *state;
+        guest_ring_init(&f->guest, &f->ring, SIZE, 0);
+        f->buffer = (struct ring_buffer){0};
+        bool mapped = cases[i].addr < HOLE && cases[i].addr % 8 == 0;
+        struct vring_desc *table =
+            lay_table(f, mapped ? cases[i].addr : LEFT, cases[i].count, cases[i].flags);
+        f->ring.desc[0].addr = cases[i].addr;
+        *table = cases[i].first;
+        assert_breaks(f, RING_READ, cases[i].part);
+    }
+}
+
+/* Whose first descriptor leads to the table again. */
+static void breaks_on_an_indirect_table_that_is_the_ring_itself(void **state) {
+    struct fixture *f = *state;
+
+    lay_table(f, RINGS, 1, 0);
+    assert_ptr_equal(f->ring.desc, guest_host(&f->guest, RINGS));
+    assert_breaks(f, RING_READ, "in an indirect table");
+}
+
+static void interrupts_when_the_event_is_passed(void **state) {
+    struct fixture *f = *state;
+    struct guest_ring ring;
+
+    guest_ring_init(&f->guest, &ring, SIZE, 65533); /* over the wrap */
+    assert_int_equal(ring_negotiate(&ring.ring, &events), 0);
+    ring.avail->flags = VRING_AVAIL_F_NO_INTERRUPT; /* says nothing now */
+    *guest_used_event(&ring) = 65535;
+    for (uint16_t n = 0; n < 6; n++) {
+        ring_push(&ring.ring, 0, 0);
+        /* The entry numbered 65535 is the third one. */
+        assert_int_equal(ring_publish(&ring.ring), n == 2);
+    }
+    *guest_used_event(&ring) = 5;
+    for (uint16_t n = 0; n < 4; n++) /* 3 to 6, at once */
+        ring_push(&ring.ring, 0, 0);
+    assert_true(ring_publish(&ring.ring));
+}
+
+/* As the driver asks: whether adding entries from `before` to `offered` is to be told. */
+static bool wants_kick(struct guest_ring *ring, uint16_t before) {
+    return vring_need_event(*guest_avail_event(ring), ring->offered, before);
+}
+
+static void asks_for_kicks_by_events(void **state) {
+    struct fixture *f = *state;
+    struct guest_ring ring;
+
+    guest_ring_init(&f->guest, &ring, SIZE, 65534);
+    assert_int_equal(ring_negotiate(&ring.ring, &events), 0);
+    for (uint16_t n = 0; n < 5; n++) {
+        uint16_t before = ring.offered;
+        guest_set(&ring, 0, LEFT, 8, 0, 0);
+        ring_want_kicks(&ring.ring, n % 2 == 0);
+        guest_offer(&ring, 0);
+        assert_int_equal(wants_kick(&ring, before), n % 2 == 0);
+        before = ring.offered;
+        guest_offer(&ring, 0);
+        assert_false(wants_kick(&ring, before));
+        for (int k = 0; k < 2; k++) {
+            f->buffer = (struct ring_buffer){0};
+            assert_int_equal(ring_pop(&ring.ring, RING_READ, &f->buffer, &f->head), 1);
+        }
+    }
+    assert_int_equal(ring.used->flags, 0);
+}
+
+static void refuses_events_outside_the_memory(void **state) {
+    struct fixture *f = *state;
+    const size_t used = sizeof(struct vring_used) + SIZE * sizeof(struct vring_used_elem);
+    const size_t avail = sizeof(struct vring_avail) + SIZE * sizeof(uint16_t);
+    struct ring ring;
+
+    /* The used ring ends with its region; the word behind it would not. */
+    assert_int_equal(ring_init(&ring, f->ring.desc, f->ring.avail,
+                               (void *)guest_host(&f->guest, HOLE - (used + 3) / 4 * 4), SIZE,
+                               &f->guest.memory, 0, 0),
+                     0);
+    assert_int_equal(ring_negotiate(&ring, &indirect), 0);
+    assert_int_equal(ring_negotiate(&ring, &events), -EINVAL);
+    /* And the available one. */
+    assert_int_equal(ring_init(&ring, f->ring.desc, (void *)guest_host(&f->guest, HOLE - avail), f->ring.used,
+                               SIZE, &f->guest.memory, 0, 0),
+                     0);
+    assert_int_equal(ring_negotiate(&ring, &events), -EINVAL);
+}
+
 static void splits_over_adjacent_regions(void **state) {
     struct fixture *f = *state;
 
@@ -427,6 +570,12 @@ static void asks_and_tells_by_the_flags(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        TEST(takes_an_indirect_chain),
+        TEST(breaks_on_a_wrong_indirect_table),
+        TEST(breaks_on_an_indirect_table_that_is_the_ring_itself),
+        TEST(interrupts_when_the_event_is_passed),
+        TEST(asks_for_kicks_by_events),
+        TEST(refuses_events_outside_the_memory),
         TEST(takes_a_chain_in_order),
         TEST(splits_over_adjacent_regions),
         TEST(takes_the_last_bytes_of_a_region),

@@ -175,8 +175,43 @@ static void loops_on_kicks(void **state) {
     wait_count(&f->worker.queues[1].stats.bytes, 2000 / 10 * 25 * FRAME);
     assert_int_equal(f->worker.queues[1].stats.dropped + f->worker.queues[0].stats.errors, 0);
     assert_true(f->worker.queues[1].stats.kicks > 0 && f->worker.queues[0].stats.interrupts > 0);
-    worker_stats_reset(&f->worker.queues[1].stats);
+    stats_reset(&f->worker.queues[1].stats);
     assert_int_equal(f->worker.queues[1].stats.packets, 0);
+}
+
+/* As a driver with VIRTIO_RING_F_EVENT_IDX does it: kicks and interrupts are wanted at a number of an entry.
+ */
+static void loops_on_events(void **state) {
+    struct fixture *f = *state;
+    const struct worker_config config = {.pairs = PAIRS,
+                                         .header_len = HEADER,
+                                         .mergeable = true,
+                                         .rings = {.event_idx = true},
+                                         .memory = f->guest.memory};
+    const uint64_t one = 1;
+
+    worker_stop(&f->worker);
+    assert_int_equal(worker_start(&f->worker, &config), 0);
+    for (uint32_t q = 0; q < QUEUES; q++)
+        assert_int_equal(start_queue(f, q), 0);
+    for (uint32_t i = 0; i < 2000; i++) {
+        uint16_t count = (uint16_t)(1 + i % 10), got = 0, before = f->rings[1].offered;
+        offer_buffers(f, 0, count);
+        send_packets(f, 0, count);
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        if (vring_need_event(__atomic_load_n(guest_avail_event(&f->rings[1]), __ATOMIC_RELAXED),
+                             f->rings[1].offered, before))
+            assert_int_equal(write(f->kickfds[1], &one, sizeof(one)), sizeof(one));
+        while (got < count) {
+            __atomic_store_n(guest_used_event(&f->rings[0]), f->rings[0].seen_used, __ATOMIC_RELAXED);
+            __atomic_thread_fence(__ATOMIC_SEQ_CST);
+            uint16_t more = reap_all(f, 0);
+            got = (uint16_t)(got + more);
+            if (more == 0 && !wait_call(f, 0, WAIT_MS))
+                fail_msg("%u of %u packets in round %u", got, count, i);
+        }
+        reap_all(f, 1);
+    }
 }
 
 static void is_woken_by_receive_buffers(void **state) {
@@ -514,6 +549,7 @@ static void refuses_what_it_cannot_serve(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(loops_on_kicks),
+        TEST(loops_on_events),
         TEST(is_woken_by_receive_buffers),
         TEST(sleeps_when_there_is_nothing_to_do),
         TEST(goes_on_beside_a_broken_queue_and_revives_it),

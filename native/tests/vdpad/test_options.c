@@ -38,6 +38,7 @@ static void test_defaults(void **state) {
     assert_false(options.vhost_client);
     assert_int_equal(options.memory, MEMORY_AUTO);
     assert_false(options.simulate);
+    assert_false(options.simulate_switch);
     assert_null(options.file_prefix);
     assert_int_equal(options.log_level, LEVEL_INFO);
     assert_int_equal(options.device_count, 2);
@@ -73,6 +74,10 @@ static void test_every_option(void **state) {
     assert_int_equal(PARSE("82:00.2", "--file-prefix", "a-b_1.c", "--memory=hugepages"), OPTIONS_RUN);
     assert_string_equal(options.file_prefix, "a-b_1.c");
     assert_int_equal(options.memory, MEMORY_HUGEPAGES);
+    assert_int_equal(PARSE("--simulate", "--simulate-network", "switch", "82:00.2"), OPTIONS_RUN);
+    assert_true(options.simulate_switch);
+    assert_int_equal(PARSE("--simulate", "--simulate-network=loopback", "82:00.2"), OPTIONS_RUN);
+    assert_false(options.simulate_switch);
     assert_int_equal(PARSE("82:00.2", "--no-socket-list"), OPTIONS_RUN);
     assert_null(options.socket_list);
     assert_int_equal(PARSE("--help", "--nonsense"), OPTIONS_HELP);
@@ -89,6 +94,9 @@ static void test_wrong(void **state) {
         {{"-x"}, "unknown option -x"},
         {{"--socket-mode"}, "--socket-mode needs a value"},
         {{"--simulate=yes"}, "--simulate=yes takes no value"},
+        {{"--simulate-network", "hub"}, "'hub' is neither loopback nor switch"},
+        {{"--simulate-network=switch", "82:00.2"},
+         "--simulate-network switch is for software devices: add --simulate"},
         {{"--control-fd", "x"}, "'x' is not a file descriptor's number"},
         {{"--control-fd", "-1"}, "'-1' is not a file descriptor's number"},
         {{"--control-fd", "99999999999"}, "'99999999999' is not a file descriptor's number"},

@@ -1,0 +1,51 @@
+/* One packet: taken from a TX ring, and copied into the RX ring of any device. */
+#ifndef VDPA_SIM_PACKET_H
+#define VDPA_SIM_PACKET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ring.h"
+
+/* Addresses, a VLAN tag, IPv6 and the ports behind it. */
+enum { PACKET_HEAD = 64 };
+
+/* Large, so it lives with its worker and not on a stack. */
+struct packet {
+    struct ring_buffer from; /* the sender's chain, its virtio-net header first */
+    uint32_t header_len;     /* of that header */
+    uint32_t bytes;          /* of the frame behind it */
+    /* The frame's first bytes as they were read once: what was judged is what is delivered. */
+    uint32_t head_len;
+    uint8_t head[PACKET_HEAD];
+    /* From here on for packet_deliver alone. */
+    struct ring_buffer to;
+    struct {
+        uint16_t head;
+        uint32_t bytes;
+    } chains[RING_MAX_SPANS];
+};
+
+/*
+ * Takes the next packet from a TX ring; *head is to be given back by ring_push. 1: taken, maybe without any
+ * frame behind its header; 0: there is none; -EPROTO: the guest broke the ring.
+ */
+int packet_take(struct packet *packet, struct ring *tx, uint32_t header_len, uint16_t *head);
+
+/* Reads the frame's head, for a packet that is judged by it. */
+void packet_read_head(struct packet *packet);
+
+enum packet_delivery {
+    PACKET_DELIVERED,
+    PACKET_NOT_YET, /* not enough buffers now, or the ring is broken: see its fault */
+    PACKET_NEVER,   /* no buffer of this ring can hold it */
+};
+
+/*
+ * Copies the packet into buffers of an RX ring, with a virtio-net header of its own of `header_len` bytes.
+ * With `mergeable` it may be spread over several buffers. Unless it is delivered, no buffer is used.
+ */
+enum packet_delivery packet_deliver(struct packet *packet, struct ring *rx, uint32_t header_len,
+                                    bool mergeable);
+
+#endif
