@@ -233,3 +233,14 @@ def test_the_kubelet_gets_to_know_the_topology(run_dir: Path, arguments: tuple[s
         assert {address[:7] for address in chosen} == {"0000:90", "0000:91"}
         assert [address[:7] for address in sorted(chosen)].count("0000:90") == 2
         assert plugin.preferred(list(vfs), 2, ("0000:92:00.1",)) == ["0000:92:00.1", "0000:92:00.0"]
+
+
+def test_an_agent_that_speaks_with_the_kubelet_carries_no_openssl(
+    run_dir: Path, arguments: tuple[str, ...], node: Kubelet
+) -> None:
+    with running(run_dir, *arguments) as agent:
+        registered(node)
+        maps = Path(f"/proc/{agent.process.pid}/maps").read_text()
+        assert "libnghttp2" in maps
+        assert "libssl" not in maps
+        assert "libcrypto" not in maps

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -90,6 +91,9 @@ def run(options: argparse.Namespace) -> int:
         import asyncio  # noqa: PLC0415
 
         from vdpa_agent import agent  # noqa: PLC0415
+
+        if options.kubelet_dir is not None:  # else nobody needs a client
+            import_module("vdpa_agent.kubelet.plugins")
         from vdpa_agent.logs import set_up_logs  # noqa: PLC0415
 
     with set_up_logs(config.log) as logs:
