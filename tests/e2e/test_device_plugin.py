@@ -132,6 +132,7 @@ def test_a_restart_of_the_daemon_is_no_news_and_a_pod_waits_for_it(
         offers(plugin, {A: HEALTHY, B: HEALTHY})
         for life in range(3):
             os.kill(agent.daemon_pid(), signal.SIGKILL)
+            agent.wait_logged("daemon_ended", count=life + 1)
             container = plugin.allocate(A)
             assert container.envs["PCIDEVICE_VDPA_IO_NET"] == A
             assert agent.ask(A), life

@@ -155,6 +155,7 @@ def test_the_agent_stops_in_order(run_dir: Path, options: tuple[str, ...], numbe
         assert not Path(f"/proc/{pid}").exists()
         assert sorted(path.name for path in run_dir.iterdir()) == [
             ".pciList.last",
+            "devices",
             "pciList.dat",
             "socketNames.json",
             "vhost",

@@ -75,6 +75,7 @@ def test_it_needs_no_other_directory_to_write_to(agent: Container, shared: Path)
     assert sorted(path.name for path in shared.iterdir()) == [
         ".pciList.last",
         ".socketList.dat.lock",
+        "devices",
         "pciList.dat",
         "socketList.dat",
         "socketNames.json",
