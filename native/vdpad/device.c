@@ -173,6 +173,23 @@ static void detach(void *context, const char *address) {
 
 static int leave(void *context, const char *address, struct failure *failure);
 
+/*
+ * DPDK 24.11 ends its vhost thread with the last socket that is registered, which takes a second, and starts
+ * it anew with the next one: for each device that is described, and each front end that comes alone. This
+ * name, to which nothing ever connects, stays registered until the process ends.
+ */
+#define KEPT_NAME "kept"
+
+static int keep_vhost(void) {
+    char path[SOCKET_PATH_SIZE];
+    int error = private_path(KEPT_NAME, path);
+
+    if (error == 0 &&
+        rte_vhost_driver_register(path, RTE_VHOST_USER_CLIENT | RTE_VHOST_USER_NO_RECONNECT) != 0)
+        error = -EIO;
+    return error;
+}
+
 int devices_init(struct devices *devices, const struct log *log, struct eal *eal,
                  const struct device_settings *settings) {
     /* EAL has none where another user made the directory above it; the sockets' own is always there. */
@@ -189,6 +206,11 @@ int devices_init(struct devices *devices, const struct log *log, struct eal *eal
         log_line(log, LEVEL_ERROR,
                  "no directory for private sockets can be made below /tmp or --socket-dir: %s",
                  strerror(-error));
+        return error;
+    }
+    error = keep_vhost();
+    if (error != 0) {
+        log_line(log, LEVEL_ERROR, "DPDK refused to register a vhost socket: %s", strerror(-error));
         return error;
     }
     error = links_init(&devices->links);
