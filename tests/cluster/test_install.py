@@ -170,7 +170,6 @@ def test_nothing_stays_after_an_uninstall(agent: Cluster) -> None:
     assert "vdpad" not in agent.node.run("ps", "-e", "-o", "args")
 
 
-@pytest.mark.xfail(reason="devices' directories keep dead sockets, and at times vdpa.sock outlives the agent")
 def test_no_dead_socket_stays(agent: Cluster) -> None:
     assert not agent.pods("app.kubernetes.io/instance=vdpa-agent", namespace=NAMESPACE)
     assert not [path for path in agent.node.path("/run/vdpa").rglob("*") if path.is_socket()]

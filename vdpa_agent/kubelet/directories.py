@@ -83,6 +83,7 @@ class Directories:
         self._worker = Worker("directories")
         self._turn = asyncio.Lock()
         self._problems: Mapping[PciAddress, str] = {}
+        self._linked: Mapping[PciAddress, FileId] = {}
 
     async def run(self) -> None:
         """Follows what is served, until cancelled."""
@@ -107,8 +108,14 @@ class Directories:
             )
             for address, device in served.devices.items()
         }
+        dead = {
+            address: file
+            for address, file in self._linked.items()
+            if address not in wanted or not wanted[address].socket
+        }
         try:
-            problems = await self._do(partial(_sync, self.root, wanted))
+            problems = await self._do(partial(_sync, self.root, wanted, dead))
+            self._linked = {address: one.file for address, one in wanted.items() if one.socket and one.file}
         except Stuck:
             problems = dict.fromkeys(wanted, f"the file system of {self.root} does not answer")
         for address, problem in problems.items():
@@ -144,13 +151,16 @@ def _differs(before: int, now: int) -> bool:
     return now != before
 
 
-def _sync(root: Path, wanted: Mapping[PciAddress, _Wanted]) -> dict[PciAddress, str]:
-    """Makes directories and links; returns what could not be done."""
+def _sync(root: Path, wanted: Mapping[PciAddress, _Wanted], dead: Mapping[PciAddress, FileId]) -> dict[PciAddress, str]:
+    """Makes directories and links, and takes links away whose sockets are dead; returns what could not be done."""
     problems: dict[PciAddress, str] = {}
-    if not wanted:
+    if not wanted and not dead:
         return problems
     try:
         with _opened_root(root) as top:
+            for address, file in dead.items():
+                with suppress(OSError):
+                    _unlink(top, address, file)
             for address, one in wanted.items():
                 try:
                     _make(top, address, one)
@@ -183,6 +193,14 @@ def _set_mode(descriptor: int, mode: int) -> None:
     """By the descriptor: a path may lead elsewhere by now."""
     if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
         os.fchmod(descriptor, mode)
+
+
+def _unlink(top: int, address: PciAddress, file: FileId) -> None:
+    """Takes a link away if it is still the one that was made: a front end may have a socket of its own there by now."""
+    with _opened(address, top) as directory:
+        found = os.stat(DEVICE_SOCKET, dir_fd=directory, follow_symlinks=False)
+        if (found.st_dev, found.st_ino) == file:
+            os.unlink(DEVICE_SOCKET, dir_fd=directory)
 
 
 def _make(top: int, address: PciAddress, wanted: _Wanted) -> None:

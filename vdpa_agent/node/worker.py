@@ -65,6 +65,16 @@ class Worker:
             raise Stuck(hung)
         return done.result()
 
+    async def last(self, job: Callable[[], T], *, timeout_s: float) -> T:
+        """Likewise, after the job that is running, whose caller may have been cancelled.
+
+        Raises:
+            Stuck: one of the two did not end in time.
+        """
+        if self._current is not None and not self._current.done():
+            await asyncio.wait({self._current}, timeout=timeout_s)
+        return await self.run(job, timeout_s=timeout_s)
+
     def _work(self) -> None:
         while True:
             job, done, loop = self._jobs.get()
