@@ -49,7 +49,6 @@ DERIVED: Final = {
     "pci_list": "in `runDirectory`, or of `deviceList`",
     "socket_dir": "in `runDirectory`",
     "socket_list": "in `runDirectory`",
-    "simulate_network": "switch with `simulate`, unless `isolation` is device, else loopback",
     "memory": "none without `hugepages`, else hugepages",
 }
 """Options that other values decide where they are not given."""

@@ -43,7 +43,7 @@ def run_without_threads(*command: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([*limited, *command], check=False, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_a_last_job_waits_for_the_one_whose_caller_is_gone() -> None:
+def test_a_job_waits_for_the_one_whose_caller_is_gone() -> None:
     async def scenario() -> None:
         worker, begun, ends = Worker("test"), threading.Event(), threading.Event()
         order: list[str] = []
@@ -57,7 +57,7 @@ def test_a_last_job_waits_for_the_one_whose_caller_is_gone() -> None:
         while not begun.is_set():
             await asyncio.sleep(0.001)
         caller.cancel()
-        last = asyncio.ensure_future(worker.last(lambda: order.append("last"), timeout_s=20))
+        last = asyncio.ensure_future(worker.run(lambda: order.append("last"), timeout_s=20))
         await asyncio.sleep(0.01)
         ends.set()
         await last
@@ -66,7 +66,7 @@ def test_a_last_job_waits_for_the_one_whose_caller_is_gone() -> None:
         with pytest.raises(Stuck):
             await worker.run(ends.wait, timeout_s=0.01)
         with pytest.raises(Stuck):
-            await worker.last(ends.set, timeout_s=0.01)
+            await worker.run(ends.set, timeout_s=20)  # at once
         ends.set()
 
     asyncio.run(scenario())

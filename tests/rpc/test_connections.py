@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 from grpclib.const import Status
 from h2.errors import ErrorCodes
-from hyperframe.frame import DataFrame, HeadersFrame, PingFrame, SettingsFrame, WindowUpdateFrame
+from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame, SettingsFrame, WindowUpdateFrame
 
 from tests.abuse.descriptors import lingering, pass_on
 from tests.abuse.wire import KNOWN, KNOWN_SOCKET, PATH, PREFACE, Answer, Wire, message, request, with_headers
@@ -202,6 +202,16 @@ async def test_who_does_not_greet_in_time_is_closed(run_dir: Path) -> None:
             await asyncio.to_thread(wire.wait_closed)
             assert (wire.closed, wire.goaway) == (True, ErrorCodes.SETTINGS_TIMEOUT)
         assert await _answered(greeted, 3)
+
+
+async def test_a_farewell_of_grpc_go_is_no_offence(run_dir: Path) -> None:
+    """It names a stream of its own as the last one, which the library does not accept."""
+    async with _place(run_dir) as place:
+        wire = await place.connect()
+        assert await _answered(wire)
+        wire.send(GoAwayFrame(0, last_stream_id=1, error_code=0).serialize())
+        await asyncio.to_thread(wire.wait_closed)
+        assert not any(place.peers.turned_away.values())
 
 
 async def test_who_is_idle_is_closed_and_who_waits_for_an_answer_is_not(run_dir: Path) -> None:

@@ -106,7 +106,7 @@ class Roles:
     async def aclose(self) -> None:
         """Lets another agent manage the sockets."""
         with suppress(Stuck):
-            await self._worker.last(self._lock.leave, timeout_s=_DISK_S)
+            await self._worker.run(self._lock.leave, timeout_s=_DISK_S)
 
     async def _claim(self) -> None:
         """Keeps other agents from the mapping and its sockets, before anything of them is touched."""

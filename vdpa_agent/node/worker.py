@@ -21,7 +21,8 @@ class Worker:
     """A daemon thread with one job at a time.
 
     A file system that does not answer holds the thread, never the event loop, and never the end of the process. While
-    it is held, every further job is refused at once, so that nothing piles up behind it.
+    it is held, every further job is refused at once, so that nothing piles up behind it. A job whose caller was
+    cancelled is waited for.
     """
 
     def __init__(self, name: str) -> None:
@@ -34,6 +35,7 @@ class Worker:
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
         self._started = False
         self._current: asyncio.Future[Any] | None = None
+        self._hangs = False
 
     async def run(self, job: Callable[[], T], *, timeout_s: float) -> T:
         """Returns what `job` returns, or raises what it raises.
@@ -49,7 +51,11 @@ class Worker:
         """
         hung = f"the file system does not answer within {timeout_s:g} s; see to the mount below it"
         if self._current is not None and not self._current.done():
-            raise Stuck(hung)
+            if not self._hangs:  # its caller was cancelled
+                await asyncio.wait({self._current}, timeout=timeout_s)
+            if not self._current.done():
+                self._hangs = True
+                raise Stuck(hung)
         if not self._started:
             try:
                 threading.Thread(target=self._work, name=self._name, daemon=True).start()
@@ -60,20 +66,12 @@ class Worker:
         done: asyncio.Future[T] = loop.create_future()
         self._current = done
         self._jobs.put((job, done, loop))
+        self._hangs = False
         await asyncio.wait({done}, timeout=timeout_s)
         if not done.done():
+            self._hangs = True
             raise Stuck(hung)
         return done.result()
-
-    async def last(self, job: Callable[[], T], *, timeout_s: float) -> T:
-        """Likewise, after the job that is running, whose caller may have been cancelled.
-
-        Raises:
-            Stuck: one of the two did not end in time.
-        """
-        if self._current is not None and not self._current.done():
-            await asyncio.wait({self._current}, timeout=timeout_s)
-        return await self.run(job, timeout_s=timeout_s)
 
     def _work(self) -> None:
         while True:

@@ -92,7 +92,7 @@ class _Keeper:
     async def leave(self) -> None:
         """Takes the socket away, unless the file system hangs."""
         with suppress(Stuck):
-            await self._worker.last(self._place.leave, timeout_s=_LOOK_S)
+            await self._worker.run(self._place.leave, timeout_s=_LOOK_S)
 
     def adopt(self, connections: Connections) -> None:
         """Has connections taken by the socket that was made last."""

@@ -270,6 +270,15 @@ class Session(ABC):
         elif kind == _GOAWAY:
             self.parting = True
 
+    def on_invalid(self, frame: int, failure: int) -> None:
+        """The library does not accept a frame, and ends its stream or the session."""
+        _, _, kind, _, _, _ = _HEAD.unpack(string_at(frame, _HEAD.size))
+        if kind == _GOAWAY:
+            # grpc-go says farewell with the number of a stream of its own, which RFC 9113, 6.8 has no meaning for.
+            self.parting = True
+        else:
+            self.was_refused(too_many=failure == Failure.REFUSED_STREAM)
+
     def on_close(self, stream: int) -> None:
         """A stream has ended."""
         reply = self._replies.pop(stream, None)
@@ -363,9 +372,9 @@ def _on_frame_recv(_session: int, frame: int, session: Session) -> int:
     return 0
 
 
-def _on_invalid_frame_recv(_session: int, _frame: int, failure: int, session: Session) -> int:
+def _on_invalid_frame_recv(_session: int, frame: int, failure: int, session: Session) -> int:
     try:
-        session.was_refused(too_many=failure == Failure.REFUSED_STREAM)
+        session.on_invalid(frame, failure)
     except Exception as error:  # noqa: BLE001 - see _failed
         return _failed(session, error)
     return 0

@@ -16,9 +16,6 @@ Each of these takes a dict: `root`, the chart's own scope; `name`, that of the D
 {{- $_ := set $options $name $value -}}
 {{- end -}}
 {{- end -}}
-{{- if and $options.simulate (not (hasKey $options "simulateNetwork")) (ne ($options.isolation | default "shared") "device") -}}
-{{- $_ := set $options "simulateNetwork" "switch" -}}
-{{- end -}}
 {{ toYaml $options }}
 {{- end }}
 
