@@ -47,7 +47,7 @@ ODD: Final = {
         r'{"id":@id,"result":{"queues":[{"queue":0,"stats":{"\ud800":1,"b":-1,"c":NaN}}]}}',
     ),
     "a far queue": ("device.stats", '{"id":@id,"result":{"queues":[{"queue":99999999999999,"stats":{"a":1}}]}}'),
-    "odd version": ("version", r'{"id":@id,"result":"\ud800\u001b[31m"}'),
+    "odd version": ("version", r'{"id":@id,"result":{"version":"\ud800\u001b[31m","protocol":2}}'),
 }
 """Such an answer is taken as far as it makes sense."""
 

@@ -4,6 +4,8 @@ import asyncio
 import subprocess
 import sys
 import threading
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -68,6 +70,23 @@ def test_a_job_waits_for_the_one_whose_caller_is_gone() -> None:
         with pytest.raises(Stuck):
             await worker.run(ends.set, timeout_s=20)  # at once
         ends.set()
+
+    asyncio.run(scenario())
+
+
+def test_a_thread_that_found_no_memory_is_replaced() -> None:
+    class NoMemory(SimpleQueue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002 - as in queue
+            super().get(block, timeout)
+            raise MemoryError
+
+    async def scenario() -> None:
+        worker = Worker("test")
+        jobs, worker._jobs = worker._jobs, NoMemory()
+        with pytest.raises(Stuck):
+            await worker.run(lambda: 1, timeout_s=0.5)
+        worker._jobs = jobs
+        assert await worker.run(lambda: 2, timeout_s=20) == 2
 
     asyncio.run(scenario())
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
@@ -33,7 +34,7 @@ class Worker:
         """
         self._name: Final = name
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
-        self._started = False
+        self._thread: threading.Thread | None = None
         self._current: asyncio.Future[Any] | None = None
         self._hangs = False
 
@@ -50,18 +51,19 @@ class Worker:
             Stuck: it did not end in time, the job before it has not ended yet, or the machine has no thread for it.
         """
         hung = f"the file system does not answer within {timeout_s:g} s; see to the mount below it"
-        if self._current is not None and not self._current.done():
+        alive = self._thread is not None and self._thread.is_alive()
+        if alive and self._current is not None and not self._current.done():
             if not self._hangs:  # its caller was cancelled
                 await asyncio.wait({self._current}, timeout=timeout_s)
             if not self._current.done():
                 self._hangs = True
                 raise Stuck(hung)
-        if not self._started:
+        if not alive:
+            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             try:
-                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+                self._thread.start()
             except RuntimeError as error:
                 raise Stuck(str(NoThread())) from error
-            self._started = True
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         self._current = done
@@ -74,6 +76,10 @@ class Worker:
         return done.result()
 
     def _work(self) -> None:
+        with suppress(MemoryError):  # the next job gets another thread
+            self._work_on()
+
+    def _work_on(self) -> None:
         while True:
             job, done, loop = self._jobs.get()
             try:
