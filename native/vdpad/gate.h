@@ -21,6 +21,8 @@
 
 /* Connections of one device that have not said a word. One more takes the place of the oldest. */
 #define GATE_WAITING_MAX 4
+/* What one front end may share, in bytes: of the 128 TiB that a process can map, each has a small part. */
+#define GATE_MEMORY_MAX (UINT64_C(1) << 41)
 /* How long a message may take, and the first one may be waited for. */
 #define GATE_PATIENCE_MS 10000
 

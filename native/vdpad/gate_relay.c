@@ -6,7 +6,9 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* The first front end that says something has the device. */
@@ -45,6 +47,41 @@ static int share(struct gate_connection *connection) {
     return 0;
 }
 
+/*
+ * Whether DPDK will be able to map what is shared, which is found out by doing the same. Where its mmap()
+ * fails, it has already unmapped what it had, goes on without any memory, and forgets the descriptor.
+ */
+static bool can_be_mapped(const struct vhost_user_memory *memory, const struct descriptor *descriptors) {
+    void *mapped[VHOST_USER_REGIONS_MAX];
+    size_t sizes[VHOST_USER_REGIONS_MAX];
+    uint64_t room = GATE_MEMORY_MAX;
+    uint32_t count = 0;
+    bool fits = true;
+
+    while (fits && count < memory->count) {
+        const struct vhost_user_region *region = &memory->regions[count];
+        uint64_t size = region->offset + region->size; /* judged: it lies within the file */
+        struct stat status;
+
+        fits = fstat(descriptors[count].fd, &status) == 0 && status.st_blksize > 0 && size <= room;
+        if (!fits)
+            break;
+        room -= size;
+        size += (uint64_t)status.st_blksize - 1;
+        sizes[count] = (size_t)(size - size % (uint64_t)status.st_blksize);
+        mapped[count] =
+            mmap(NULL, sizes[count], PROT_READ | PROT_WRITE, MAP_SHARED, descriptors[count].fd, 0);
+        fits = mapped[count] != MAP_FAILED;
+        if (fits)
+            count++;
+    }
+    while (count > 0) {
+        count--;
+        munmap(mapped[count], sizes[count]);
+    }
+    return fits;
+}
+
 /* A message is here as a whole. */
 static enum refusal take(struct gate *gate, struct gate_connection *connection) {
     struct vhost_user_message *message = &connection->message;
@@ -72,6 +109,8 @@ static enum refusal take(struct gate *gate, struct gate_connection *connection) 
             gate_connection_enter(connection, connection->acknowledged ? REPLYING : RECEIVING);
             return REFUSAL_NONE;
         }
+        if (!can_be_mapped(&connection->next_memory, connection->descriptors))
+            return REFUSAL_MEMORY;
     }
     if (message->request == VHOST_USER_SET_BACKEND_REQ_FD && gate_channel_open(gate, connection) != 0)
         return REFUSAL_BACK_END;

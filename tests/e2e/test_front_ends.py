@@ -166,6 +166,33 @@ def reconnect(vdpad: Vdpad) -> None:
     settled("it is gone", lambda: not vdpad.device(HOSTILE)["connected"])
 
 
+@pytest.mark.parametrize("running", [True, False], ids=["with rings", "before rings"])
+def test_memory_that_cannot_be_mapped_is_refused(vdpad: Vdpad, running: bool) -> None:  # noqa: FBT001 - a parameter
+    """DPDK would forget what it had, and the descriptor, and set the device up without memory."""
+    before = vdpad.descriptors()
+    for count, size in ((1, 1 << 47), (8, 1 << 46), (8, 1 << 39)):
+        with FrontEnd(vdpad.socket(HOSTILE)) as front:
+            if running:
+                front.share()
+                front.start_rings()
+                settled("it is served", configured(vdpad, HOSTILE))
+            else:
+                front.send(SET_OWNER)
+            sparse = [os.memfd_create("sparse") for _ in range(count)]
+            for fd in sparse:
+                os.ftruncate(fd, size)
+            regions = (struct.pack("<QQQQ", number * size, size, number * size, 0) for number in range(count))
+            front.send(SET_MEM_TABLE, struct.pack("<II", count, 0) + b"".join(regions), sparse)
+            for fd in sparse:
+                os.close(fd)
+            assert front.ended()
+    vdpad.send_packets(NEIGHBOUR)
+    vdpad.send_packets(HOSTILE)
+    settled("no descriptor is left", lambda: vdpad.descriptors() <= before)
+    refusals = vdpad.device(HOSTILE)["refusals"]
+    assert refusals == {"memory": 3}
+
+
 @pytest.mark.parametrize("build", ["native", "native-sanitized"])
 def test_reconnects_without_end_leave_nothing(run_dir: Path, build: str) -> None:
     """ASan holds back what was freed, 256 MiB of it by default, which is no growth of vdpad."""
