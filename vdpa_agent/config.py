@@ -109,6 +109,9 @@ class FilesConfig:
     def __post_init__(self) -> None:
         for option, path in (("--socket-list", self.socket_list), ("--pci-list", self.pci_list)):
             _absolute(option, path)
+            if not path.name:
+                message = f"{option} {path} is a directory, name a file in it"
+                raise ConfigError(message)
         if self.resource_config is not None:
             _absolute("--resource-config", self.resource_config)
 

@@ -143,6 +143,7 @@ def test_no_command_imports_more_than_it_needs() -> None:
         (["run", "--socket-list=/a", "--pci-list=/a"], 2, "--socket-list and --pci-list are both /a"),
         (["run", "--listen=/a", "--pci-list=/a"], 2, "--listen and --pci-list are both /a, give them two names"),
         (["run", "--listen=/a", "--socket-dir=/a"], 2, "--listen and --socket-dir are both /a, give them two names"),
+        (["run", "--socket-list=/"], 2, "--socket-list / is a directory, name a file in it"),
         ([], 2, "usage: vdpa-agent"),
         (["run", "--listen=/" + "x" * 110], 2, "is longer than 103 bytes"),
         (["run", "--example-data", "--daemon=vdpad"], 2, "drop it or --daemon vdpad"),

@@ -6,6 +6,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,18 @@ def test_daemon_by_hand(run_dir: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+BLOCKING = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_signals_that_were_blocked_stop_it_too(run_dir: Path) -> None:
+    with running(run_dir, "--example-data", under=(sys.executable, "-c", BLOCKING)) as agent:
+        assert agent.stop() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -83,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
     # Process 1 is deaf to signals that it does not handle, and the agent is not there yet to do so.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
+    # Whatever started the agent may have them blocked.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
         terminal = has_terminal()
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(0) if terminal else None)
