@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from vdpa_agent.serve.pb.vdpadpdk_pb2 import GetSocketpathRequest, GetSocketpathResponse
 
 ROOT: Final = Path(__file__).parent.parent
-PATIENCE_S: Final = 20.0
+PATIENCE_S: Final = 60.0
 """The one time-out of waits for what should come soon; a condition ends them, not the clock."""
 
 _SHOWN_LINES: Final = 40

@@ -26,13 +26,14 @@ class Incoming:
         data: what came of it and was not used.
         owed: how much came for which the peer may not send more yet, in bytes.
         left: how much is still to come, in bytes; None: it did not say.
+        refusal: its answer, once as much has come as it said; None: it has none yet, or has it already.
         last: whether its last frame has begun.
         ended: whether all of it has come.
         call: the call that it has become.
         task: what runs that call.
     """
 
-    __slots__ = ("began_s", "call", "data", "ended", "fields", "last", "left", "method", "owed", "task")
+    __slots__ = ("began_s", "call", "data", "ended", "fields", "last", "left", "method", "owed", "refusal", "task")
 
     def __init__(self, fields: Fields, left: int | None, began_s: float, *, ended: bool) -> None:
         self.method: Method | None = None
@@ -41,6 +42,7 @@ class Incoming:
         self.data = b""
         self.owed = 0
         self.left = left
+        self.refusal: Block | None = None
         self.last = self.ended = ended
         self.call: Call | None = None
         self.task: asyncio.Task[None] | None = None

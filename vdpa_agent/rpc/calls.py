@@ -100,7 +100,10 @@ class Calls(Session):
         elif fields[b":method"] != b"POST":
             self.answer_plainly(stream, NOT_POST, None if fields[b":method"] == b"HEAD" else SPEAKS_GRPC)
         elif (refusal := self._refusal(fields)) is not None:
-            self.answer_plainly(stream, refusal)
+            if incoming.left:
+                incoming.refusal = refusal  # whether it keeps its word comes first
+            else:
+                self.answer_plainly(stream, refusal)
         else:
             self._frames.earn()
             self.made += 1
@@ -134,6 +137,8 @@ class Calls(Session):
             self._spoil(stream, incoming)
         elif incoming.call is not None:
             incoming.call.wake()
+        elif incoming.refusal is not None:
+            self.answer_plainly(stream, incoming.refusal)
         elif incoming.method is not None and self._answered(stream, incoming, incoming.method):
             del self._begun[stream]
 

@@ -17,8 +17,11 @@ from vdpa_agent.rpc.nghttp2 import ErrorCode
 
 _PREFACE_BYTES: Final = 24
 _HEAD_BYTES: Final = 9
-_HEADERS, _RST_STREAM, _CONTINUATION = 1, 3, 9
-_OF_A_BLOCK: Final = frozenset({_HEADERS, _CONTINUATION})
+_HEADERS, _RST_STREAM, _WINDOW_UPDATE, _CONTINUATION = 1, 3, 8, 9
+_JUDGED: Final = frozenset({_HEADERS, _CONTINUATION, _WINDOW_UPDATE})
+
+_NO_WINDOW: Final = (b"\x00\x00\x00\x00", b"\x80\x00\x00\x00")
+"""A window update of nothing, without the reserved bit and with it."""
 
 _CONTINUATION_COSTS: Final = 2 * 1024
 """What a further piece of a header block counts for at least: an endless block of empty pieces is too long as well."""
@@ -60,8 +63,8 @@ class Frames:
             kind = data[at + 3]
             length = int.from_bytes(data[at : at + 3], "big")
             frames += 1
-            if kind in _OF_A_BLOCK:
-                if found := self._in_block(data, at, kind, length):
+            if kind in _JUDGED:
+                if found := self._judge(data, at, kind, length):
                     return found
             elif kind == _RST_STREAM:
                 resets += 1
@@ -84,6 +87,13 @@ class Frames:
     def refuse(self) -> bool:
         """Whether one more call may be refused; else the connection is to end."""
         return self._resets.take()
+
+    def _judge(self, data: bytes, at: int, kind: int, length: int) -> TooMuch | None:
+        if kind != _WINDOW_UPDATE:
+            return self._in_block(data, at, kind, length)
+        # The library ignores it on a stream that has just been answered: RFC 9113, 6.9.
+        nothing = data[at + _HEAD_BYTES : at + _HEAD_BYTES + length] in _NO_WINDOW
+        return TooMuch(Reason.PROTOCOL, ErrorCode.PROTOCOL_ERROR) if nothing else None
 
     def _in_block(self, data: bytes, at: int, kind: int, length: int) -> TooMuch | None:
         """A piece of a header block, which must not be too long, nor open a stream lower than the last one."""
