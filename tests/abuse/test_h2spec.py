@@ -49,7 +49,7 @@ async def _run(listen: Path, *arguments: str | Path) -> str:
 
 
 def test_h2spec(run_dir: Path) -> None:
-    """Each case passes; in some h2spec sends what is wrong in a second write, and the agent may have answered by then."""
+    """Each case passes; in some, what is wrong comes in a second write, and the agent may have answered by then."""
     report = run_dir / "report.xml"
     failed: set[str] | None = None
     with running(run_dir, "--example-data") as agent:

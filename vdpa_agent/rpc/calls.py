@@ -276,7 +276,9 @@ class Calls(Session):
 
     async def _run(self, call: Call) -> None:
         try:
-            call.end(await self._status(call))
+            status = await self._status(call)
+            if not self.is_freed:  # a deadline may come at the same moment as the end of the connection
+                call.end(status)
         except Exception as error:  # noqa: BLE001 - whatever it is, other calls go on
             self.peers.tell_defect(self.peer, call.path, error)
 
@@ -297,7 +299,9 @@ class Calls(Session):
             return ended(error.status, error.message, error.details)
         except TimeoutError:
             return ended(Status.DEADLINE_EXCEEDED, "the deadline is over")
-        except Exception as error:  # noqa: BLE001 - a defect of a service
+        except Exception as error:
+            if self.is_freed:
+                raise asyncio.CancelledError from error
             self.peers.tell_defect(self.peer, call.path, error)
             return ended(Status.UNKNOWN, "the agent failed, its log tells how")
         if call.answer is None and not call.method.watches:

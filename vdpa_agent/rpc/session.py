@@ -236,6 +236,11 @@ class Session(ABC):
         self._replies.clear()
 
     @property
+    def is_freed(self) -> bool:
+        """Whether the end has come: what runs on must not answer any more."""
+        return self._session is None
+
+    @property
     def _living(self) -> int:
         """The library's session: what comes after its end is a defect here, and must not become one in C."""
         if self._session is None:
