@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -140,11 +141,17 @@ class Cluster:
         self.node.cut_power()
 
     def restart_kubelet(self) -> None:
-        """Ends the kubelet and starts it again; returns when the node is ready by the new one's word."""
+        """Ends the kubelet and starts it again; returns when the node is ready by the new one's word.
+
+        A kubelet says that before it has read its pods from the API server: until then it knows no log of theirs.
+        """
         since = self._heartbeat()
         self.node.restart_kubelet()
         eventually("a word of the new kubelet", lambda: self._heartbeat() != since, timeout_s=READY_S)
         self.wait(f"node/{NAME}")
+        running = self.get("pods", "--all-namespaces", "--field-selector=status.phase=Running")["items"]
+        for where in (pod["metadata"] for pod in running if "deletionTimestamp" not in pod["metadata"]):
+            eventually(f"the log of {where['name']}", partial(self._has_log, where), timeout_s=READY_S)
 
     def report(self) -> str:
         """What there is and what happened, for a test that failed."""
@@ -158,6 +165,10 @@ class Cluster:
         parts = [f"$ kubectl {' '.join(a)}\n{_try([str(BIN / 'kubectl'), *a], self.node.kubeconfig)}" for a in asked]
         parts += [f"--- {name}\n{self.node.log_tail(name)}" for name in ("kubelet", "containerd", "kube-apiserver")]
         return "\n".join(parts)
+
+    def _has_log(self, where: Object) -> bool:
+        command = [str(BIN / "kubectl"), "logs", where["name"], f"--namespace={where['namespace']}", "--limit-bytes=1"]
+        return _answers(command, self.node.kubeconfig).returncode == 0
 
     def _heartbeat(self) -> str:
         """When the node's kubelet last said how it is, by the API server's word; empty if it never did."""
@@ -184,11 +195,15 @@ def _environment(kubeconfig: Path) -> dict[str, str]:
     return {"KUBECONFIG": str(kubeconfig), "HOME": str(kubeconfig.parent), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
+def _answers(command: list[str], kubeconfig: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=PATIENCE_S, env=_environment(kubeconfig)
+    )
+
+
 def _try(command: list[str], kubeconfig: Path) -> str:
     try:
-        ended = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=PATIENCE_S, env=_environment(kubeconfig)
-        )
+        ended = _answers(command, kubeconfig)
     except subprocess.TimeoutExpired:
         return "no answer"
     return ended.stdout + ended.stderr
