@@ -164,6 +164,46 @@ async def test_who_does_not_read_has_to_leave(run_dir: Path) -> None:
         await eventually(lambda: place.peers.connections == 0)
 
 
+@pytest.mark.parametrize("path", [PATH, LIST, WATCH])
+async def test_who_keeps_its_windows_closed_has_to_leave(run_dir: Path, path: str) -> None:
+    async with _place(run_dir) as place:
+        wire, watching = await place.connect(), await place.connect()
+        assert await _answered(wire)
+        watching.send(watching.call(1, message(b""), headers=with_headers(_path=WATCH)))
+        await asyncio.to_thread(watching.read_until, lambda: KNOWN_SOCKET in watching.wait(1, 0).data)
+        wire.send(SettingsFrame(0, settings={4: 0}).serialize())
+        wire.send(wire.call(3, request() if path == PATH else message(b""), headers=with_headers(_path=path)))
+        await asyncio.to_thread(wire.read_until, lambda: wire.wait(3, 0).headers)
+        (connection,) = [c for c in place.connections._open if c._calls._replies.keys() == {3}]
+        await eventually(lambda: connection._stalls_s is not None)
+        place.peers.now_s += PATIENT.unread_s - 1
+        wire.send(WindowUpdateFrame(3, window_increment=1).serialize())
+        await eventually(lambda: connection._stalls_s == place.peers.now_s)  # it took a byte, and has as long again
+        assert place.peers.turned_away[Reason.UNREAD] == 0
+        place.peers.now_s += PATIENT.unread_s + 2
+        await eventually(lambda: place.peers.turned_away[Reason.UNREAD] == 1)
+        await eventually(lambda: place.peers.connections == 1)
+        assert await _answered(watching, 3)  # to which there is nothing to say
+
+
+async def test_who_leaves_while_it_waits_for_its_turn_keeps_no_slot(run_dir: Path) -> None:
+    limits = replace(LIMITS, calls_per_s=1)
+    async with _place(run_dir, limits) as place:
+        waiting, stays, late = [await place.connect() for _ in range(3)]
+        for wire in (waiting, stays, late):
+            assert await _answered(wire)
+        place.peers.account_of(ME).calls.spend(1_000)
+        for wire in (waiting, stays):
+            wire.send(wire.call(3, request()))
+        await eventually(lambda: place.peers.turned_away[Reason.CALL_RATE] == 2)
+        late.close()  # its end is all that there is to read
+        waiting.close()
+        await eventually(lambda: place.peers.connections == 1)
+        assert place.peers.turned_away[Reason.CALL_RATE] == 2
+        place.peers.now_s += 2_000
+        assert (await asyncio.to_thread(stays.wait, 3, 20.0)).data.endswith(KNOWN_SOCKET)
+
+
 async def test_who_does_not_read_is_not_read_either(run_dir: Path) -> None:
     async with _place(run_dir) as place:
         wire = await place.connect()

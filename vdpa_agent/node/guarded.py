@@ -7,6 +7,7 @@ does not answer. So nothing that carries a descriptor is read, and what still ca
 import asyncio
 import fcntl
 import os
+import select
 import socket
 import termios
 import threading
@@ -127,6 +128,12 @@ class GuardedSocket:
             raise DescriptorsPassed
         # What came since is another piece: this takes what was looked at, and no more.
         return self._socket.recv_into(buffer, size) if size else 0
+
+    def has_left(self) -> bool:
+        """Whether the peer has closed its end, or both directions of it; what it sent before may still be here."""
+        poll = select.poll()
+        poll.register(self._socket, 0)  # a hang-up is reported always
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Closes it at once if nothing that carries a descriptor is left in it, else by a thread."""

@@ -58,6 +58,7 @@ class Connection:
         self._calls = Calls(services, peers, peer, account, frames=self._frames, flush=self._flush)
         self._made_s = self._heard_s = self._clock()
         self._blocked_s: float | None = None
+        self._stalls_s: float | None = None
         self._unsent = b""
         self._parting = False
         self._over = False
@@ -77,11 +78,11 @@ class Connection:
     def look(self, now_s: float) -> None:
         """Closes a connection that takes too long at something; to be called about once a second."""
         patience = self._patience
-        if self._parting:
+        if self._parting or (self._waits and self._socket.has_left()):
             self._end()
         elif not self._calls.greeted and now_s - self._made_s > patience.preface_s:
             self._turn_away(Reason.PREFACE, ErrorCode.SETTINGS_TIMEOUT)
-        elif self._blocked_s is not None and now_s - self._blocked_s > patience.unread_s:
+        elif self._is_unread(now_s):
             self._blame(Reason.UNREAD)
             self._end()  # it will not read any last words either
         elif not self._calls.busy and self._reads and now_s - self._heard_s > patience.idle_s:
@@ -109,11 +110,24 @@ class Connection:
             self._take_what_came(in_turn=True)
             self._read_on()
 
+    def _is_unread(self, now_s: float) -> bool:
+        """Whether the peer has long taken nothing of what there is for it."""
+        if self._blocked_s is not None:
+            self._stalls_s = self._blocked_s
+        elif not self._calls.stalls():
+            self._stalls_s = None
+        elif self._stalls_s is None:
+            self._stalls_s = now_s
+        return self._stalls_s is not None and now_s - self._stalls_s > self._patience.unread_s
+
     # ---- bytes in ----
 
     def _take_what_came(self, *, in_turn: bool = False) -> None:
         if self._calls.made and not in_turn and self._account.turns.come_first():
             # The first call of a connection never waits: a client that makes one is not kept waiting by those of many.
+            if self._socket.has_left():
+                self._end()
+                return
             self._peers.tell(self._peer, Reason.CALL_RATE)
             self._read(wanted=False)
             self._waits = True

@@ -62,6 +62,7 @@ class Reply:
         body: the bytes that wait, from `at` on.
         trailers: how it ends; None: more may come.
         taken: is done when all of the body was taken, or will never be; None: nobody waits for that.
+        asleep: whether the library waits for more of the body; else the peer has not taken all of that.
     """
 
     __slots__ = ("asleep", "at", "body", "taken", "trailers")
@@ -105,6 +106,7 @@ class Session(ABC):
         self._credit_bytes = 0
         self._inside = False
         self._said_goaway = False
+        self._moved = False
         session = c_void_p()
         # It keeps a plain pointer to this object, which therefore must be here until it is freed.
         if self._library.server_new(byref(session), callbacks.pointer, self, options.pointer):
@@ -201,6 +203,14 @@ class Session(ABC):
         if reply.asleep:
             reply.asleep = False
             self._library.resume_data(self._living, stream)
+
+    def stalls(self) -> bool:
+        """Whether there are data for the peer, and it has taken none since this was asked before.
+
+        It takes none while it holds a window of HTTP/2 closed, or while the kernel keeps no more for it.
+        """
+        moved, self._moved = self._moved, False
+        return not moved and any(not reply.asleep for reply in self._replies.values())
 
     def answer_plainly(self, stream: int, headers: Block, body: bytes | None = None) -> None:
         """Answers a stream that is open with headers, and a text if there is one."""
@@ -299,6 +309,7 @@ class Session(ABC):
         if end > at:
             memmove(room, body[at:end] if at or end < len(body) else body, end - at)
             reply.at = end
+            self._moved = True
         if end == len(body):
             reply.wake()
             if reply.trailers is not None:
