@@ -173,7 +173,7 @@ async def test_who_keeps_its_windows_closed_has_to_leave(run_dir: Path, path: st
         await asyncio.to_thread(watching.read_until, lambda: KNOWN_SOCKET in watching.wait(1, 0).data)
         wire.send(SettingsFrame(0, settings={4: 0}).serialize())
         wire.send(wire.call(3, request() if path == PATH else message(b""), headers=with_headers(_path=path)))
-        await asyncio.to_thread(wire.read_until, lambda: wire.wait(3, 0).headers)
+        await asyncio.to_thread(wire.read_until, lambda: bool(wire.wait(3, 0).headers))
         (connection,) = [c for c in place.connections._open if c._calls._replies.keys() == {3}]
         await eventually(lambda: connection._stalls_s is not None)
         place.peers.now_s += PATIENT.unread_s - 1

@@ -66,7 +66,8 @@ class Connection:
         self._waits = False
 
     def start(self) -> None:
-        """Reads what the peer sends, which is greeted with the answer to that: it sends without waiting for it."""
+        """Greets the peer, which has something to do then, and reads what it sends: it does not wait for that."""
+        self._flush()
         self._read(wanted=True)
         self._take_what_came()
 
@@ -125,13 +126,7 @@ class Connection:
     def _take_what_came(self, *, in_turn: bool = False) -> None:
         if self._calls.made and not in_turn and self._account.turns.come_first():
             # The first call of a connection never waits: a client that makes one is not kept waiting by those of many.
-            if self._socket.has_left():
-                self._end()
-                return
-            self._peers.tell(self._peer, Reason.CALL_RATE)
-            self._read(wanted=False)
-            self._waits = True
-            self._account.turns.wait(self)
+            self._wait()
             return
         try:
             size = self._socket.recv_into(self._room.bytes, self._room.turn_bytes if in_turn else 0)
@@ -139,19 +134,31 @@ class Connection:
             return
         except DescriptorsPassed:
             self._blame(Reason.DESCRIPTORS)
-            self._end()
-            return
+            size = 0
         except OSError:
-            self._end()
-            return
+            size = 0
         if not size or self._parting:
             self._end()
             return
         self._heard_s = self._clock()
         too_much = self._frames.count(bytes(self._room.bytes[:size]))
-        if too_much is not None:
+        if too_much is None:
+            self._take_in(size)
+        else:
             self._turn_away(*too_much)
+
+    def _wait(self) -> None:
+        """Reads again when it is this connection's turn, unless its peer has left."""
+        if self._socket.has_left():
+            self._end()
             return
+        self._peers.tell(self._peer, Reason.CALL_RATE)
+        self._read(wanted=False)
+        self._waits = True
+        self._account.turns.wait(self)
+
+    def _take_in(self, size: int) -> None:
+        """Makes calls of what was read."""
         calls = self._calls
         goes_on = calls.receive(self._room.address, size)
         if not goes_on:  # the library's session is at its end, and says no more
