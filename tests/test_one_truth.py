@@ -61,7 +61,14 @@ class Daemon(Control):
         self.notify: Callable[[str, FrontEnd], None]
         self.refuses: set[str] = set()
 
-    async def call(self, method: str, params: Mapping[str, str] | None = None, *, timeout_s: float | None) -> Any:  # noqa: ARG002
+    async def call(
+        self,
+        method: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float,  # noqa: ARG002
+        passed: Callable[[], None] | None = None,  # noqa: ARG002
+    ) -> Any:
         await asyncio.sleep(0)
         device = (params or {}).get("device", "")
         if device in self.refuses:

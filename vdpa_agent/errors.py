@@ -7,6 +7,7 @@ AgentError                 exit code 1
 ├── DaemonError            1    something went wrong with the supervised daemon
 │   ├── DaemonUnusable     3    it can never start: a missing program, refused arguments
 │   ├── DaemonLost         1    it ended, or its control channel did
+│   │   └── Unanswered     1    it did not answer a control request in time
 │   └── RequestRefused     1    it answered a control request with an error
 ├── SocketDirUnusable      1    the directory of the vhost-user sockets cannot be used
 ├── NoThread               1    the machine has no thread left for the agent
@@ -58,6 +59,10 @@ class DaemonUnusable(DaemonError):
 
 class DaemonLost(DaemonError):
     """The daemon ended, or its control channel did."""
+
+
+class Unanswered(DaemonLost):
+    """The daemon did not answer a control request in time; whether it is lost is for the caller to decide."""
 
 
 class RequestRefused(DaemonError):

@@ -5,7 +5,10 @@ FAKE_VDPAD names the faults, joined by commas: `deaf` (neither shutdown nor SIGT
 `picky` (refuses its first two device.add), `parent` (has three children that ignore SIGTERM), `burst` (prints 200 MB
 and how long that took), `runaway` (leaves a process in a session of its own, whose child is in another), `orphans`
 (leaves 1,000 that end at once), `chatty` (prints for ever), `aloof` (closes its control channel, and lives on),
-`flood` (notifies of front ends that come and go for ever, once it has a device).
+`flood` (notifies of front ends that come and go for ever, once it has a device), `silent:METHOD` (never answers that,
+of its first device), `does:METHOD` (does it all the same), `no-socket` (makes none), `no-file` (does not say which file
+a socket is), `one-file` (makes the second device's socket a link to the first one's), `datagram` (makes sockets of
+another type), `other-mode` (says that it runs in another vhost mode).
 FAKE_ANSWERS is a JSON object of lines to answer by method, in place of what is right; `@id` in them is the request's.
 """
 
@@ -67,22 +70,49 @@ class Daemon:
         self._socket_list = socket_list
         self._refusals = 2 if "picky" in faults else 0
         self._mapping: dict[str, str] = {}
+        self._first = ""
         self._sockets: dict[str, socket.socket] = {}
 
     def answer(self, method: str, params: dict[str, str]) -> dict[str, Any] | None:
         if "mute" in self._faults or (method == "shutdown" and "deaf" in self._faults):
             return None
+        self._first = self._first or params.get("device", "")
+        if f"silent:{method}" in self._faults and params.get("device", "first") == (self._first or "first"):
+            if f"does:{method}" in self._faults:
+                self._do(method, params)
+            return None
+        return self._do(method, params)
+
+    def _do(self, method: str, params: dict[str, str]) -> dict[str, Any]:
+        if method == "version":
+            mode = {"vhost_mode": "client"} if "other-mode" in self._faults else {}
+            return {"result": {"version": "0", "protocol": 2, **mode}}
+        result: dict[str, str] = {}
         if method == "device.add" and self._refusals:
             self._refusals -= 1
             return {"error": {"code": -32003, "message": f"{params['device']}: no such VF: bind it to vfio-pci"}}
         if method == "device.add":
             self._mapping[params["device"]] = params["socket"]
-            self._sockets[params["device"]] = _listen(params["socket"])
+            result = self._open(params["device"], params["socket"])
         elif method == "device.remove":
-            del self._mapping[params["device"]]
-            self._sockets.pop(params["device"]).close()
+            if self._mapping.pop(params["device"], None) is None:
+                return {"error": {"code": -32001, "message": f"no device {params['device']}"}}
+            if params["device"] in self._sockets:
+                self._sockets.pop(params["device"]).close()
         self._write()
-        return {"result": {"version": "0", "protocol": 2} if method == "version" else {}}
+        return {"result": result}
+
+    def _open(self, device: str, path: str) -> dict[str, str]:
+        first = next(iter(self._mapping.values()))
+        if "no-socket" in self._faults:
+            return {"socket_file": "1:2"}
+        if "one-file" in self._faults and path != first:
+            os.link(first, path)
+        else:
+            kind = socket.SOCK_DGRAM if "datagram" in self._faults else socket.SOCK_STREAM
+            self._sockets[device] = _listen(path, kind)
+        found = os.stat(path)  # noqa: PTH116
+        return {} if "no-file" in self._faults else {"socket_file": f"{found.st_dev}:{found.st_ino}"}
 
     def _write(self) -> None:
         entries = [{"pciAddress": address, "socketpath": path} for address, path in self._mapping.items()]
@@ -129,12 +159,13 @@ def _chat() -> None:
         os.write(2, f"info: line {number}\n".encode())
 
 
-def _listen(path: str) -> socket.socket:
+def _listen(path: str, kind: socket.SocketKind) -> socket.socket:
     if os.path.exists(path):  # noqa: PTH110
         os.unlink(path)  # noqa: PTH108
-    listening = socket.socket(socket.AF_UNIX)
+    listening = socket.socket(socket.AF_UNIX, kind)
     listening.bind(path)
-    listening.listen()
+    if kind is socket.SOCK_STREAM:
+        listening.listen()
     return listening
 
 

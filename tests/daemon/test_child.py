@@ -1,15 +1,18 @@
 """Real child processes."""
 
 import asyncio
+import errno
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.processes import PATIENCE_S
-from vdpa_agent.daemon.child import Child, describe_exit, spawn
-from vdpa_agent.errors import DaemonUnusable
+from vdpa_agent.daemon.child import Child, describe_exit, refuse_failed, spawn
+from vdpa_agent.daemon.launch import NOT_LAUNCHED
+from vdpa_agent.errors import DaemonLost, DaemonUnusable
 
 pytestmark = pytest.mark.anyio
 
@@ -93,13 +96,43 @@ async def test_kill_group_ends_who_ignores_sigterm(tmp_path: Path) -> None:
 
 
 async def test_a_program_that_is_not_there_or_not_one_can_never_start(tmp_path: Path) -> None:
-    with pytest.raises(DaemonUnusable, match=r"no-such-vdpad is not an executable program; .* --vdpad"):
-        _spawn("no-such-vdpad")
+    async def refuse(program: str) -> None:
+        child = _spawn(program, "argument")
+        async with asyncio.timeout(PATIENCE_S):
+            number = await child.launched
+            assert await child.exited == NOT_LAUNCHED
+        refuse_failed(number, program, "see to --vdpad")
+
+    for absent in ("no-such-vdpad", "/no/such/vdpad", "/dev/null/vdpad"):
+        with pytest.raises(DaemonUnusable, match=f"{absent} is not an executable program; see to --vdpad"):
+            await refuse(absent)
     garbage = tmp_path / "vdpad"
     garbage.write_bytes(b"\x7fELF nonsense")
+    for closed in (str(garbage), str(tmp_path)):
+        with pytest.raises(DaemonUnusable, match="cannot be executed: permission denied; see to --vdpad"):
+            await refuse(closed)
     garbage.chmod(0o755)
-    with pytest.raises(DaemonUnusable, match="is not a program of this machine"):
-        _spawn(str(garbage))
+    with pytest.raises(DaemonUnusable, match="is not a program of this machine; see to --vdpad"):
+        await refuse(str(garbage))
+    with pytest.raises(DaemonLost, match="cannot be started now: cannot allocate memory"):
+        refuse_failed(errno.ENOMEM, "vdpad", "see to --vdpad")
+
+
+async def test_a_child_inherits_nothing_of_its_launcher() -> None:
+    """Only its standard streams and the control channel are open, and no signal is ignored or blocked."""
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end) as said:
+        show = "ls -l /proc/self/fd; env; cat /proc/self/status"
+        child = spawn(["env", "-u", "_", "sh", "-c", f"{show}; sleep 0"], output=write_end, control=write_end)
+        os.close(write_end)
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await child.launched, await child.exited) == (0, 0)
+        text = said.read()
+    links = [line.split(" -> ")[0].rsplit(" ", 1)[-1] for line in text.splitlines() if " -> " in line]
+    assert set(links) - {"0", "1", "2"} <= {str(write_end), "3"}
+    ignored = subprocess.run(["grep", "SigIgn", "/proc/self/status"], check=True, stdout=subprocess.PIPE, text=True)
+    assert ignored.stdout in text
+    assert ("LC_CTYPE=" in text) == ("LC_CTYPE" in os.environ)  # noqa: TID251 - what a child inherits
 
 
 async def test_a_child_runs_on_its_cpus_from_the_start_and_its_parent_where_it_did() -> None:
@@ -107,6 +140,7 @@ async def test_a_child_runs_on_its_cpus_from_the_start_and_its_parent_where_it_d
     with open(os.devnull, "wb") as null:  # noqa: PTH123
         for cpu in allowed:
             child = spawn(["sleep", "60"], output=null.fileno(), control=null.fileno(), cpus=frozenset({cpu}))
+            assert await child.launched == 0
             assert os.sched_getaffinity(child.pid) == {cpu}
             assert os.sched_getaffinity(0) == allowed
             child.kill_group()

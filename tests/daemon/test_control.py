@@ -189,7 +189,7 @@ async def test_a_caller_that_gave_up_as_the_channel_closed_hurts_nobody() -> Non
 async def test_a_flood_leaves_the_loop_to_others_and_makes_the_daemon_wait() -> None:
     line = b'{"method":"device.connected","params":{"device":"0000:82:00.2"}}\n'
     async with _connected() as (control, peer, running):
-        call = asyncio.ensure_future(control.call("version", timeout_s=None))
+        call = asyncio.ensure_future(control.call("version", timeout_s=PATIENCE_S))
         await peer.request()
         peer.writer.write(line * 100_000)
         turns = 0
@@ -214,7 +214,7 @@ async def test_a_flood_leaves_the_loop_to_others_and_makes_the_daemon_wait() -> 
 async def test_an_answer_that_was_asked_for_costs_nothing() -> None:
     async with _connected() as (control, peer, _):
         for _ in range(3):
-            call = asyncio.ensure_future(control.call("device.stats", timeout_s=None))
+            call = asyncio.ensure_future(control.call("device.stats", timeout_s=PATIENCE_S))
             peer.answer((await peer.request())["id"], result="x" * 4_000_000)
             assert len(await call) == 4_000_000
         assert control._allowance.left() == 4096
@@ -227,7 +227,7 @@ async def test_the_examples_of_the_contract(path: Path) -> None:
         if "notification" in example:
             peer.send(json.dumps(example["notification"]).encode())
         request = example.get("request", {"id": 1, "method": "version", "params": {}})
-        call = asyncio.ensure_future(control.call(request["method"], request["params"], timeout_s=None))
+        call = asyncio.ensure_future(control.call(request["method"], request["params"], timeout_s=PATIENCE_S))
         asked = await peer.request()
         assert asked == {"jsonrpc": "2.0", **request, "id": asked["id"]}
         answer = example.get("answer", {"result": {}})

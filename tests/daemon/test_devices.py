@@ -1,10 +1,12 @@
 """What Devices does with the answers and the notes of a daemon, which is the test's."""
 
 import asyncio
+import os
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.daemon.directory import SocketDirectory
 from vdpa_agent.daemon.names import Names as Given
 from vdpa_agent.daemon.repair import MappingRepair
-from vdpa_agent.errors import RequestRefused
+from vdpa_agent.errors import DaemonLost, RequestRefused, Unanswered
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import SERVED, DeviceState, VhostMode
+from vdpa_agent.model.daemon import SERVED, Device, DeviceState, VhostMode
 from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, FrontEnd, configured
 from vdpa_agent.model.loaded import Loaded
@@ -40,10 +42,28 @@ class Daemon(Control):
         self.answers: dict[str, Any] = {}
         self.during: dict[str, Callable[[], None]] = {}
         self.calls: list[tuple[str, str]] = []
+        self.silent: set[tuple[str, str]] = set()
+        self._overtaken: list[Callable[[], None]] = []
 
-    async def call(self, method: str, params: Mapping[str, str] | None = None, *, timeout_s: float | None) -> Any:  # noqa: ARG002
+    async def call(
+        self,
+        method: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float,
+        passed: Callable[[], None] | None = None,
+    ) -> Any:
         await asyncio.sleep(0)
-        self.calls.append((method, (params or {}).get("device", "")))
+        call = (method, (params or {}).get("device", ""))
+        self.calls.append(call)
+        if call in self.silent:
+            if passed is not None:
+                self._overtaken.append(passed)
+            await asyncio.sleep(timeout_s)
+            message = f"it did not answer {method}"
+            raise Unanswered(message)
+        while self._overtaken:
+            self._overtaken.pop()()
         if method in self.during:
             self.during[method]()
         answer = self.answers.get(method, {})
@@ -419,9 +439,203 @@ async def test_a_change_in_the_directory_of_the_sockets_has_them_looked_at(tmp_p
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
+        found = path.stat()
+        world.daemon.answers["device.add"] = {"socket_file": f"{found.st_dev}:{found.st_ino}"}
         async with world.followed():
             await world.until(A, lambda state: state is DeviceState.READY)
             path.unlink()
             world.touched.set(1)  # nothing else has it looked at
             await world.until(A, lambda state: state is DeviceState.FAILED)
     assert world.devices.published.value[A].reason == f"the socket file {path} is gone"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are late at once, and given up soon."""
+    for name, seconds in {"_LATE_S": 0.05, "_GIVEN_UP_S": 0.2, "_WRITE_S": 0.2, "_LEARN_S": 0.0}.items():
+        monkeypatch.setattr(f"vdpa_agent.daemon.devices.{name}", seconds)
+
+
+def _is_late(address: PciAddress, devices: Mapping[PciAddress, Device]) -> bool:
+    return "has not answered device.add for" in devices[address].reason
+
+
+C, D = PciAddress("0000:82:00.4"), PciAddress("0000:82:00.5")
+ALL = (A, B, C, D)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("silent", [ALL[:1], ALL[:2], ALL[:3], ALL[2:]])
+async def test_devices_that_the_daemon_does_not_answer_for_keep_no_other_one_waiting(
+    tmp_path: Path, silent: tuple[PciAddress, ...]
+) -> None:
+    world = World(tmp_path)
+    world.wanted.set(Loaded(ALL))
+    world.daemon.silent = {("device.add", address) for address in silent}
+    with capture_logs() as logs:
+        async with world.followed():
+            if len(silent) >= 2:  # each of them has a turn: the answer to the ping frees both
+                await asyncio.sleep(0.02)
+                await world.daemon.call("version", timeout_s=1)
+                await asyncio.sleep(0.02)
+                await world.daemon.call("version", timeout_s=1)
+            for address in set(ALL) - set(silent):
+                await world.until(address, lambda state: state is DeviceState.READY)
+            async with asyncio.timeout(20):
+                for address in silent:
+                    await world.devices.published.wait_for(partial(_is_late, address))
+                for address in silent:
+                    await world.until(address, lambda state: state is DeviceState.FAILED)
+                while world.daemon.calls.count(("device.add", silent[0])) < 3:
+                    assert not world.daemon._overtaken or await world.daemon.call("version", timeout_s=1) == {}
+                    await asyncio.sleep(0.01)
+            world.daemon.silent.clear()
+            for address in ALL:
+                await world.until(address, lambda state: state is DeviceState.READY)
+    for address in silent:
+        late = [log for log in logs if log["event"] == "device_unanswered" and log["device"] == address]
+        assert [log["log_level"] for log in late].count("warning") == 1
+        assert late[0]["reason"] == "the daemon has not answered device.add for 0.05 s"
+        failed = [log for log in logs if log["event"] == "device_failed" and log["device"] == address]
+        assert [log["log_level"] for log in failed].count("warning") == 1
+        # Whether the daemon has it is not known, so it is given up before it is asked for again.
+        assert world.daemon.calls.index(("device.remove", address)) > world.daemon.calls.index(("device.add", address))
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_daemon_that_answers_for_no_device_is_lost(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.daemon.silent = {("device.add", A)}
+    async with asyncio.timeout(20):
+        with pytest.raises(ExceptionGroup) as lost:
+            await world.devices.follow(world.daemon)
+    assert lost.group_contains(DaemonLost, match="did not answer device.add")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_device_that_the_daemon_does_not_say_it_let_go_is_not_restored_but_renewed(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.wanted.set(Loaded((A, B)))
+    async with world.followed():
+        for address in (A, B):
+            await world.until(address, lambda state: state is DeviceState.READY)
+        world.daemon.silent = {("device.remove", A)}
+        world.wanted.set(Loaded((B,)))
+        async with asyncio.timeout(20):
+            await world.devices.published.wait_for(
+                lambda devices: devices[A].reason.endswith("device.remove for 0.2 s")
+            )
+        assert world.devices.published.value[A].state is DeviceState.REMOVING
+        world.daemon.silent.clear()
+        asked = world.daemon.calls.count(("device.add", A))
+        world.wanted.set(Loaded((A, B)))
+        await world.until(A, lambda state: state is DeviceState.READY)
+        assert world.daemon.calls.count(("device.add", A)) == asked + 1
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_list_of_devices_that_does_not_come_holds_nothing_up(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.daemon.silent = {("device.list", ""), ("mapping.write", "")}
+    with capture_logs() as logs:
+        async with world.followed(), asyncio.timeout(20):
+            await world.until(A, lambda state: state is DeviceState.READY)
+            world.mapping.set(Loaded(SocketMapping({A: "/v/foreign"})))  # type: ignore[arg-type]
+            while not [log for log in logs if log["event"] == "mapping_not_written"]:
+                world.devices.look()
+                await asyncio.sleep(0.01)
+            world.wanted.set(Loaded((A, B)))
+            await world.until(B, lambda state: state is DeviceState.READY)
+            while [log["event"] for log in logs].count("front_ends_unknown") < 2:
+                world.devices.look()
+                await asyncio.sleep(0.01)
+            world.daemon.silent.clear()
+            while not world.steps:
+                await asyncio.sleep(0.01)
+    unknown = [log["log_level"] for log in logs if log["event"] == "front_ends_unknown"]
+    assert (unknown[0], set(unknown[1:])) == ("warning", {"debug"})
+    (failed,) = [log for log in logs if log["event"] == "mapping_not_written" and log["log_level"] == "error"]
+    assert failed["reason"].endswith("; the daemon has not answered mapping.write for 0.2 s")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_the_mapping_may_have_a_device_that_the_daemon_has_not_answered_for_or_not(tmp_path: Path) -> None:
+    for said in ({B: f"{tmp_path}/vhost/vdpa-1"}, {A: f"{tmp_path}/vhost/vdpa-0", B: f"{tmp_path}/vhost/vdpa-1"}):
+        world = World(tmp_path)
+        world.wanted.set(Loaded((A, B)))
+        world.daemon.silent = {("device.add", A), ("device.remove", A)}
+        world.mapping.set(Loaded(SocketMapping(said)))  # type: ignore[arg-type]
+        async with world.followed():
+            await world.until(B, lambda state: state is DeviceState.READY)
+            await asyncio.sleep(1.7)  # longer than the file may differ
+        assert ("mapping.write", "") not in world.daemon.calls
+
+
+@contextmanager
+def _listening(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> Iterator[str]:
+    """A socket at a path; gives device and inode as vdpad would."""
+    path.parent.mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX, kind) as one:
+        one.bind(str(path))
+        if kind is socket.SOCK_STREAM:
+            one.listen()
+        found = path.stat()
+        yield f"{found.st_dev}:{found.st_ino}"
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "reason"),
+    [
+        (None, socket.SOCK_STREAM, "the daemon did not say which file its socket is"),
+        ("1:2", socket.SOCK_STREAM, "another process replaced the socket file {}"),
+        ("1:2", None, "the socket file {} is gone"),
+        ("", socket.SOCK_DGRAM, "what is bound at {} takes no streams"),
+    ],
+)
+async def test_what_the_daemon_acknowledges_is_looked_at_before_it_is_served(
+    tmp_path: Path, file: str | None, kind: socket.SocketKind | None, reason: str
+) -> None:
+    world = World(tmp_path, vhost_mode=VhostMode.SERVER)
+    path = tmp_path / "vhost" / "vdpa-0"
+    seen: list[DeviceState] = []
+
+    async def watch() -> None:
+        async for devices in world.devices.published.changes():
+            seen.extend(device.state for device in devices.values())
+
+    watching = asyncio.ensure_future(watch())
+    with ExitStack() as sockets:
+        made = sockets.enter_context(_listening(path, kind)) if kind else ""
+        world.daemon.answers["device.add"] = {} if file is None else {"socket_file": file or made}
+        async with world.followed():
+            await world.until(A, lambda state: state is DeviceState.FAILED)
+    assert world.devices.published.value[A].reason.startswith(reason.format(path))
+    watching.cancel()
+    assert not SERVED & set(seen)
+
+
+async def test_one_file_is_the_socket_of_one_device(tmp_path: Path) -> None:
+    """Also where two daemons say so, which have one directory."""
+    directory = SocketDirectory(tmp_path / "vhost", Counter(), Latest(0))
+    first, second = tmp_path / "vhost" / "vdpa-0", tmp_path / "vhost" / "vdpa-1"
+    with _listening(first) as said:
+        device, inode = map(int, said.split(":"))
+        assert await directory.problem(str(first), (device, inode)) == ""
+        os.link(first, second)
+        reason = await directory.problem(str(second), (device, inode))
+        assert reason == f"the socket file {second} is that of {first} as well"
+        assert await directory.problem(str(first), (device, inode)) == ""
+    first.unlink()  # another file may have its number then
+    with _listening(tmp_path / "vhost" / "other"):
+        second.unlink()
+    with _listening(second) as said:
+        device, inode = map(int, said.split(":"))
+        assert await directory.problem(str(second), (device, inode)) == ""
+
+
+async def test_in_client_mode_the_socket_is_the_front_ends(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.daemon.answers["device.add"] = {"socket_file": "1:2"}
+    async with world.followed():
+        await world.until(A, lambda state: state is DeviceState.READY)
+        assert not world.devices.take_opened()

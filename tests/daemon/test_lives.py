@@ -33,6 +33,8 @@ class Program:
     """
 
     name = "test"
+    option = "--test"
+    remedy = "see to it"
     can_be_asked = False
     cpus = None
 
@@ -71,6 +73,9 @@ class Program:
 
     def forget(self, reason: str) -> None:  # noqa: ARG002
         self.forgotten.append(self.alive())
+
+    async def tidy(self) -> None:
+        pass
 
     async def statistics(self, address: PciAddress) -> Statistics:  # noqa: ARG002
         return {}

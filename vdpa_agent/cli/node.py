@@ -6,6 +6,7 @@ import os
 import pwd
 import resource
 import shlex
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Mapping
@@ -18,7 +19,6 @@ from grpclib.exceptions import GRPCError
 from vdpa_agent.cli import client
 from vdpa_agent.cli.sources import Sources, sources_of_agent, sources_of_files
 from vdpa_agent.config import AgentConfig, DaemonConfig, DaemonMode
-from vdpa_agent.daemon.child import find_program
 from vdpa_agent.errors import DaemonUnusable, NotReachable
 from vdpa_agent.model.daemon import DeviceState, VhostMode
 from vdpa_agent.model.health import Role
@@ -180,12 +180,25 @@ def _program(config: AgentConfig) -> ProgramFacts:
     daemon = config.daemon
     name = shlex.split(daemon.command)[0] if daemon.command else daemon.program
     try:
-        path = find_program(name)
+        path = _find(name)
         # Only vdpad is known to answer this and end.
         version = "" if daemon.command else _version(path)
     except DaemonUnusable as error:
         return ProgramFacts(name=name, problem=str(error))
     return ProgramFacts(name=path, version=version)
+
+
+def _find(name: str) -> str:
+    """The path of a program.
+
+    Raises:
+        DaemonUnusable: there is no such program.
+    """
+    program = shutil.which(name)
+    if program is None:
+        message = f"{name} is not an executable program; install vdpad or name it with --vdpad"
+        raise DaemonUnusable(message)
+    return program
 
 
 def _version(path: str) -> str:

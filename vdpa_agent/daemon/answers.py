@@ -35,10 +35,12 @@ class Version(NamedTuple):
     Attributes:
         version: its version, printable.
         protocol: the version of the control protocol that it speaks.
+        vhost_mode: which end opens the sockets by default, printable; empty where it does not say.
     """
 
     version: str
     protocol: int
+    vhost_mode: str = ""
 
 
 class Told(NamedTuple):
@@ -73,7 +75,7 @@ def parse_version(result: object) -> Version:
             " install the vdpad that came with this agent, or correct --vdpad"
         )
         raise DaemonUnusable(message)
-    return Version(shown, protocol)
+    return Version(shown, protocol, _name(told.get("vhost_mode")))
 
 
 def parse_facts(result: object) -> DeviceFacts:

@@ -4,15 +4,17 @@ import asyncio
 import errno
 import os
 import resource
-import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
+from vdpa_agent.daemon import launch
 from vdpa_agent.errors import DaemonLost, DaemonUnusable
 
 RLIMIT_LOCKS: Final = 10
@@ -26,24 +28,35 @@ _MARK_BITS: Final = 40
 """The low bits of a mark are a time in microseconds, those above them the agent's process id."""
 
 
+_NEVER: Final = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
+"""The errors of execve(2) that no waiting mends."""
+
+_NUMBER_BYTES: Final = 16
+"""More than the number of an error has digits."""
+
+
 class Child:
     """A running child process.
 
     Attributes:
         pid: its process id, which is also that of its group.
+        launched: becomes 0 when it has become its program or has ended, else the number of the error that kept it.
         exited: becomes its return code as of subprocess: minus the signal's number if a signal ended it.
         mark: the soft RLIMIT_LOCKS of it and its descendants, and of no other process.
         core_dumped: whether it left a core dump when it ended.
         reaped: whether it has ended and that was taken.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], mark: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], mark: int, report: FileIO) -> None:
         self.pid = process.pid
         self.mark = mark
+        self.launched: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.core_dumped = False
         self.reaped = False
         self._process = process
+        self._report = report
+        asyncio.get_running_loop().add_reader(report, self._reported)
         self._pidfd: int | None = None
         # Where the kernel or a seccomp profile refuses pidfds, the reaper tells of its end.
         with suppress(OSError):
@@ -60,6 +73,7 @@ class Child:
         self.core_dumped = ended is not None and ended.si_code == os.CLD_DUMPED
         code = self._process.wait()
         self.reaped = True
+        self._reported()
         if self._pidfd is not None:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
@@ -77,13 +91,23 @@ class Child:
         if not self.reaped:
             self._signal_group(signal.SIGKILL)
 
+    def _reported(self) -> None:
+        """The launcher wrote a number; or its end of the pipe was closed, by the program's start or by death."""
+        if self._report.closed:
+            return
+        said = self._report.read(_NUMBER_BYTES)
+        asyncio.get_running_loop().remove_reader(self._report)
+        self._report.close()
+        if not self.launched.done():
+            self.launched.set_result(int(said or b"0"))
+
     def _signal_group(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
 
 def spawn(argv: Sequence[str], *, output: int, control: int, cpus: frozenset[int] | None = None) -> Child:
-    """Starts a program in a session of its own.
+    """Starts a program in a session of its own, without waiting for the program's file system.
 
     Args:
         argv: the program, a path or a name on the PATH, and its arguments.
@@ -92,45 +116,59 @@ def spawn(argv: Sequence[str], *, output: int, control: int, cpus: frozenset[int
         cpus: those that it is to run on; None: those of this process.
 
     Raises:
-        DaemonUnusable: there is no such program, or it cannot be executed.
         DaemonLost: the machine lacks something now: memory, processes, descriptors.
     """
-    program = find_program(argv[0])
     mark = os.getpid() << _MARK_BITS | time.monotonic_ns() // 1000 % (1 << _MARK_BITS)
     try:
-        with _marking(mark), _pinned(cpus):
-            process = subprocess.Popen(
-                argv,
-                executable=program,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(control,),
-                start_new_session=True,
-            )
-    except (FileNotFoundError, PermissionError) as error:
-        message = f"{program} cannot be executed: {os.strerror(error.errno or 0).lower()}; check --vdpad"
-        raise DaemonUnusable(message) from error
+        read_end, write_end = os.pipe()
+        report = open(read_end, "rb", buffering=0)  # noqa: SIM115, PTH123 - the child closes it
+        launcher = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), str(write_end)]
+        try:
+            with _marking(mark), _pinned(cpus):
+                process = subprocess.Popen(
+                    [*launcher, *argv],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(control, write_end),
+                    start_new_session=True,
+                )
+        except OSError:
+            report.close()
+            raise
+        finally:
+            os.close(write_end)
     except OSError as error:
-        if error.errno == errno.ENOEXEC:
-            message = f"{program} is not a program of this machine; build vdpad here, or check --vdpad"
-            raise DaemonUnusable(message) from error
-        message = f"{program} cannot be started now: {os.strerror(error.errno or 0).lower()}"
+        message = f"{argv[0]} cannot be started now: {os.strerror(error.errno or 0).lower()}"
         raise DaemonLost(message) from error
-    return Child(process, mark)
+    return Child(process, mark, report)
 
 
-def find_program(name: str) -> str:
-    """The path of a program.
+def refuse_failed(number: int, program: str, remedy: str) -> None:
+    """Raises what the error means that a program could not be started with; nothing for 0.
+
+    Args:
+        number: as of errno(3).
+        program: its name or path.
+        remedy: what to do where it can never start.
 
     Raises:
-        DaemonUnusable: there is no such program.
+        DaemonUnusable: there is no such program, or it cannot be executed.
+        DaemonLost: the machine lacks something now.
     """
-    program = shutil.which(name)
-    if program is None:
-        message = f"{name} is not an executable program; install vdpad or name it with --vdpad"
+    words = os.strerror(number).lower()
+    if number in {errno.ENOENT, errno.ENOTDIR}:
+        message = f"{program} is not an executable program; {remedy}"
         raise DaemonUnusable(message)
-    return program
+    if number == errno.ENOEXEC:
+        message = f"{program} is not a program of this machine; {remedy}"
+        raise DaemonUnusable(message)
+    if number in _NEVER:
+        message = f"{program} cannot be executed: {words}; {remedy}"
+        raise DaemonUnusable(message)
+    if number:
+        message = f"{program} cannot be started now: {words}"
+        raise DaemonLost(message)
 
 
 def read_mark(pid: int) -> int | None:

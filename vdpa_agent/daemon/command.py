@@ -2,7 +2,6 @@
 
 import asyncio
 import shlex
-import shutil
 from collections.abc import Callable
 from collections.abc import Mapping as ReadOnly
 from contextlib import suppress
@@ -15,7 +14,6 @@ import structlog
 
 from vdpa_agent.config import DaemonConfig
 from vdpa_agent.daemon.control import Control
-from vdpa_agent.errors import DaemonUnusable
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import Device, DeviceState, Statistics, VhostMode
 from vdpa_agent.model.loaded import Loaded
@@ -36,6 +34,8 @@ log = structlog.get_logger(__name__)
 class Command:
     """A program that gets its devices as arguments, knows nothing of a control channel, and writes the mapping."""
 
+    option = "--daemon-command"
+    remedy = "correct --daemon-command"
     can_be_asked = False
     cpus = None
 
@@ -62,14 +62,9 @@ class Command:
         await self._worker.run(partial(make_directory, self._config.socket_dir), timeout_s=_DISK_S)
 
     def argv(self, control_fd: int) -> list[str]:  # noqa: ARG002 - it is not told of the channel
-        """Its command line for the devices of now; where setpriv(1) is at hand, it dies with the agent."""
+        """Its command line for the devices of now."""
         self._started_with = self._wanted.value.value or ()
-        argv = command_argv(self._config, self._socket_list, self._started_with)
-        if shutil.which(argv[0]) is None:
-            message = f"{argv[0]} is not an executable program; correct --daemon-command"
-            raise DaemonUnusable(message)
-        dies_with_us = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
-        return [*dies_with_us, *argv]
+        return command_argv(self._config, self._socket_list, self._started_with)
 
     async def accompany(
         self,
@@ -109,6 +104,9 @@ class Command:
             address: Device(address, "", DeviceState.WANTED, reason) for address in self._wanted.value.value or ()
         }
         self.devices.set(MappingProxyType(devices))
+
+    async def tidy(self) -> None:
+        """What it leaves is its own business."""
 
     async def statistics(self, address: PciAddress) -> Statistics:  # noqa: ARG002
         """There is nobody to ask."""

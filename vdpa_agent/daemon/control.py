@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any, Final
 
 from vdpa_agent.daemon.messages import LINE_MAX_BYTES, Answer, Message, Notification, Refusal, parse_message
-from vdpa_agent.errors import DaemonLost, RequestRefused
+from vdpa_agent.errors import DaemonLost, RequestRefused, Unanswered
 from vdpa_agent.model.allowance import Allowance
 
 _CHUNK_BYTES: Final = 64 * 1024
@@ -41,27 +41,40 @@ class Control:
         self._notify = notify
         self._ids = count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._passed: dict[int, Callable[[], None]] = {}
         self._rest = bytearray()
         self._allowance = Allowance(asyncio.get_running_loop().time, burst=_BURST, per_s=_PER_S)
 
-    async def call(self, method: str, params: Mapping[str, str] | None = None, *, timeout_s: float | None) -> Any:
+    async def call(
+        self,
+        method: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float,
+        passed: Callable[[], None] | None = None,
+    ) -> Any:
         """Asks the daemon and returns its raw result. Cancellation forgets the request; the daemon still does it.
 
         Args:
             method: what to do.
             params: with what.
-            timeout_s: how long the answer may take, in seconds; None where the caller watches the daemon otherwise.
+            timeout_s: how long the answer may take, in seconds.
+            passed: called as soon as a later request has been answered: vdpad answers in order, so this one keeps it
+                from nothing any more.
 
         Returns:
             Any JSON; the functions of daemon/answers.py make a value of it that can be relied on.
 
         Raises:
             RequestRefused: the daemon answered with an error.
-            DaemonLost: the channel closed, or no answer came in `timeout_s`.
+            Unanswered: no answer came in `timeout_s`.
+            DaemonLost: the channel closed.
         """
         identifier = next(self._ids)
         request = {"jsonrpc": "2.0", "id": identifier, "method": method, "params": dict(params or {})}
         reply = self._waiting[identifier] = asyncio.get_running_loop().create_future()
+        if passed is not None:
+            self._passed[identifier] = passed
         try:
             async with asyncio.timeout(timeout_s):
                 self._writer.write(json.dumps(request).encode() + b"\n")
@@ -69,12 +82,13 @@ class Control:
                 return await reply
         except TimeoutError as error:
             message = f"vdpad did not answer {method} within {timeout_s:g} s"
-            raise DaemonLost(message) from error
+            raise Unanswered(message) from error
         except OSError as error:
             message = "vdpad closed its control channel"
             raise DaemonLost(message) from error
         finally:
             del self._waiting[identifier]
+            self._passed.pop(identifier, None)
 
     async def run(self) -> None:
         """Takes in answers and notifications until the channel closes.
@@ -132,6 +146,8 @@ class Control:
         reply = self._waiting.get(identifier)
         if reply is None or reply.done():
             return False
+        for earlier in [other for other in self._passed if other < identifier]:
+            self._passed.pop(earlier)()
         if isinstance(message, Refusal):
             reply.set_exception(RequestRefused(message.code, message.reason))
         else:

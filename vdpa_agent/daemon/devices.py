@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -19,9 +19,9 @@ from vdpa_agent.daemon.front_ends import FrontEndLog
 from vdpa_agent.daemon.messages import ErrorCode
 from vdpa_agent.daemon.names import Names
 from vdpa_agent.daemon.repair import MappingRepair
-from vdpa_agent.errors import RequestRefused, SocketDirUnusable
+from vdpa_agent.errors import DaemonLost, RequestRefused, SocketDirUnusable, Unanswered
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import SERVED, Device, DeviceState, VhostMode
+from vdpa_agent.model.daemon import SERVED, Device, DeviceFacts, DeviceState, VhostMode
 from vdpa_agent.model.front_end import FrontEnd
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.pci import DeviceList, PciAddress, printable, shown
@@ -34,14 +34,28 @@ from vdpa_agent.node.worker import Stuck
 _GATHER_S: Final = 0.01
 """How long devices that become ready one after the other are gathered before they are published together."""
 
+_TURNS: Final = 2
+"""How many devices the daemon is asked for at a time: its answer to `version` waits behind them."""
+
+_LATE_S: Final = 5.0
+"""After so long without an answer a device says that it is waited for."""
+
+_GIVEN_UP_S: Final = 30.0
+"""After so long without an answer the daemon is asked again; it takes a VF of a NIC a second or two."""
+
 _WRITE_S: Final = 5.0
-"""How long the daemon may take to write the mapping; one that does not answer at all is found by its ping."""
+"""How long the daemon may take to write the mapping, or to list its devices."""
 
 _SAID_CHARACTERS: Final = 640
 """The longest reason of the daemon's that is passed on: mapping_problem of native/vdpad/daemon.h."""
 
 _LEARN_S: Final = 10.0
 """How often the daemon is asked for all front ends: a notification may be lost, and refusals have none."""
+
+_REQUESTS: Final = frozenset({Step.ADD, Step.RENEW, Step.REMOVE})
+"""The steps that take a request to the daemon."""
+
+Refused = Callable[[Record, str, float, float], Record]
 
 log = structlog.get_logger(__name__)
 
@@ -90,8 +104,13 @@ class Devices:
         self._front_ends = FrontEndLog(self._now_s)
         self._notified: set[PciAddress] = set()
         self._learn_due_s = 0.0
+        self._asked: set[PciAddress] = set()
+        self._opened: set[str] = set()
+        self._turns = asyncio.Semaphore(_TURNS)
         self._wake = asyncio.Event()
-        self._look_is_due = False
+        self._look_is_due = asyncio.Event()
+        self._mapping_may_differ = asyncio.Event()
+        self._list_is_known = True
         self._publishing: asyncio.TimerHandle | None = None
 
     async def follow(self, control: Control) -> None:
@@ -104,26 +123,26 @@ class Devices:
             tasks.create_task(self._wake_on_change(self._wanted), name="list")
             tasks.create_task(self._wake_on_change(self._pools), name="pools")
             tasks.create_task(self._look_on_change(), name="sockets")
+            tasks.create_task(self._look_when_due(control), name="looks")
             if self._repair is not None:
-                tasks.create_task(self._repair.wake_on_change(self._wake), name="mapping")
+                tasks.create_task(self._repair.wake_on_change(self._mapping_may_differ), name="mapping")
+                tasks.create_task(self._mend_mapping(control, self._repair), name="mapping")
             while True:
                 self._wake.clear()
-                await self._reconcile(control)
-                if self._look_is_due:
-                    self._look_is_due = False
-                    await self._look()
-                    await self._learn(control)
-                self._publish()
-                if self._repair is not None:
-                    await self._repair.step(partial(_write_mapping, control), self._added())
+                await self._reconcile(control, tasks)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._pause_s()):
                         await self._wake.wait()
 
     def look(self) -> None:
         """Looks at what is on disk without any event; to be called every few seconds."""
-        self._look_is_due = True
-        self._wake.set()
+        self._look_is_due.set()
+
+    def take_opened(self) -> frozenset[str]:
+        """The names of the sockets that the daemon may have opened and not taken away; it has ended."""
+        opened = frozenset(self._opened)
+        self._opened.clear()
+        return opened
 
     def forget(self, reason: str) -> None:
         """The daemon is gone: every device of the list is wanted again, for the given reason."""
@@ -159,7 +178,27 @@ class Devices:
         async for _ in latest.changes():
             self._wake.set()
 
-    async def _reconcile(self, control: Control) -> None:
+    async def _look_when_due(self, control: Control) -> None:
+        while True:
+            await self._look_is_due.wait()
+            self._look_is_due.clear()
+            await self._look()
+            await self._learn(control)
+            self._publish()
+            self._wake.set()
+
+    async def _mend_mapping(self, control: Control, repair: MappingRepair) -> None:
+        while True:
+            self._mapping_may_differ.clear()
+            added = {address: record for address, record in self._records.items() if record.added}
+            expected = {address: record.device.socket for address, record in added.items() if not record.unsure}
+            unsure = frozenset(address for address, record in self._records.items() if record.unsure)
+            await repair.step(partial(_write_mapping, control), expected, unsure)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if repair.due_s is None else max(0.0, repair.due_s - self._now_s())):
+                    await self._mapping_may_differ.wait()
+
+    async def _reconcile(self, control: Control, tasks: asyncio.TaskGroup) -> None:
         wanted = self._wanted.value.value or ()
         await self._name(wanted)
         present = frozenset(wanted)
@@ -167,15 +206,15 @@ class Devices:
         steps = {
             address: next_step(record, wanted=address in present, now_s=now_s)
             for address, record in self._records.items()
+            if address not in self._asked
         }
         for address, step in steps.items():
             self._prepare(address, step, now_s)
         self._publish()  # before the daemon is asked: what goes is promised no more
         for address, step in steps.items():
-            if step is Step.REMOVE:
-                await self._remove(control, address)
-            elif step is Step.ADD or (step is Step.RENEW and await self._give_up(control, address)):
-                await self._add(control, address)
+            if step in _REQUESTS:
+                self._asked.add(address)
+                tasks.create_task(self._execute(control, address, step), name=f"{step.name.lower()} {address}")
 
     def _prepare(self, address: PciAddress, step: Step, now_s: float) -> None:
         """Does all of a step that asks nothing of the daemon."""
@@ -195,30 +234,97 @@ class Devices:
         elif step in {Step.ADD, Step.RENEW}:
             self._records[address] = record.asked() if not record.refusals else record
 
-    async def _add(self, control: Control, address: PciAddress) -> None:
-        record = self._records[address]
-        devargs, refusal = self._examine(address)
-        if refusal:
-            self._refused(address, refusal, "device_failed")
-            return
-        mode, socket = record.device.mode, record.device.socket
-        request = {"device": address, "devargs": devargs, "socket": socket, "mode": str(mode)}
+    async def _execute(self, control: Control, address: PciAddress, step: Step) -> None:
+        """Has the daemon do a step of one device; a request that it does not answer keeps no other one waiting."""
         try:
-            await self._directory.make()
-            answer = await control.call("device.add", request, timeout_s=None)
-        except (RequestRefused, SocketDirUnusable) as error:
-            self._refused(address, str(error), "device_failed")
-            return
-        self._records[address] = self._records[address]._replace(added=True)
+            if step is Step.REMOVE:
+                await self._remove(control, address)
+            elif step is Step.ADD or await self._give_up(control, address):
+                await self._add(control, address)
+        finally:
+            self._asked.discard(address)
+            self._mapping_may_differ.set()
+            self._wake.set()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[Callable[[], None]]:
+        """Waits for a turn to ask; it ends with the context, or as soon as the function that it gives is called."""
+        await self._turns.acquire()
+        with ExitStack() as over:
+            over.callback(self._turns.release)
+            yield over.close
+
+    async def _ask(self, control: Control, method: str, request: dict[str, str], over: Callable[[], None]) -> Any:
+        """Asks the daemon something about a device.
+
+        Raises:
+            RequestRefused: it refused.
+            Unanswered: it did not answer, and serves others.
+            DaemonLost: the channel failed, or it did not answer and serves no other device.
+        """
+        address = PciAddress(request["device"])
+        self._records[address] = self._records[address].asking()
+        late = asyncio.get_running_loop().call_later(_LATE_S, self._late, address, method)
+        try:
+            return await control.call(method, request, timeout_s=_GIVEN_UP_S, passed=over)
+        except Unanswered as error:
+            if not any(record.device.state in SERVED or record.in_use for record in self._records.values()):
+                raise DaemonLost(str(error)) from error
+            raise
+        finally:
+            late.cancel()
+
+    def _late(self, address: PciAddress, method: str) -> None:
+        before = self._records[address]
+        reason = _unanswered(method, _LATE_S)
+        report = log.debug if before.refusals else log.warning
+        report("device_unanswered", device=address, request=method, reason=reason)
+        self._records[address] = before.late(reason)
+        self._publish_soon()
+
+    async def _add(self, control: Control, address: PciAddress) -> None:
+        async with self._turn() as over:
+            if address not in (self._wanted.value.value or ()):
+                return  # it left while it waited
+            record = self._records[address]
+            devargs, refusal = self._examine(address)
+            if refusal:
+                self._refused(address, refusal, "device_failed")
+                return
+            mode, socket = record.device.mode, record.device.socket
+            request = {"device": address, "devargs": devargs, "socket": socket, "mode": str(mode)}
+            try:
+                await self._directory.make()
+                if mode is VhostMode.SERVER:
+                    self._opened.add(Path(socket).name)
+                answer = await self._ask(control, "device.add", request, over)
+            except (RequestRefused, SocketDirUnusable) as error:
+                self._refused(address, str(error), "device_failed")
+                return
+            except Unanswered:
+                self._unanswered(address, "device.add", "device_failed")
+                return
+            self._records[address] = self._records[address]._replace(added=True)
+            facts = parse_facts(answer)
+            if problem := await self._problem(answer, facts, mode, socket):
+                self._refused(address, problem, "device_failed")
+                return
+            self._records[address] = self._records[address].served(facts)
+            self._publish_soon()
+            log.info("device_ready", device=address, socket=socket)
+
+    async def _problem(self, answer: object, facts: DeviceFacts, mode: VhostMode, socket: str) -> str:
+        """Why a device that the daemon acknowledged is not to be served; empty if all is as it was asked for."""
         told = answer if isinstance(answer, dict) else {}
         given, of_mode = told.get("socket", socket), told.get("mode", mode)
         if (given, of_mode) != (socket, mode):
-            reason = f"the daemon serves {shown(str(given))} as {shown(str(of_mode))} instead of {socket} as {mode}"
-            self._refused(address, reason, "device_failed")
-            return
-        self._records[address] = self._records[address].served(parse_facts(answer))
-        self._publish_soon()
-        log.info("device_ready", device=address, socket=record.device.socket)
+            return f"the daemon serves {shown(str(given))} as {shown(str(of_mode))} instead of {socket} as {mode}"
+        if mode is VhostMode.CLIENT:
+            return ""  # the socket is the front end's
+        try:
+            return await self._directory.problem(socket, facts.file)
+        except Stuck as error:
+            return f"--socket-dir {self._config.socket_dir}: {error}"
 
     def _examine(self, address: PciAddress) -> tuple[str, str]:
         """The device arguments of a device, and why the daemon need not even be asked for it: empty if it may."""
@@ -237,13 +343,18 @@ class Devices:
 
     async def _give_up(self, control: Control, address: PciAddress) -> bool:
         """Has the daemon give up a device; whether it did."""
-        try:
-            await control.call("device.remove", {"device": address}, timeout_s=None)
-        except RequestRefused as error:
-            if error.code != ErrorCode.NO_SUCH_DEVICE:
-                self._refused(address, str(error), "device_not_removed")
+        async with self._turn() as over:
+            try:
+                await self._ask(control, "device.remove", {"device": address}, over)
+            except RequestRefused as error:
+                if error.code != ErrorCode.NO_SUCH_DEVICE:
+                    self._refused(address, str(error), "device_not_removed")
+                    return False
+            except Unanswered:
+                self._unanswered(address, "device.remove", "device_not_removed")
                 return False
-        self._records[address] = self._records[address].given_up()
+        record = self._records[address] = self._records[address].given_up()
+        self._opened.discard(Path(record.device.socket).name)
         self._front_ends.forget(address)
         return True
 
@@ -269,7 +380,7 @@ class Devices:
             with suppress(Stuck):
                 lost = await self._directory.lost({device.socket: device.facts.file for device in served.values()})
                 for address, device in served.items():
-                    if device.socket in lost and address in self._records:
+                    if device.socket in lost and address in self._records.keys() - self._asked:
                         self._refused(address, lost[device.socket], "device_failed")
         await self._names.look()
         self._front_ends.draw_together(lambda address: self._records[address].device.front_end)
@@ -281,10 +392,13 @@ class Devices:
         self._learn_due_s = self._now_s() + _LEARN_S
         self._notified.clear()
         try:
-            told = parse_front_ends(await control.call("device.list", timeout_s=None))
-        except RequestRefused as error:
-            log.debug("front_ends_unknown", reason=str(error))
+            told = parse_front_ends(await control.call("device.list", timeout_s=_WRITE_S))
+        except (RequestRefused, Unanswered) as error:
+            report = log.warning if self._list_is_known else log.debug
+            self._list_is_known = False
+            report("front_ends_unknown", reason=str(error))
             return
+        self._list_is_known = True
         for address, record in tuple(self._records.items()):
             if record.added and address in told:
                 self._take(record, told[address])
@@ -300,18 +414,21 @@ class Devices:
             self._publish_soon()
         self._front_ends.refused(address, told.refusals)
 
-    def _refused(self, address: PciAddress, reason: str, event: str) -> None:
+    def _unanswered(self, address: PciAddress, method: str, event: str) -> None:
+        self._refused(address, _unanswered(method, _GIVEN_UP_S), event, refused=Record.unanswered)
+
+    def _refused(self, address: PciAddress, reason: str, event: str, *, refused: Refused = Record.refused) -> None:
         before = self._records[address]
-        record = self._records[address] = before.refused(reason, self._now_s(), self._spread())
+        record = self._records[address] = refused(before, reason, self._now_s(), self._spread())
         # The same reason again every few seconds would drown the others.
         report = log.debug if before.refusals and before.device.reason == reason else log.warning
         report(event, device=address, reason=reason, retry_in_s=round(record.due_s - self._now_s(), 1))
+        self._publish_soon()
 
     def _pause_s(self) -> float | None:
         """How long nothing needs to be done without an event, in seconds; None: for ever."""
-        looks = [next_look_s(record) for record in self._records.values()]
-        repair_s = None if self._repair is None else self._repair.due_s
-        times = [time_s for time_s in (*looks, repair_s) if time_s is not None]
+        waiting = (record for address, record in self._records.items() if address not in self._asked)
+        times = [time_s for record in waiting if (time_s := next_look_s(record)) is not None]
         return max(0.0, min(times) - self._now_s()) if times else None
 
     async def _name(self, wanted: DeviceList) -> None:
@@ -325,7 +442,7 @@ class Devices:
             record = self._records.get(address)
             if record is None:
                 self._records[address] = Record(Device(address, socket, DeviceState.WANTED, mode=mode))
-            else:
+            elif address not in self._asked:
                 self._records[address] = record.moved(mode, socket)
 
     def _place(self, address: PciAddress, name: str, pool: Pool | None) -> tuple[VhostMode, str]:
@@ -334,10 +451,6 @@ class Devices:
         if pool is not None and mode is VhostMode.CLIENT:
             return mode, str(self._config.device_dir / address / DEVICE_SOCKET)
         return mode, str(self._config.socket_dir / name)
-
-    def _added(self) -> dict[PciAddress, str]:
-        """The devices that the daemon has, each with its socket."""
-        return {address: record.device.socket for address, record in self._records.items() if record.added}
 
     def _publish_soon(self) -> None:
         """Publishes what became better; others that become ready meanwhile go out with it."""
@@ -358,9 +471,16 @@ class Devices:
         return asyncio.get_running_loop().time()
 
 
+def _unanswered(method: str, seconds: float) -> str:
+    return f"the daemon has not answered {method} for {seconds:g} s"
+
+
 async def _write_mapping(control: Control) -> str:
     """Has the daemon write the mapping file; returns why it could not, empty if it did."""
-    answer = await control.call("mapping.write", timeout_s=_WRITE_S)
+    try:
+        answer = await control.call("mapping.write", timeout_s=_WRITE_S)
+    except Unanswered:
+        return _unanswered("mapping.write", _WRITE_S)
     if not isinstance(answer, dict) or answer.get("mapping_written") is not False:
         return ""
     problem = answer.get("mapping_problem")

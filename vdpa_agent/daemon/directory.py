@@ -1,7 +1,7 @@
 """SocketDirectory: makes and looks at the directory of the sockets, off the event loop, for all daemons."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -11,7 +11,7 @@ import structlog
 from vdpa_agent.errors import SocketDirUnusable
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.destructive import Destructive, DestructiveSteps
-from vdpa_agent.node.sockets import FileId, lost_sockets, make_directory, remove_stale_sockets
+from vdpa_agent.node.sockets import FileId, file_at, lost_sockets, make_directory, remove_stale_sockets
 from vdpa_agent.node.worker import Stuck, Worker
 
 T = TypeVar("T")
@@ -42,6 +42,7 @@ class SocketDirectory:
         self.touched = touched
         self._path = path
         self._steps = steps
+        self._files: dict[str, FileId] = {}
         self._worker = Worker("sockets")
         self._turn = asyncio.Lock()
 
@@ -57,15 +58,37 @@ class SocketDirectory:
             message = f"--socket-dir {self._path}: {error}"
             raise SocketDirUnusable(message) from error
 
-    async def remove_stale(self, name: str | None = None) -> None:
+    async def remove_stale(self, names: Collection[str] | None = None) -> None:
         """Removes the sockets of daemons that ended.
 
         Args:
-            name: the only one to look at; None: all. A daemon that starts is for a moment as deaf as one that ended.
+            names: the only ones to look at; None: all. A daemon that starts is for a moment as deaf as one that ended.
         """
-        for socket in await self._do(partial(remove_stale_sockets, self._path, name)):
+        for socket in await self._do(partial(remove_stale_sockets, self._path, names)):
             self._steps[Destructive.STALE_SOCKET_REMOVED] += 1
             log.warning("stale_socket_removed", socket=socket)
+
+    async def problem(self, path: str, file: FileId | None) -> str:
+        """Why a socket that a daemon has just acknowledged is not to be served; empty if it is what the daemon says.
+
+        Args:
+            path: where it should be.
+            file: which file it is, as the daemon says; None: it does not say.
+        """
+        if file is None:
+            return "the daemon did not say which file its socket is (socket_file); install the vdpad of this agent"
+        twin = next((other for other, its in self._files.items() if its == file and other != path), None)
+        self._files[path] = file
+
+        def look() -> str:
+            if reason := lost_sockets({path: file}).get(path):
+                return reason
+            return f"the socket file {path} is that of {twin} as well" if twin and file_at(twin) == file else ""
+
+        reason = await self._do(look)
+        if reason and self._files.get(path) == file:
+            del self._files[path]
+        return reason
 
     async def lost(self, sockets: Mapping[str, FileId | None]) -> dict[str, str]:
         """Of these sockets, those that cannot be connected to or were replaced, each with the reason.

@@ -14,11 +14,15 @@ class Program(Protocol):
 
     Attributes:
         name: what it is called, for the log.
+        option: the option that names it.
+        remedy: what to do where it can never start.
         can_be_asked: whether there is a gentler way than SIGTERM to have it end.
         cpus: those that it is to run on; None: those of the agent.
     """
 
     name: str
+    option: str
+    remedy: str
     can_be_asked: bool
 
     @property
@@ -53,6 +57,9 @@ class Program(Protocol):
 
     def forget(self, reason: str) -> None:
         """Nothing of it may be promised any more."""
+
+    async def tidy(self) -> None:
+        """Takes away what it left, now that it has ended."""
 
     async def statistics(self, address: PciAddress) -> Statistics:
         """The counters of a device's virtqueues; nothing where there are none."""

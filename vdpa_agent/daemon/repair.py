@@ -1,7 +1,7 @@
 """MappingRepair: has the mapping file written again when it does not say what the daemon acknowledged."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final
 
 import structlog
@@ -62,15 +62,21 @@ class MappingRepair:
         async for _ in self._mapping.changes():
             wake.set()
 
-    async def step(self, write: Callable[[], Awaitable[str]], expected: Mapping[PciAddress, str]) -> None:
+    async def step(
+        self,
+        write: Callable[[], Awaitable[str]],
+        expected: Mapping[PciAddress, str],
+        unsure: Collection[PciAddress] = (),
+    ) -> None:
         """Has the file written again if it has differed for long enough.
 
         Args:
             write: has it written; returns why it was not, empty if it was, and may raise.
             expected: the devices that the daemon has, each with its socket.
+            unsure: those that it may have or not: the file may say either.
         """
         loaded = self._mapping.value
-        difference = _difference(loaded, expected)
+        difference = _difference(loaded, expected, unsure)
         if not difference:
             self.due_s = None
             self._tries = 0
@@ -102,13 +108,15 @@ def _is_spoilt(loaded: Loaded[SocketMapping]) -> bool:
     return bool(loaded.problem) and loaded.problem != ABSENT
 
 
-def _difference(loaded: Loaded[SocketMapping], expected: Mapping[PciAddress, str]) -> str:
+def _difference(
+    loaded: Loaded[SocketMapping], expected: Mapping[PciAddress, str], unsure: Collection[PciAddress]
+) -> str:
     """How the file differs from what it should say; empty if it does not."""
     if _is_spoilt(loaded):
         return f"the file is not a mapping: {loaded.problem}"
     if loaded.value is None:
         return f"the file is absent, {len(expected)} devices are served" if expected else ""
-    said = dict(loaded.value)
+    said = {address: path for address, path in loaded.value if address not in unsure}
     if said == expected:
         return ""
     wrong = [address for address in said if address in expected and said[address] != expected[address]]

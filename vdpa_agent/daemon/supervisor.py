@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import structlog
 
 from vdpa_agent.config import DaemonConfig
-from vdpa_agent.daemon.child import Child, describe_exit, spawn
+from vdpa_agent.daemon.child import Child, describe_exit, refuse_failed, spawn
 from vdpa_agent.daemon.control import Control, open_control
 from vdpa_agent.daemon.program import Program
 from vdpa_agent.daemon.pump import Dropped, LogPump
@@ -45,6 +45,12 @@ _SIGNALLED: Final = 128
 _DEATH_S: Final = 1.0
 """How long the death of a process may be noticed after that of its control channel."""
 
+_LAUNCH_S: Final = 5.0
+"""How long a process may take to become the daemon: some milliseconds, unless the program's file system hangs."""
+
+_KILLED_S: Final = 1.0
+"""How long a killed process may take to end: the kernel keeps one that waits for a file system that hangs."""
+
 _OUTPUT_S: Final = 1.0
 """How long its last output is read after its end, should somebody else hold the pipe."""
 
@@ -54,7 +60,11 @@ _MACHINE_RETRY_S: Final = 3.0
 _TURN_S: Final = 5.0
 """How long a start keeps others from theirs; one that takes longer hangs, and the others are not to wait for it."""
 
-_STARTS_NEED: Final = "give the agent what the reason names: memory, processes (pids, nproc), open files (nofile)"
+_HELD: Final = "the kernel holds it, as a file system does that does not answer"
+
+_STARTS_NEED: Final = (
+    "give the agent what the reason names: memory, processes (pids, nproc), open files (nofile), a mount that answers"
+)
 
 log = structlog.get_logger(__name__)
 
@@ -134,6 +144,8 @@ class Supervisor:
         self._healthy_since_s: float | None = None
         self._unusable: DaemonUnusable | None = None
         self._killed_at_stop = False
+        self._before: Child | None = None
+        self._is_held = False
 
     @property
     def devices(self) -> Latest[Mapping[PciAddress, Device]]:
@@ -204,12 +216,18 @@ class Supervisor:
         pump = LogPump(self.dropped, self._program.name, self._device)
         end = _End()
         try:
-            child, control = await self._start(pump)
+            child, control, program = await self._start(pump)
             try:
-                end = await self._accompany(child, control, stop)
+                if await self._launched(child, program, stop):
+                    self._publish(pid=child.pid, started_at_s=time.time())
+                    self._log.info("daemon_started", program=program, pid=child.pid)
+                    end = await self._accompany(child, control, stop)
+                else:
+                    self._move(DaemonEvent.STOP)
+                    end = _End("it was stopped before it had started")
             finally:
-                child.kill_group()
                 control.close()
+                await self._kill(child)
             await pump.finish(_OUTPUT_S)
             self._refuse_unusable(child, pump)
             if end.cause is Cause.EXIT and not (end.planned or stop.value) and pump.last_error:
@@ -227,6 +245,7 @@ class Supervisor:
             self._move(DaemonEvent.ENDED)
             self._program.forget(f"the daemon ended: {end.reason}")
             await self._retire_mapping()
+            await self._program.tidy()
         if not end.planned and not stop.value:
             self._died(end)
         return end
@@ -245,13 +264,15 @@ class Supervisor:
         since_s = self._healthy_since_s
         return 0.0 if since_s is None else asyncio.get_running_loop().time() - since_s
 
-    async def _start(self, pump: LogPump) -> tuple[Child, Control]:
-        """Spawns the daemon with its control channel and its output connected.
+    async def _start(self, pump: LogPump) -> tuple[Child, Control, str]:
+        """Spawns what becomes the daemon with its control channel and its output connected, and says which program.
 
         Raises:
-            DaemonUnusable: there is no such program.
             DaemonLost: it cannot be started now.
         """
+        if self._before is not None and not self._before.exited.done():
+            message = f"process {self._before.pid} of before was killed and has not ended: {_HELD}"
+            raise DaemonLost(message)
         try:
             await self._program.prepare()
             ours, theirs = socket.socketpair()
@@ -261,7 +282,7 @@ class Supervisor:
                 try:
                     argv = self._program.argv(theirs.fileno())
                     child = spawn(argv, output=output, control=theirs.fileno(), cpus=self._program.cpus)
-                    self._reaper.own(child)
+                    self._before, self._is_held = self._reaper.own(child), False
                 except BaseException:
                     control.close()
                     raise
@@ -275,9 +296,31 @@ class Supervisor:
         except Stuck as error:
             message = f"--socket-dir {self._config.socket_dir}: {error}"
             raise DaemonLost(message) from error
-        self._publish(pid=child.pid, started_at_s=time.time())
-        self._log.info("daemon_started", program=argv[0], pid=child.pid)
-        return child, control
+        return child, control, argv[0]
+
+    async def _launched(self, child: Child, program: str, stop: Latest[Stop]) -> bool:
+        """Waits until a process has become the daemon; False if the agent stops before.
+
+        Raises:
+            DaemonUnusable: there is no such program, or it cannot be executed.
+            DaemonLost: it cannot be started now, or its file system does not answer.
+        """
+        stopping = asyncio.ensure_future(_asked(stop, Stop.IN_ORDER))
+        try:
+            ends: set[asyncio.Future[Any]] = {child.launched, stopping}
+            await asyncio.wait(ends, timeout=_LAUNCH_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+        if child.launched.done():
+            refuse_failed(child.launched.result(), program, self._program.remedy)
+            return True
+        if stop.value:
+            return False
+        message = (
+            f"the program {program} of {self._program.option} does not start: its file system does not answer within"
+            f" {_LAUNCH_S:g} s; see to the mount below it"
+        )
+        raise DaemonLost(message)
 
     async def _accompany(self, child: Child, control: Control, stop: Latest[Stop]) -> _End:
         """Goes along with a spawned daemon until it is gone."""
@@ -306,8 +349,9 @@ class Supervisor:
             self._log.warning("daemon_killed", reason=lost)
         elif not child.exited.done():
             await self._ask_to_end(child, control, stop)
-        child.kill_group()
-        code = await child.exited
+        if not await self._kill(child):
+            return _End(f"it was killed and does not end: {_HELD}", Cause.UNRESPONSIVE, None, planned, healthy_s)
+        code = child.exited.result()
         ended = describe_exit(code, core_dumped=child.core_dumped)
         shell_code = code if code >= 0 else _SIGNALLED - code
         if lost:
@@ -354,10 +398,22 @@ class Supervisor:
         self._killed_at_stop = bool(stop.value)
         self._log.warning("daemon_killed", reason="it ended neither when asked nor by SIGTERM")
 
+    async def _kill(self, child: Child) -> bool:
+        """Ends a process and its group at once, if it has not ended; whether it has."""
+        if not child.exited.done():
+            child.kill_group()
+            if not await _ended_within(child, _KILLED_S) and not self._is_held:
+                self._is_held = True
+                self._log.error(
+                    "daemon_not_ended", pid=child.pid, reason=_HELD, remedy="see to the mounts that it uses"
+                )
+        return child.exited.done()
+
     def _refuse_unusable(self, child: Child, pump: LogPump) -> None:
         if self._unusable is not None:
             raise self._unusable
-        if self.status.value.state is DaemonState.STARTING and child.exited.result() == _EXIT_USAGE:
+        usage = child.exited.done() and child.exited.result() == _EXIT_USAGE
+        if self.status.value.state is DaemonState.STARTING and usage:
             said = "; ".join(pump.last_lines[-3:])
             message = f"{self._config.program} refused its arguments: {said}"
             raise DaemonUnusable(message)

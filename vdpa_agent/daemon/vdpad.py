@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,12 +15,13 @@ from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.daemon.directory import SocketDirectory
 from vdpa_agent.daemon.names import Names
-from vdpa_agent.errors import DaemonError
+from vdpa_agent.errors import DaemonError, DaemonLost
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import Device, Statistics, VhostMode
-from vdpa_agent.model.pci import PciAddress, function_number
+from vdpa_agent.model.pci import PciAddress, function_number, shown
 from vdpa_agent.model.preflight import forbidden
 from vdpa_agent.node.sysfs import read_hugepages, read_near_cpus
+from vdpa_agent.node.worker import Stuck
 
 _PING_S: Final = 2.0
 """How often a running daemon is asked for its version."""
@@ -40,6 +42,8 @@ class Vdpad:
     """The daemon of `native/vdpad`, which is told of each device over its control channel."""
 
     name = "vdpad"
+    option = "--vdpad"
+    remedy = "install vdpad or name it with --vdpad"
     can_be_asked = True
 
     def __init__(
@@ -82,7 +86,12 @@ class Vdpad:
         if self._alone is None:
             await self._directory.remove_stale()
         elif name := (await self._names.give()).get(self._alone):
-            await self._directory.remove_stale(name)
+            await self._directory.remove_stale((name,))
+
+    async def tidy(self) -> None:
+        """Removes the sockets that the daemon, which has ended, left behind."""
+        with suppress(Stuck):  # the next start looks again
+            await self._directory.remove_stale(self._devices.take_opened())
 
     def argv(self, control_fd: int) -> list[str]:
         """Its command line: it starts with no device."""
@@ -140,6 +149,11 @@ class Vdpad:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(control.run(), name="control")
             version = parse_version(await control.call("version", timeout_s=self._config.start_timeout_s))
+            if version.vhost_mode not in {self._config.vhost_mode, ""}:
+                message = (
+                    f"vdpad runs as vhost {shown(version.vhost_mode)}, and was started as {self._config.vhost_mode}"
+                )
+                raise DaemonLost(message)
             running()
             self._log.info("daemon_running", version=version.version)
             self._control = control

@@ -35,7 +35,8 @@ class Record(NamedTuple):
 
     Attributes:
         device: what is published of it.
-        added: whether the daemon has it.
+        added: whether the daemon has it, or may have it.
+        unsure: whether the daemon has not answered what it was asked of the device.
         refusals: how often in a row the daemon refused what it was asked for, or its socket was found dead.
         due_s: before this time, in seconds of the caller's clock, nothing is asked again.
         drained_s: when a front end has had time enough to leave it; None: nothing drains.
@@ -43,6 +44,7 @@ class Record(NamedTuple):
 
     device: Device
     added: bool = False
+    unsure: bool = False
     refusals: int = 0
     due_s: float = 0.0
     drained_s: float | None = None
@@ -63,11 +65,19 @@ class Record(NamedTuple):
         """The daemon is being asked for it."""
         return self._replace(device=self.device._replace(state=DeviceState.STARTING, reason=""))
 
+    def asking(self) -> "Record":
+        """A request is under way: until it is answered, the daemon may have done it or not."""
+        return self._replace(unsure=True)
+
+    def late(self, reason: str) -> "Record":
+        """The daemon takes long to answer; the reason of an earlier failure stays."""
+        return self if self.refusals else self._replace(device=self.device._replace(reason=reason))
+
     def served(self, facts: DeviceFacts | None = None) -> "Record":
         """The daemon acknowledged it, and its socket can be used; without facts those of before hold."""
         state = DeviceState.CONNECTED if self.in_use else DeviceState.READY
         device = self.device._replace(state=state, reason="", facts=self.device.facts if facts is None else facts)
-        return self._replace(device=device, added=True, refusals=0, due_s=0.0, drained_s=None)
+        return self._replace(device=device, added=True, unsure=False, refusals=0, due_s=0.0, drained_s=None)
 
     def refused(self, reason: str, now_s: float, spread: float) -> "Record":
         """What was asked was refused, or the socket died; it is asked again later.
@@ -81,9 +91,14 @@ class Record(NamedTuple):
         state = self.device.state if self.device.state is DeviceState.REMOVING else DeviceState.FAILED
         return self._replace(
             device=self.device._replace(state=state, reason=reason),
+            unsure=False,
             refusals=refusals,
             due_s=now_s + RETRY.delay_s(refusals, spread),
         )
+
+    def unanswered(self, reason: str, now_s: float, spread: float) -> "Record":
+        """The daemon did not answer, and may have done it all the same; arguments are those of `refused`."""
+        return self.refused(reason, now_s, spread)._replace(added=True, unsure=True)
 
     def used(self, front_end: FrontEnd) -> "Record":
         """A front end came, left, or was configured."""
@@ -105,6 +120,7 @@ class Record(NamedTuple):
         return self._replace(
             device=self.device._replace(front_end=NO_FRONT_END, refusals=NOTHING_REFUSED),
             added=False,
+            unsure=False,
         )
 
     def lost(self, reason: str) -> "Record":
@@ -133,7 +149,7 @@ def next_look_s(record: Record) -> float | None:
 
 
 def _wanted_step(record: Record, now_s: float) -> Step:
-    if record.device.state is DeviceState.REMOVING:
+    if record.device.state is DeviceState.REMOVING and not record.unsure:
         return Step.RESTORE if record.added else Step.ADD
     if record.device.state in SERVED or now_s < record.due_s:
         return Step.NOTHING

@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,9 @@ _DEAD: Final = {
     errno.ENOTDIR: "the socket file {} is gone",
 }
 """What connect(2) says where no socket is bound; any other error leaves open whether one is."""
+
+_NO_STREAM: Final = {0: "what is bound at {} takes no streams"}
+"""What it says where a datagram socket is."""
 
 _REPLACED: Final = "another process replaced the socket file {}"
 
@@ -37,6 +40,11 @@ def dead_sockets(paths: Iterable[str]) -> dict[str, str]:
     network namespace; ECONNREFUSED that none is. A path that the kernel gives no verdict on, for want of a permission
     or of a descriptor, is not called dead. It may block where the path is on a file system that does not answer.
     """
+    return _with_verdict(paths, _DEAD)
+
+
+def _with_verdict(paths: Iterable[str], verdicts: Mapping[int, str]) -> dict[str, str]:
+    """Of these paths, those with one of the verdicts, each with the reason."""
     dead: dict[str, str] = {}
     try:
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -44,7 +52,7 @@ def dead_sockets(paths: Iterable[str]) -> dict[str, str]:
         return dead
     with probe:
         for path in paths:
-            if reason := _DEAD.get(_verdict(probe, os.fsencode(path))):
+            if reason := verdicts.get(_verdict(probe, os.fsencode(path))):
                 dead[path] = reason.format(path)
     return dead
 
@@ -56,12 +64,12 @@ def lost_sockets(sockets: Mapping[str, FileId | None]) -> dict[str, str]:
         sockets: the paths, each with the file that it must be; None: it is not known which.
     """
     lost = {
-        path: _REPLACED.format(path) for path, file in sockets.items() if file and _file_at(path) not in {file, None}
+        path: _REPLACED.format(path) for path, file in sockets.items() if file and file_at(path) not in {file, None}
     }
-    return lost | dead_sockets(path for path in sockets if path not in lost)
+    return lost | _with_verdict((path for path in sockets if path not in lost), _DEAD | _NO_STREAM)
 
 
-def _file_at(path: str) -> FileId | None:
+def file_at(path: str) -> FileId | None:
     """The file that a path names, without following a link; None where there is none, or it cannot be looked at."""
     try:
         found = os.lstat(path)
@@ -92,8 +100,8 @@ def make_directory(directory: Path) -> None:
         raise SocketDirUnusable(message)
 
 
-def remove_stale_sockets(directory: str | os.PathLike[str], name: str | None = None) -> list[str]:
-    """Removes the `vdpa-*` sockets of a directory, or the one of a name, that nobody listens on; returns their paths.
+def remove_stale_sockets(directory: str | os.PathLike[str], names: Collection[str] | None = None) -> list[str]:
+    """Removes the `vdpa-*` sockets of a directory, or those of some names, that nobody listens on; returns their paths.
 
     Everything else in it is left alone, and a symbolic link in its place is not followed. What cannot be removed
     stays: only the device that needs its path fails, and reports why.
@@ -103,7 +111,7 @@ def remove_stale_sockets(directory: str | os.PathLike[str], name: str | None = N
         opened = os.open(directory, _DIRECTORY)
         undo.callback(os.close, opened)
         for found in _sockets_in(opened):
-            if name is not None and found != name:
+            if names is not None and found not in names:
                 continue
             with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
                 # By the descriptor: the directory's name may lead elsewhere by now.
