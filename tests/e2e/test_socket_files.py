@@ -3,7 +3,10 @@
 import socket
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.conftest import FOUR
+from tests.mounts import mounted
 from tests.processes import AgentProcess, eventually, front_end, running, write_list
 
 
@@ -69,3 +72,26 @@ def test_a_link_that_comes_later_is_refused_by_the_daemon_too(four: AgentProcess
     beyond.rename(link)
     for number, address in enumerate(FOUR):
         four.wait_answer(address, str(link / f"vdpa-{number}"))
+
+
+@pytest.mark.parametrize("what", ["the directory", "the run directory", "a socket"])
+def test_a_path_that_something_was_mounted_over_is_not_served(four: AgentProcess, what: str) -> None:
+    directory = four.directory / "vhost"
+    path = directory / "vdpa-0"
+    other = four.directory / "other"
+    other.touch()
+    before = path.stat().st_ino
+    place, source = {
+        "the directory": (directory, None),
+        "the run directory": (four.directory, None),
+        "a socket": (path, other),
+    }[what]
+    with mounted(place, source):
+        four.wait_logged("device_failed", device=FOUR[0])
+        assert four.ask(FOUR[0]) == "" or path.stat().st_ino != before
+        if what == "the directory":
+            four.wait_answer(FOUR[0], str(path))  # in the new one
+            assert path.is_socket()
+    four.wait_answer(FOUR[0], str(path))
+    with front_end(str(path), "--rate=1000", "--interval=0.1") as front:
+        front.wait_passing()

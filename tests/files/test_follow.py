@@ -4,7 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +12,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.hung import hung
-from tests.processes import ROOT
+from tests.mounts import in_mount_namespace, mounted
+from tests.processes import PATIENCE_S, ROOT
+from vdpa_agent.files import follow as follow_module
 from vdpa_agent.files.follow import follow
 
 pytestmark = pytest.mark.anyio
@@ -130,6 +132,51 @@ async def test_a_watch_begins_when_it_can(tmp_path: Path) -> None:
     assert [log["event"] for log in logs] == ["watch_interrupted", "watch_restored"]
 
 
+@pytest.mark.parametrize("what", ["the file", "its directory", "the directory above"])
+async def test_what_is_mounted_over_a_file_is_seen_at_once(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow_module, "_RECHECK_S", 1000.0)  # only an event counts
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    file = directory / "file"
+    file.write_text("one")
+    (tmp_path / "other").write_text("two")
+    place, source = {
+        "the file": (file, tmp_path / "other"),
+        "its directory": (directory, None),
+        "the directory above": (tmp_path, None),
+    }[what]
+
+    def content() -> str | None:
+        return file.read_text() if file.exists() else None
+
+    async with aclosing(follow((file,))) as changes, asyncio.timeout(PATIENCE_S):
+        await anext(changes)
+        await anext(changes)
+        for _ in range(5):
+            with mounted(place, source):
+                await _next_that_sees(changes, lambda: content() != "one")
+            await _next_that_sees(changes, lambda: content() == "one")
+
+
+async def _next_that_sees(changes: AsyncGenerator[None], is_true: Callable[[], bool]) -> None:
+    """Goes on to the next change; what other tests mount may be seen before."""
+    await anext(changes)
+    while not is_true():
+        await anext(changes)
+
+
+async def test_without_proc_what_is_mounted_is_seen_at_the_next_look(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("one")
+    (tmp_path / "other").write_text("two")
+    late = f"mount -t tmpfs x /proc; (sleep 1; mount --bind {tmp_path}/other {file}) &"
+    async with _following(file, *in_mount_namespace(late)) as follower:
+        await follower.prints("content one")
+        await follower.prints("content two")
+
+
 @pytest.mark.parametrize("limit", ["instances", "watches"])
 async def test_without_inotify_from_the_start_files_are_followed_and_it_is_logged_once(
     tmp_path: Path, limit: str
@@ -149,12 +196,12 @@ async def test_without_inotify_from_the_start_files_are_followed_and_it_is_logge
 async def test_without_a_descriptor_for_it_files_are_looked_at_every_second(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("one")
-    # One more than an event loop and a file take, and less than a watch: a queue and two directories.
+    # One more than an event loop, the mounts and a file take, and less than a watch: a queue and two directories.
     program = FOLLOWER.replace(
         "asyncio.run(main())",
         "import os, resource\n"
         "free = os.dup(0)\nos.close(free)\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (free + 5, free + 5))\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (free + 7, free + 7))\n"
         "asyncio.run(main())",
     )
     process = await asyncio.create_subprocess_exec(

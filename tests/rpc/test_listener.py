@@ -17,10 +17,12 @@ from hyperframe.frame import SettingsFrame
 from structlog.testing import capture_logs
 
 from tests.abuse.wire import PREFACE
+from tests.mounts import mounted
 from vdpa_agent.config import ServeConfig
 from vdpa_agent.errors import AlreadyRunning, ListenError
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.health import Standing
+from vdpa_agent.rpc import listener
 from vdpa_agent.rpc.listener import listening
 
 pytestmark = pytest.mark.anyio
@@ -296,6 +298,21 @@ async def test_what_another_process_took_away_is_made_again(run_dir: Path, do: C
     assert lost["log_level"] == "warning"
     assert str(config.listen.parent) in lost["reason"]
     assert [log["event"] for log in logs if log["event"].startswith("socket_")] == ["socket_lost", "socket_restored"]
+
+
+async def test_a_mount_over_the_directory_is_seen_at_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "_LOOK_S", 1000.0)  # only an event counts
+    config = ServeConfig(listen=run_dir / "deep" / "s.sock")
+    async with _watched(config) as standings:
+        with mounted(config.listen.parent):
+            await _eventually(lambda: any(standing.not_ready for standing in standings.seen))
+            await _eventually(lambda: standings.seen[-1] == Standing() and config.listen.exists())
+            assert await _answers(config.listen)
+            standings.seen.clear()
+        # What was hidden is not the socket that listens any more.
+        await _eventually(lambda: any(standing.not_ready for standing in standings.seen))
+        await _eventually(lambda: standings.seen[-1] == Standing())
+        assert await _answers(config.listen)
 
 
 async def test_the_lock_of_another_agent_is_respected_until_it_goes(run_dir: Path) -> None:

@@ -382,6 +382,7 @@ class Devices:
                 for address, device in served.items():
                     if device.socket in lost and address in self._records.keys() - self._asked:
                         self._refused(address, lost[device.socket], "device_failed")
+                self._publish()  # before anything else is waited for
         await self._names.look()
         self._front_ends.draw_together(lambda address: self._records[address].device.front_end)
 

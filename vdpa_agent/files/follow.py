@@ -14,6 +14,7 @@ import structlog
 from vdpa_agent.errors import FileRefused
 from vdpa_agent.files.off_loop import OffLoop, Once
 from vdpa_agent.files.watch import Watch
+from vdpa_agent.node.mounts import on_mounts
 
 _AT_ONCE: Final = 32
 """So many events are passed on at once; what comes then, before a pause, is gathered."""
@@ -26,7 +27,7 @@ _STEP_MS: Final = 2
 
 _RECHECK_S: Final = 4.0
 """Without any event the files are looked at again after this time: the kernel drops events when its queue is full,
-and has none for what is mounted over a directory, or is done on another machine.
+and has none for what is done on another machine.
 """
 
 _BROKEN_S: Final = 1.0
@@ -51,29 +52,35 @@ async def follow(files: Iterable[Path], *, quiet: bool = False) -> AsyncGenerato
     failures = Once()
     pace = _Pace(directories)
     yield
-    while True:
-        try:
-            with await off_loop.do(partial(Watch, directories), place) as watch:
-                if failures.forget() and not quiet:
-                    log.info("watch_restored")
-                yield  # for what came before the watch
-                while await off_loop.do(watch.is_current, place):
-                    await pace.wait(watch)
-                    yield
-            await asyncio.sleep(_GATHER_MS / 1000)  # a directory is another one now; that may go on without a pause
-        except FileRefused as error:
-            if failures.is_new(str(error)):
-                remedy = "meanwhile the files are looked at every second"
-                report = log.debug if quiet else log.warning
-                report("watch_interrupted", reason=str(error), remedy=remedy)
-            await asyncio.sleep(_BROKEN_S)
-            yield
+    with on_mounts(pace.rung.set):
+        while True:
+            try:
+                with await off_loop.do(partial(Watch, directories), place) as watch:
+                    if failures.forget() and not quiet:
+                        log.info("watch_restored")
+                    yield  # for what came before the watch
+                    while await off_loop.do(watch.is_current, place):
+                        await pace.wait(watch)
+                        yield
+                await asyncio.sleep(_GATHER_MS / 1000)  # a directory is another one now; that may go on without a pause
+            except FileRefused as error:
+                if failures.is_new(str(error)):
+                    remedy = "meanwhile the files are looked at every second"
+                    report = log.debug if quiet else log.warning
+                    report("watch_interrupted", reason=str(error), remedy=remedy)
+                await pace.rest()
+                yield
 
 
 class _Pace:
-    """Waits for events; passes a few on at once, and gathers those of a writer who leaves no pause."""
+    """Waits for events; passes a few on at once, and gathers those of a writer who leaves no pause.
+
+    Attributes:
+        rung: whether something has happened since the last wait.
+    """
 
     def __init__(self, directories: Collection[Path]) -> None:
+        self.rung = asyncio.Event()
         self._directories = sorted(map(str, directories))
         self._off_loop = OffLoop("gather")
         self._at_once = _AT_ONCE
@@ -82,7 +89,7 @@ class _Pace:
         """Waits until something happened, for at most 4 s."""
         loop = asyncio.get_running_loop()
         since_s = loop.time()
-        rung = await _readable(watch.queue)
+        rung = await self._rings(watch.queue)
         if loop.time() - since_s > _GATHER_MS / 1000:
             self._at_once = _AT_ONCE
         if rung and not self._at_once:
@@ -95,6 +102,30 @@ class _Pace:
             self._at_once -= 1
         # Before the files are read: what comes later rings again.
         watch.drain()
+
+    async def rest(self) -> None:
+        """Waits for a second where there is no watch, or until a mount; mounts may go on without a pause."""
+        await asyncio.sleep(_GATHER_MS / 1000)
+        await self._rung_within(_BROKEN_S - _GATHER_MS / 1000)
+
+    async def _rings(self, queue: int) -> bool:
+        """Waits for something in the queue, or mounted; false if there was nothing in 4 s."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(queue, self.rung.set)
+        try:
+            return await self._rung_within(_RECHECK_S)
+        finally:
+            loop.remove_reader(queue)
+
+    async def _rung_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self.rung.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self.rung.clear()
+        return True
 
 
 def _gather(directories: Collection[str]) -> None:
@@ -120,21 +151,6 @@ def _gather(directories: Collection[str]) -> None:
             next(events, None)
     except BaseException:  # noqa: BLE001 - out of threads or descriptors, a name that is not UTF-8, a panic of Rust's
         time.sleep(_GATHER_MS / 1000)
-
-
-async def _readable(queue: int) -> bool:
-    """Waits for something in the queue; false if there was nothing in 4 s."""
-    loop = asyncio.get_running_loop()
-    rung = asyncio.Event()
-    loop.add_reader(queue, rung.set)
-    try:
-        async with asyncio.timeout(_RECHECK_S):
-            await rung.wait()
-    except TimeoutError:
-        return False
-    finally:
-        loop.remove_reader(queue)
-    return True
 
 
 def _nothing() -> None:

@@ -12,6 +12,7 @@ from vdpa_agent.config import ServeConfig
 from vdpa_agent.errors import ListenError
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.health import Standing
+from vdpa_agent.node.mounts import on_mounts
 from vdpa_agent.node.worker import Stuck, Worker
 from vdpa_agent.rpc.connections import Connections
 from vdpa_agent.rpc.handled import Handled
@@ -24,6 +25,9 @@ _OTHER_FILES: Final = 256
 
 _LOOK_S: Final = 1.0
 """How often the place on disk is looked at, and how long that may take."""
+
+_GATHER_S: Final = 0.01
+"""How long mounts that follow one another are gathered."""
 
 _START_S: Final = 10.0
 """How long the file system may take when the socket is made first."""
@@ -101,11 +105,17 @@ class _Keeper:
             connections.listen(bound)
 
     async def run(self, connections: Connections) -> None:
-        """Looks after the place, until cancelled."""
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            with suppress(Stuck):
-                await self._look_after(connections)
+        """Looks after the place, now and then and at once when something was mounted, until cancelled."""
+        mounted = asyncio.Event()
+        with on_mounts(mounted.set):
+            while True:
+                mounted.clear()
+                with suppress(Stuck):
+                    await self._look_after(connections)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_S):
+                        await mounted.wait()
+                await asyncio.sleep(_GATHER_S)
 
     async def _look_after(self, connections: Connections) -> None:
         standing = await self._in_time(self._place.look)
