@@ -6,7 +6,7 @@ fail in every order, which reality does not give.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -14,7 +14,7 @@ from typing import Any, Final
 from grpclib.health.v1.health_pb2 import HealthCheckResponse
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.memory import Names as Store
 from vdpa_agent.config import DaemonConfig
@@ -47,6 +47,9 @@ SOME: Final = st.lists(st.sampled_from(ADDRESSES), unique=True)
 FRONT_ENDS: Final = st.sampled_from([NO_FRONT_END, CONNECTED, configured(0), configured(2)])
 SETTLING_STEPS: Final = 30
 """Turns of the loop in which what was begun without a time comes to its end."""
+
+PASSES_S: Final = 0.5
+"""How long time passes at once: a refused device is asked for again in 1 s, sockets are looked at every 1 or 4 s."""
 
 LATE_STEPS: Final = 8
 """The agent stops for good, so it does late."""
@@ -103,13 +106,22 @@ class Daemon(Control):
         self.front_ends.clear()
 
 
+class Directory(SocketDirectory):
+    """A directory that is always there; no thread takes its time for it."""
+
+    async def make(self) -> None:
+        await asyncio.sleep(0)
+
+
 class Histories(RuleBasedStateMachine):
     """Lists, mappings, lives and deaths of the daemon, front ends, the end: in any order."""
 
     def __init__(self) -> None:
         super().__init__()
         self.steps = 0
+        self.now_s = 0.0
         self.loop = asyncio.new_event_loop()
+        self.loop.time = lambda: self.now_s  # type: ignore[method-assign]  # else no history could be had again
         self.do(self._build())
 
     def do(self, steps: Coroutine[Any, Any, None]) -> None:
@@ -132,23 +144,23 @@ class Histories(RuleBasedStateMachine):
             config,
             wanted=self.wanted,
             names=Names(config.socket_naming, wanted=self.wanted, store=names, steps=steps),
-            directory=SocketDirectory(config.socket_dir, steps, Latest(0)),
+            directory=Directory(config.socket_dir, steps, Latest(0)),
             repair=MappingRepair(self.mapping, retire=_nothing, steps=steps),
             spread=lambda: 0.0,
         )
-        self.see(self.status, Latest(MappingProxyType({})), self.devices.published)
+        self.dead: dict[str, str] = {}
+        self.sources: tuple[
+            Latest[DaemonStatus], Latest[Mapping[PciAddress, DaemonStatus]], Latest[Mapping[PciAddress, Device]]
+        ] = self.status, Latest(MappingProxyType({})), self.devices.published
+        self.see(require_sockets=False, ready_when=ReadyWhen.ALL_DEVICES)
         self.daemon = Daemon()
         self.daemon.notify = self.devices.front_end
         self.life: asyncio.Task[None] | None = None
         self.tasks: list[asyncio.Task[None]] = [self.loop.create_task(self.roles.run())]
 
-    def see(
-        self,
-        status: Latest[DaemonStatus],
-        daemons: Latest[Mapping[PciAddress, DaemonStatus]],
-        devices: Latest[Mapping[PciAddress, Device]],
-    ) -> None:
-        """Has view, answers and services made of these."""
+    def see(self, *, require_sockets: bool, ready_when: ReadyWhen) -> None:
+        """Has view, answers and services made of the sources."""
+        status, daemons, devices = self.sources
         snapshots = Snapshots(
             role=self.roles.role,
             wanted=self.wanted,
@@ -159,10 +171,21 @@ class Histories(RuleBasedStateMachine):
             devices=devices,
             standing=self.standing,
         )
-        self.view = View(snapshots, ready_when=ReadyWhen.ALL_DEVICES)
+        self.view = View(snapshots, dead_sockets=self._look, require_sockets=require_sockets, ready_when=ready_when)
         self.answers = Answers(self.view)
         self.service = DeviceService(self.view, _no_statistics, {})
         self.health = HealthService(self.view)
+
+    async def _look(self, paths: Collection[str]) -> dict[str, str]:
+        return {path: reason for path, reason in self.dead.items() if path in paths}
+
+    @initialize(require_sockets=st.booleans(), ready_when=st.sampled_from(ReadyWhen))
+    def the_agent_starts(self, *, require_sockets: bool, ready_when: ReadyWhen) -> None:
+        async def start() -> None:
+            self.see(require_sockets=require_sockets, ready_when=ready_when)
+            self.tasks.append(self.loop.create_task(self.view.run()))
+
+        self.do(start())
 
     def teardown(self) -> None:
         self.do(self._end())
@@ -175,7 +198,14 @@ class Histories(RuleBasedStateMachine):
 
     @rule(devices=SOME)
     def a_list_comes(self, devices: list[PciAddress]) -> None:
-        self.wanted.set(Loaded(tuple(devices)))
+        async def come() -> None:
+            self.wanted.set(Loaded(tuple(devices)))
+            # A thread takes the lock of the mapping: how long it takes for it is no part of the history.
+            while self.roles.role.value is not Role.MANAGING:
+                await asyncio.sleep(0)
+                self.check()
+
+        self.do(come())
 
     @rule()
     def the_list_is_refused(self) -> None:
@@ -186,6 +216,10 @@ class Histories(RuleBasedStateMachine):
         numbers = reversed(range(len(devices))) if swapped else range(len(devices))
         sockets = {device: f"/tmp/one-truth/vdpa-{number}" for device, number in zip(devices, numbers, strict=True)}
         self.mapping.set(Loaded(SocketMapping(MappingProxyType(sockets))))
+
+    @rule(dead=st.sets(st.integers(min_value=0, max_value=len(ADDRESSES) - 1)))
+    def sockets_die_or_live(self, dead: set[int]) -> None:
+        self.dead = {f"/tmp/one-truth/vdpa-{number}": "nobody listens" for number in dead}
 
     @rule()
     def the_mapping_goes(self) -> None:
@@ -246,6 +280,7 @@ class Histories(RuleBasedStateMachine):
     def time_passes(self) -> None:
         async def settle() -> None:
             self.steps += 1
+            self.now_s += PASSES_S
             for _ in range(SETTLING_STEPS):
                 await asyncio.sleep(0)
                 self.check()
@@ -280,8 +315,9 @@ class Histories(RuleBasedStateMachine):
         external = served.facts.role is not Role.MANAGING
         mapping = self.mapping.value.value
         named = [address for address, _ in mapping or ()] if external else (self.wanted.value.value or ())
-        shown = {address: self.service._device(device) for address, device in served.devices.items()}
-        reasons = " ".join(served.health.reasons)
+        shown = {PciAddress(device.pci_address): device for device in self.service._state().devices.values()}
+        reasons = served.health.reasons
+        told = (*reasons, *(check.reason for check in served.health.degraded))
         status = served.facts.daemon
         down = status.state is not DaemonState.RUNNING or status.unhealthy or self.view.ended
         for address in named:
@@ -292,8 +328,8 @@ class Histories(RuleBasedStateMachine):
             ready = served.devices[address].state in SERVED
             assert ready == bool(path) == bool(shown[address].socket_path)
             assert shown[address].socket_path == path
-            excused = (down if not external else False) or address in reasons
-            assert ready == (not excused), (address, served.devices[address], reasons)
+            excused = (down if not external else False) or any(address in text for text in told)
+            assert ready == (not excused), (address, served.devices[address], told)
             if path and external:
                 assert mapping is not None
                 assert path == mapping.sockets[address]
@@ -304,9 +340,17 @@ class Histories(RuleBasedStateMachine):
             assert device.front_end_connected >= (device.state == pb.DEVICE_STATE_CONNECTED)
             # Nobody is connected to a device that no daemon has.
             assert not device.front_end_connected or self.acknowledged(address)
+            # Whatever is not ready says why, and what is ready has nothing to explain.
+            serves = device.state in {pb.DEVICE_STATE_READY, pb.DEVICE_STATE_CONNECTED}
+            assert serves == (device.reason == "") == bool(device.socket_path), device
+            assert serves or not device.remark
         for address in ADDRESSES:
             if address not in named:
                 assert not self.answers.at_hand(address)
+            # One cause is said once: of the agent, or of a device that holds nothing up.
+            assert sum(text.startswith(address) for text in told) <= 1, told
+            if served.facts.ready_when is ReadyWhen.RUNNING and not external:
+                assert not any(text.startswith(address) for text in reasons)
         serving = self.health._response("").status == HealthCheckResponse.SERVING
         assert serving == (not served.health.reasons)
 
@@ -376,7 +420,7 @@ class IsolatedHistories(Histories):
                 config,
                 wanted=its,
                 names=names,
-                directory=SocketDirectory(config.socket_dir, steps, Latest(0)),
+                directory=Directory(config.socket_dir, steps, Latest(0)),
                 repair=None,
                 spread=lambda: 0.0,
                 changed=changed,
@@ -398,7 +442,8 @@ class IsolatedHistories(Histories):
             begin=_nothing,
             restarts=Counter(),
         )
-        self.see(self.fleet.status, self.fleet.daemons, self.fleet.devices)
+        self.sources = self.fleet.status, self.fleet.daemons, self.fleet.devices
+        self.see(require_sockets=False, ready_when=ReadyWhen.ALL_DEVICES)
         self.stop = Latest(Stop.NO)
         self.tasks.append(self.loop.create_task(self.fleet.run(self.stop)))
 

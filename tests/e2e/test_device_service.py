@@ -100,8 +100,9 @@ def test_a_foreign_mapping_tells_which_sockets_are_dead(run_dir: Any) -> None:
         agent.wait_answer(FOUR[0], "/v/a")
         dead, alive = _device(agent, FOUR[0]), _device(agent, FOUR[1])
         assert (dead.state, dead.socket_path) == (pb.DEVICE_STATE_READY, "/v/a")  # the file is the truth
-        assert (alive.state, alive.reason) == (pb.DEVICE_STATE_READY, "")
-        eventually("the doubt", lambda: _device(agent, FOUR[0]).reason == "the socket file /v/a is gone")
+        assert (alive.state, alive.reason, alive.remark) == (pb.DEVICE_STATE_READY, "", "")
+        eventually("the doubt", lambda: _device(agent, FOUR[0]).remark == "the socket file /v/a is gone")
+        assert _device(agent, FOUR[0]).reason == ""  # a remark is no reason
         assert _status(agent).ready
 
 

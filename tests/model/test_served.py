@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vdpa_agent.model.daemon import DaemonState, DaemonStatus, Device, DeviceState
+from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, Device, DeviceState
 from vdpa_agent.model.health import ReadyWhen, Role, Standing
 from vdpa_agent.model.loaded import ABSENT, Loaded
 from vdpa_agent.model.mapping import Mapping
@@ -62,7 +62,8 @@ def test_a_single_device_is_degraded_and_holds_up_nothing_unless_that_is_asked_f
     health = serve(facts).health
     assert (health.ready, health.reasons, [check.reason for check in health.degraded]) == (True, (), [reason])
     strict = serve(facts._replace(ready_when=ReadyWhen.ALL_DEVICES)).health
-    assert (strict.ready, strict.reasons) == (False, (reason,))
+    assert (strict.ready, strict.reasons, strict.degraded) == (False, (reason,), ())
+    assert len(strict.unserved) == len(health.unserved) == 1  # how many there are hangs on no option
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,9 @@ def test_an_external_mapping_is_the_truth() -> None:
     facts = Facts(role=Role.SERVING, mapping=MAPPED, dead=MappingProxyType({"/v/a": "nobody listens"}))
     served = serve(facts)
     assert dict(served.sockets) == {A: "/v/a", B: "/v/b"}
-    assert (served.devices[A].state, served.devices[A].reason) == (DeviceState.READY, "nobody listens")
+    device = served.devices[A]
+    assert (device.state, device.reason, device.remark) == (DeviceState.READY, "", "nobody listens")
+    assert served.health.unserved == ()
     assert served.awaited == frozenset()
     assert dict(serve(facts._replace(stopping=True)).sockets) == {A: "/v/a", B: "/v/b"}
 
@@ -123,6 +126,8 @@ def test_where_sockets_are_required_a_dead_one_is_not_promised_and_waited_for() 
     assert dict(served.sockets) == {B: "/v/b"}
     assert served.awaited == frozenset((A,))
     assert served.health.reasons == ("0000:82:00.2 is failed: nobody listens",)
+    assert served.health.degraded == ()  # the same is not told twice
+    assert (served.devices[A].reason, served.devices[A].remark) == ("nobody listens", "")
 
 
 def test_a_mapping_counts_only_in_the_role_that_serves_it() -> None:
@@ -175,6 +180,29 @@ def test_without_a_daemon_that_runs_the_agent_is_not_ready() -> None:
 def test_a_daemon_of_a_device_that_left_does_not_make_the_others_ready() -> None:
     facts = _alone(a=DaemonState.BACKOFF, b=DaemonState.RUNNING)
     assert not serve(facts._replace(wanted=Loaded((A,)))).health.ready
+
+
+@pytest.mark.parametrize("state", [state for state in DeviceState if state not in SERVED])
+@pytest.mark.parametrize("daemon", list(DaemonState))
+@pytest.mark.parametrize("wanted", [(A,), ()])
+def test_every_device_that_is_not_ready_says_why(
+    state: DeviceState, daemon: DaemonState, wanted: tuple[PciAddress, ...]
+) -> None:
+    assert serve(_managed(state, wanted=wanted, state=daemon)).devices[A].reason
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (DeviceState.WANTED, "the daemon has not been asked for it yet"),
+        (DeviceState.STARTING, "the daemon was asked for it and has not answered yet"),
+        (DeviceState.FAILED, "the daemon refused it and gave no reason"),
+    ],
+)
+def test_of_what_nothing_else_is_known_its_state_is_told_in_words(state: DeviceState, reason: str) -> None:
+    served = serve(_managed(state, wanted=(A,)))
+    assert served.devices[A].reason == reason
+    assert served.health.degraded[0].reason == f"{A} is {state}: {reason}"
 
 
 def test_a_device_that_was_never_asked_for_has_the_daemons_reason() -> None:

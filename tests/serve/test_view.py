@@ -73,8 +73,9 @@ async def test_where_sockets_are_not_required_a_dead_one_is_a_remark() -> None:
     assert dict(view.served.sockets) == {A: "/v/a"}
     running = asyncio.ensure_future(view.run())
     async with asyncio.timeout(20):
-        await view.revision.wait_for(lambda _: bool(view.served.devices[A].reason))
+        await view.revision.wait_for(lambda _: view.served.devices[A].remark == "nobody listens on /v/a")
     assert dict(view.served.sockets) == {A: "/v/a"}
+    assert view.served.devices[A].reason == ""
     assert view.served.health.ready
     running.cancel()
 

@@ -145,11 +145,12 @@ class Device(NamedTuple):
         address: its PCI address.
         socket: the absolute path of its vhost-user socket.
         state: where it is in its life.
-        reason: why it is not ready, empty where there is nothing to say.
+        reason: why it is not ready; empty if it is, and where nothing else is known than its state.
         facts: what the daemon told of it.
         front_end: what uses its socket, while the daemon has it.
         refusals: how many front ends were refused since the daemon has it.
         mode: which end opens the socket.
+        remark: what is to be known of it although it is ready.
     """
 
     address: PciAddress
@@ -160,6 +161,7 @@ class Device(NamedTuple):
     front_end: FrontEnd = NO_FRONT_END
     refusals: Refusals = NOTHING_REFUSED
     mode: VhostMode = VhostMode.SERVER
+    remark: str = ""
 
 
 class DaemonStatus(NamedTuple):

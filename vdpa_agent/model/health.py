@@ -60,13 +60,13 @@ class Health(NamedTuple):
     Attributes:
         not_live: why the agent cannot recover by itself, empty if it can, as in a crash loop of the daemon.
         checks: what readiness takes, as far as it could be looked at.
-        degraded: the wanted devices that are not served, each with its reason.
+        unserved: the wanted devices that are not served although the daemon runs, each with its reason.
         waiting_for: what a ready agent that serves nothing waits for, empty if it waits for nothing.
     """
 
     not_live: str = ""
     checks: tuple[Check, ...] = ()
-    degraded: tuple[Check, ...] = ()
+    unserved: tuple[Check, ...] = ()
     waiting_for: str = ""
 
     @property
@@ -78,6 +78,11 @@ class Health(NamedTuple):
     def ready(self) -> bool:
         """Whether the agent answers, and what it manages runs."""
         return not any(check.reason for check in self.checks)
+
+    @property
+    def degraded(self) -> tuple[Check, ...]:
+        """Those that are not served and hold nothing up: what keeps the agent from being ready is no part of it."""
+        return tuple(check for check in self.unserved if check not in self.checks)
 
     @property
     def reasons(self) -> tuple[str, ...]:

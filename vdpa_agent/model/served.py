@@ -27,6 +27,16 @@ Devices = ReadOnly[PciAddress, Device]
 _NONE: Final[frozenset[PciAddress]] = frozenset()
 _STOPS: Final = "the agent stops"
 
+_REASONS: Final = MappingProxyType(
+    {
+        DeviceState.WANTED: "the daemon has not been asked for it yet",
+        DeviceState.STARTING: "the daemon was asked for it and has not answered yet",
+        DeviceState.FAILED: "the daemon refused it and gave no reason",
+        DeviceState.REMOVING: "it left the list",
+    }
+)
+"""Why a device is not ready of which nothing else is known than its state."""
+
 
 class Facts(NamedTuple):
     """Everything that `Served` is computed from.
@@ -76,8 +86,8 @@ class Facts(NamedTuple):
 class Served(NamedTuple):
     """One snapshot, which answers, device service, health, probes, metrics and CLI read, and nothing else.
 
-    A wanted device is ready, in `devices`, if and only if `sockets` has its path, and if and only if `health` has no
-    reason about it.
+    A wanted device is ready, in `devices`, if and only if `sockets` has its path, if and only if it has no reason, and
+    if and only if `health` has none about it.
 
     Attributes:
         facts: what it was computed from.
@@ -131,12 +141,19 @@ def _managed(facts: Facts) -> Iterator[tuple[PciAddress, Device]]:
             device = device._replace(reason=unserved)
         elif device.state is DeviceState.REMOVING:
             device = device._replace(reason="it left the list and came back; the daemon is asked for it next")
-        yield address, device
+        yield address, _explained(device)
     for address in facts.devices.keys() - set(wanted):
         device = facts.devices[address]
         if device.state in SERVED:  # the list is ahead of the daemon: no new pod gets it
-            device = device._replace(state=DeviceState.REMOVING, reason="it left the list")
-        yield address, device
+            device = device._replace(state=DeviceState.REMOVING, reason="")
+        yield address, _explained(device)
+
+
+def _explained(device: Device) -> Device:
+    """A device that says why, if it is not ready."""
+    if device.reason or device.state in SERVED:
+        return device
+    return device._replace(reason=_REASONS[device.state])
 
 
 def _external(facts: Facts) -> Iterator[tuple[PciAddress, Device]]:
@@ -144,9 +161,11 @@ def _external(facts: Facts) -> Iterator[tuple[PciAddress, Device]]:
     if facts.role is not Role.SERVING:
         return
     for address, path in facts.mapping.value or ():
-        reason = facts.dead.get(path, "")
-        failed = bool(reason) and facts.require_sockets
-        yield address, Device(address, path, DeviceState.FAILED if failed else DeviceState.READY, reason)
+        dead = facts.dead.get(path, "")
+        if dead and facts.require_sockets:
+            yield address, Device(address, path, DeviceState.FAILED, dead)
+        else:
+            yield address, Device(address, path, DeviceState.READY, remark=dead)
 
 
 def _awaited(facts: Facts, sockets: ReadOnly[PciAddress, str]) -> frozenset[PciAddress] | None:
@@ -160,16 +179,16 @@ def _awaited(facts: Facts, sockets: ReadOnly[PciAddress, str]) -> frozenset[PciA
 
 
 def _health(facts: Facts, devices: Devices) -> Health:
-    degraded = tuple(_degraded(facts, devices))
+    unserved = tuple(_unserved(facts, devices))
     checks = [check for check in (Check("agent", _STOPS if facts.stopping else ""),) if check.reason]
     checks.append(Check("socket", facts.standing.not_ready))
     checks += _role_checks(facts)
     if facts.ready_when is ReadyWhen.ALL_DEVICES or facts.role is Role.SERVING:
-        checks += degraded
+        checks += unserved
     return Health(
         not_live=facts.standing.not_live,
         checks=tuple(checks),
-        degraded=degraded,
+        unserved=unserved,
         waiting_for=_waiting_for(facts),
     )
 
@@ -191,7 +210,7 @@ def _role_checks(facts: Facts) -> Iterator[Check]:
         yield Check("daemon", several + problem)
 
 
-def _degraded(facts: Facts, devices: Devices) -> Iterator[Check]:
+def _unserved(facts: Facts, devices: Devices) -> Iterator[Check]:
     """The wanted devices that are not ready, unless the daemon is the reason for all of them."""
     if facts.role is Role.MANAGING:
         if facts.ending or _daemon_problem(facts.daemon):

@@ -154,6 +154,7 @@ class DeviceService(DeviceServiceBase):
             socket_path=served.sockets.get(device.address, ""),
             state=_DEVICE_STATES[device.state],
             reason=device.reason,
+            remark=device.remark,
             vhost_mode=self._mode_of(device, pool) if served.facts.role is Role.MANAGING else None,
             front_end_connected=device.front_end.is_connected,
             front_end_configured=device.front_end.is_configured,

@@ -318,7 +318,7 @@ class Metrics:
         yield BUILD_INFO.each([((__version__,), 1)])
         yield ROLE.each(_one_of(Role, served.facts.role))
         yield READY.of(served.health.ready)
-        yield DEGRADED.of(len(served.health.degraded))
+        yield DEGRADED.of(len(served.health.unserved))
 
     def _daemon(self) -> Iterator[Metric]:
         facts = self._sources.view.served.facts

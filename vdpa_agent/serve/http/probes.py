@@ -24,7 +24,7 @@ def readyz(view: View) -> Page:
         health = view.served.health
         checks = (Check("agent"), *health.checks)
         # What is not as it should be, and yet no reason to stop a rollout.
-        notes = [f"{check.name}: {check.reason}" for check in health.degraded if check not in checks]
+        notes = [f"{check.name}: {check.reason}" for check in health.degraded]
         if health.waiting_for:
             notes.append(f"waits for {health.waiting_for}")
         return _answer("readyz", checks, notes, query)
