@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from vdpa_agent.cli.parser import build_parser
 from vdpa_agent.cli.values import path, permission_bits, seconds, seconds_or_none
+from vdpa_agent.model.daemon import VhostMode
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CHART: Final = ROOT / "charts" / "vdpa-agent"
@@ -50,6 +51,9 @@ DERIVED: Final = {
     "socket_dir": "in `runDirectory`",
     "socket_list": "in `runDirectory`",
     "memory": "none without `hugepages`, else hugepages",
+    "resource_config": "of `resourceConfig` or `resourceConfigMap`",
+    "kubelet_dir": "/var/lib/kubelet with `devicePlugin.enabled`",
+    "sysfs": "the node's where there are pools, else /sys",
 }
 """Options that other values decide where they are not given."""
 
@@ -173,6 +177,13 @@ def schema_text() -> str:
     probe = _object(
         dict.fromkeys(("periodSeconds", "timeoutSeconds", "failureThreshold", "initialDelaySeconds"), seconds)
     )
+    vf_pool = {
+        "resourceName": {"type": "string", "minLength": 1},
+        "resourcePrefix": text,
+        "selectors": {"type": ["object", "array", "null"]},
+        "vhostMode": {"enum": [*VhostMode, None]},
+        "simulated": number,
+    }
     pod = {
         "image": _object(
             {
@@ -194,6 +205,13 @@ def schema_text() -> str:
         "deviceList": _list(
             {"type": "string", "pattern": r"^([0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7]$"}
         ),
+        # What may stand in a pool the agent knows, and refuses by name.
+        "resourceConfig": {
+            **_object({"resourceList": _list({"type": "object", "required": ["resourceName"], "properties": vf_pool})}),
+            "type": ["object", "null"],
+        },
+        "resourceConfigMap": text,
+        "devicePlugin": _object({"enabled": flag}),
         "hugepages": _object(
             {
                 "size": {"enum": ["none", "2Mi", "1Gi"]},

@@ -6,8 +6,9 @@ import pytest
 
 from tests.chart.render import ALL, container, daemon_set, objects, of_kind, pod_spec
 from vdpa_agent.cli.parser import build_parser
+from vdpa_agent.files.resource_config import decode_resource_config
 
-UNPRIVILEGED = [case for case in ALL if case not in {"privileged.yaml", "pools.yaml"}]
+UNPRIVILEGED = [case for case in ALL if case not in {"privileged.yaml", "pools.yaml", "sriov-config-map.yaml"}]
 
 
 @pytest.mark.parametrize("case", UNPRIVILEGED)
@@ -28,17 +29,24 @@ def added(*arguments: str, case: str = "default.yaml") -> Any:
 
 
 def test_each_capability_comes_with_what_needs_it() -> None:
-    assert added() == ["IPC_LOCK"]
-    assert added("--set=config.simulate=true") == []
+    none = "resourceConfig=null"
+    assert added() == ["IPC_LOCK", "DAC_OVERRIDE"]
+    assert added(f"--set={none}") == ["IPC_LOCK"]
+    assert added("--set=config.simulate=true") == ["DAC_OVERRIDE"]
     assert added("--set=config.exampleData=true") == []
     assert added("--set=config.daemon=none") == []
-    assert added("--set=runAsUser=1000") == []  # it would not reach a process of another user than root
-    assert added("--set=config.simulate=true,config.socketOwner=107") == ["CHOWN", "FOWNER"]
-    assert added("--set=config.simulate=true,extraCapabilities={NET_RAW}") == ["NET_RAW"]
+    # They would not reach a process of another user than root.
+    assert added("--set=runAsUser=1000,devicePlugin.enabled=false") == []
+    assert added(f"--set={none},config.simulate=true,config.socketOwner=107") == ["CHOWN", "FOWNER"]
+    assert added(f"--set={none},config.simulate=true,extraCapabilities={{NET_RAW}}") == ["NET_RAW"]
+    assert added(f"--set={none},config.simulate=true,config.vhostMode=client") == ["DAC_OVERRIDE"]
+    server = '--set-json=resourceConfig={"resourceList":[{"resourceName":"net","vhostMode":"server"}]}'
+    assert added(server) == ["IPC_LOCK"]
+    assert added("--set=resourceConfigMap=pools", server) == ["IPC_LOCK", "DAC_OVERRIDE"]
 
 
 def test_a_socket_group_is_a_group_of_the_process_and_needs_no_capability() -> None:
-    arguments = "--set=config.simulate=true,config.socketGroup=107,supplementalGroups={5}"
+    arguments = "--set=resourceConfig=null,config.simulate=true,config.socketGroup=107,supplementalGroups={5}"
     assert pod_spec(arguments)["securityContext"] == {"supplementalGroups": [5, 107]}
     assert added(arguments) == []
 
@@ -47,7 +55,11 @@ def test_the_privileged_mode_mounts_the_device_files() -> None:
     spec = pod_spec(case="privileged.yaml")
     assert spec["containers"][0]["securityContext"]["privileged"] is True
     paths = {volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
-    assert paths == {"/var/run/vdpa", "/dev/vfio"}
+    assert paths - {path for path in paths if path.startswith("/var/lib/kubelet/")} == {
+        "/var/run/vdpa",
+        "/sys",
+        "/dev/vfio",
+    }
 
 
 @pytest.mark.parametrize("case", ALL)
@@ -148,15 +160,89 @@ def test_pools_are_daemon_sets_that_differ_in_what_they_say() -> None:
 
 def test_the_device_list_is_a_file_of_the_pod() -> None:
     things = objects(case="simulated.yaml")
-    (config_map,) = of_kind("ConfigMap", things)
-    assert config_map["data"] == {"pciList.dat": "0000:82:00.2\n0000:82:00.3\n"}
+    (devices,) = (thing for thing in of_kind("ConfigMap", things) if thing["metadata"]["name"].endswith("-devices"))
+    assert devices["data"] == {"pciList.dat": "0000:82:00.2\n0000:82:00.3\n"}
     assert "--pci-list=/etc/vdpa-agent/pciList.dat" in container(case="simulated.yaml")["args"]
+
+
+def mounts(*arguments: str, case: str = "default.yaml") -> dict[str, Any]:
+    """Where in the container each volume is, with the volume."""
+    spec = pod_spec(*arguments, case=case)
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    return {mount["mountPath"]: volumes[mount["name"]] for mount in spec["containers"][0]["volumeMounts"]}
+
+
+@pytest.mark.parametrize("case", ["default.yaml", "simulated.yaml"])
+def test_the_agent_takes_the_pools_of_the_values(case: str) -> None:
+    (pools,) = (thing for thing in of_kind("ConfigMap", objects(case=case)) if "config.json" in thing["data"])
+    config = decode_resource_config(pools["data"]["config.json"].encode(), simulate=case == "simulated.yaml")
+    (pool,) = config.pools
+    assert (pool.resource, pool.vhost_mode) == ("vdpa.io/net", "client")
+    assert "--resource-config=/etc/vdpa-agent-pools/config.json" in container(case=case)["args"]
+    assert mounts(case=case)["/etc/vdpa-agent-pools"]["configMap"] == {"name": pools["metadata"]["name"]}
+
+
+def test_the_pool_of_a_new_install_takes_only_what_somebody_meant_for_a_vdpa_driver() -> None:
+    (pools,) = (thing for thing in of_kind("ConfigMap", objects()) if "config.json" in thing["data"])
+    (pool,) = decode_resource_config(pools["data"]["config.json"].encode(), simulate=False).pools
+    assert pool.selectors
+    for selector in pool.selectors:
+        assert selector.drivers == ("vfio-pci",)
+        assert len(selector.vendors) == len(selector.devices) == 1
+
+
+def test_a_config_map_that_is_there_wins_over_the_values() -> None:
+    things = objects(case="sriov-config-map.yaml")
+    assert not of_kind("ConfigMap", things)
+    there = mounts(case="sriov-config-map.yaml")
+    assert there["/etc/vdpa-agent-pools"]["configMap"] == {"name": "sriovdp-config"}
+    assert there["/var/lib/k0s/kubelet/device-plugins"]["hostPath"]["path"] == "/var/lib/k0s/kubelet/device-plugins"
+
+
+def test_the_device_plugin_mounts_what_the_kubelet_has_for_plugins_and_nothing_else_of_it() -> None:
+    of_kubelet = {path: volume["hostPath"] for path, volume in mounts().items() if path.startswith("/var/lib")}
+    assert of_kubelet == {
+        "/var/lib/kubelet/device-plugins": {"path": "/var/lib/kubelet/device-plugins", "type": "Directory"},
+        "/var/lib/kubelet/pod-resources": {"path": "/var/lib/kubelet/pod-resources", "type": "DirectoryOrCreate"},
+    }
+    assert "--kubelet-dir=/var/lib/kubelet" in container()["args"]
+    off = "--set=devicePlugin.enabled=false"
+    assert not [path for path in mounts(off) if path.startswith("/var/lib")]
+    assert not [argument for argument in container(off)["args"] if argument.startswith("--kubelet-dir")]
+    assert "--resource-config=/etc/vdpa-agent-pools/config.json" in container(off)["args"]
+
+
+def test_one_set_of_pods_may_do_without_the_device_plugin() -> None:
+    things = of_kind("DaemonSet", objects("--set=pools.a.devicePlugin.enabled=false", "--set=pools.b.runAsUser=0"))
+    with_it = {
+        thing["metadata"]["name"]: any("--kubelet-dir" in argument for argument in args)
+        for thing in things
+        for args in [thing["spec"]["template"]["spec"]["containers"][0]["args"]]
+    }
+    assert with_it == {"vdpa-agent-a": False, "vdpa-agent-b": True}
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--set=config.exampleData=true", "--set=config.daemon=none", "--set=resourceConfig=null"]
+)
+def test_where_nothing_can_be_handed_out_the_kubelet_is_left_alone(arguments: str) -> None:
+    args = container(arguments)["args"]
+    assert not [word for word in args if word.startswith(("--kubelet-dir", "--resource-config", "--sysfs"))]
+    assert list(mounts(arguments)) == ["/var/run/vdpa"]
+
+
+def test_vfs_are_looked_for_in_the_sysfs_of_the_node() -> None:
+    assert mounts()["/host/sys"]["hostPath"] == {"path": "/sys", "type": "Directory"}
+    assert "--sysfs=/host/sys" in container()["args"]
+    assert "/host/sys" not in mounts("--set=config.sysfs=/copy")
+    assert "--sysfs=/copy" in container("--set=config.sysfs=/copy")["args"]
 
 
 def test_security_context_constraints_allow_what_the_pod_asks_and_no_more() -> None:
     things = objects(case="openshift.yaml")
     (constraints,) = of_kind("SecurityContextConstraints", things)
-    assert constraints["allowedCapabilities"] == added(case="openshift.yaml") == ["IPC_LOCK", "CHOWN", "FOWNER"]
+    assert constraints["allowedCapabilities"] == added(case="openshift.yaml")
+    assert constraints["allowedCapabilities"] == ["IPC_LOCK", "CHOWN", "FOWNER", "DAC_OVERRIDE"]
     assert constraints["allowPrivilegedContainer"] is False
     assert constraints["users"] == ["system:serviceaccount:network:vdpa-agent"]
     used = {next(key for key in volume if key != "name") for volume in pod_spec(case="openshift.yaml")["volumes"]}

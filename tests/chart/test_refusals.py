@@ -34,6 +34,13 @@ WRONG = [
     ("--set=tolerations[0].operater=Exists", "at '/tolerations/0': additional properties 'operater' not allowed"),
     ("--set=probes.start.periodSeconds=1", "at '/probes': additional properties 'start' not allowed"),
     ("--set=pools.Upper.runAsUser=1", "'Upper' does not match pattern"),
+    ("--set=devicePlugin.enable=true", "at '/devicePlugin': additional properties 'enable' not allowed"),
+    ("--set=resourceConfig.resources=1", "at '/resourceConfig': additional properties 'resources' not allowed"),
+    (
+        "--set=resourceConfig.resourceList[0].vhostMode=both",
+        "at '/resourceConfig/resourceList/0/vhostMode': value must be one of 'server', 'client'",
+    ),
+    ("--set=runAsUser=1000", "devicePlugin.enabled needs runAsUser 0, not 1000: the kubelet's directory is root's"),
     (
         "--set=terminationGracePeriodSeconds=9",
         "too short: the kubelet would kill the agent before its daemon has ended",

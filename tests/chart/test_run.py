@@ -13,12 +13,16 @@ PATIENCE_S = 20
 
 def test_the_rendered_pods_do_what_they_are_for(run_dir: Path) -> None:
     # Below another run directory, where the kubelet would mount the device list elsewhere.
-    pci_list = run_dir / "pciList.dat"
+    pci_list, pools, kubelet_dir = run_dir / "pciList.dat", run_dir / "config.json", run_dir / "kubelet"
     vdpad = built("native/vdpad/vdpad", "native")
-    arguments = f"--set=runDirectory={run_dir},config.pciList={pci_list},config.vdpad={vdpad},config.httpListen=null"
+    places = (
+        f"config.pciList={pci_list},config.resourceConfig={pools},config.kubeletDir={kubelet_dir},config.sysfs=/sys"
+    )
+    arguments = f"--set=runDirectory={run_dir},{places},config.vdpad={vdpad},config.httpListen=null"
     things = objects(arguments, case="simulated.yaml")
-    (config_map,) = of_kind("ConfigMap", things)
-    pci_list.write_text(config_map["data"]["pciList.dat"])
+    for config_map in of_kind("ConfigMap", things):
+        for name, content in config_map["data"].items():
+            (run_dir / name).write_text(content)
     agent = container(arguments, case="simulated.yaml")
     (test,) = of_kind("Pod", things)
     inherited = dict(os.environ)  # noqa: TID251 - the container's environment goes on top of it
@@ -32,7 +36,7 @@ def test_the_rendered_pods_do_what_they_are_for(run_dir: Path) -> None:
         try:
             assert process.stderr is not None
             log = JsonLines(process.stderr)
-            log.wait(process, "device_ready", count=2)
+            log.wait(process, "device_ready", count=4)
             asked = []
             for step in (*test["spec"]["initContainers"], *test["spec"]["containers"]):
                 environment = {entry["name"]: entry["value"] for entry in step["env"]}

@@ -65,7 +65,8 @@ def test_the_rendered_pod_serves_packets_to_another_container(run_dir: Path, use
     if user != 0:
         run.mkdir(parents=True)
         os.chown(run, user, user)
-    things = objects(arguments, case="simulated.yaml")
+    # There is no kubelet here.
+    things = objects(arguments, "--set=resourceConfig=null", case="simulated.yaml")
     (daemon_set,) = of_kind("DaemonSet", things)
     pod = pod_of(daemon_set, image=AGENT, node=run_dir)
     with played(run_dir, *of_kind("ConfigMap", things), pod) as agent:

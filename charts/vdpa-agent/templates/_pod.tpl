@@ -16,7 +16,37 @@ Each of these takes a dict: `root`, the chart's own scope; `name`, that of the D
 {{- $_ := set $options $name $value -}}
 {{- end -}}
 {{- end -}}
+{{- if and (include "vdpa-agent.hasPools" $pool) (not (hasKey $options "resourceConfig")) -}}
+{{- $_ := set $options "resourceConfig" "/etc/vdpa-agent-pools/config.json" -}}
+{{- end -}}
+{{- if and (include "vdpa-agent.hasPools" $pool) (not (hasKey $options "sysfs")) -}}
+{{- $_ := set $options "sysfs" "/host/sys" -}}
+{{- end -}}
+{{- if and (hasKey $options "resourceConfig") $pool.devicePlugin.enabled -}}
+{{- if ne (int $pool.runAsUser) 0 -}}
+{{- fail (printf "devicePlugin.enabled needs runAsUser 0, not %v: the kubelet's directory is root's; say devicePlugin.enabled=false, and pods get no VF by their limits" $pool.runAsUser) -}}
+{{- end -}}
+{{- if not (hasKey $options "kubeletDir") -}}
+{{- $_ := set $options "kubeletDir" "/var/lib/kubelet" -}}
+{{- end -}}
+{{- end -}}
 {{ toYaml $options }}
+{{- end }}
+
+{{/* Whether the chart gives the agent pools of VFs. Where the agent has no daemon, it serves none. */}}
+{{- define "vdpa-agent.hasPools" -}}
+{{- $inline := dig "resourceList" (list) (.resourceConfig | default dict) -}}
+{{- if and (or .resourceConfigMap $inline) (not .config.exampleData) (ne (.config.daemon | default "auto") "none") -}}true{{- end -}}
+{{- end }}
+
+{{/* Whether front ends may open sockets that belong to users of their own: any may in a ConfigMap that is not ours. */}}
+{{- define "vdpa-agent.connectsToOthers" -}}
+{{- $clients := or (eq (.options.vhostMode | default "server") "client") (ne .pool.resourceConfigMap "") -}}
+{{- range dig "resourceList" (list) (.pool.resourceConfig | default dict) -}}
+{{- if eq (.vhostMode | default "") "client" -}}{{- $clients = true -}}{{- end -}}
+{{- end -}}
+{{- $managed := not (or .options.exampleData (eq (.options.daemon | default "auto") "none")) -}}
+{{- if and $clients $managed (eq (int .pool.runAsUser) 0) -}}true{{- end -}}
 {{- end }}
 
 {{/* Whether the daemon may be given VFs of hardware. */}}
@@ -70,7 +100,8 @@ capabilities:
   drop: [ALL]
   {{- $owned := hasKey .options "socketOwner" }}
   {{- $locks := and (eq (int $pool.runAsUser) 0) (include "vdpa-agent.drivesHardware" .options) }}
-  {{- if or $owned $locks $pool.extraCapabilities }}
+  {{- $connects := include "vdpa-agent.connectsToOthers" . }}
+  {{- if or $owned $locks $connects $pool.extraCapabilities }}
   add:
     {{- if $locks }}
     - IPC_LOCK  # VFIO pins the memory of front ends, more of it than the limit of a container allows
@@ -78,6 +109,9 @@ capabilities:
     {{- if $owned }}
     - CHOWN  # sockets are given to config.socketOwner
     - FOWNER  # and get their mode after that
+    {{- end }}
+    {{- if $connects }}
+    - DAC_OVERRIDE  # in vhost mode client the sockets are those of front ends, of whatever user
     {{- end }}
     {{- range $pool.extraCapabilities }}
     - {{ . }}
@@ -263,6 +297,23 @@ containers:
         mountPath: /etc/vdpa-agent
         readOnly: true
       {{- end }}
+      {{- if include "vdpa-agent.hasPools" $pool }}
+      - name: pools
+        mountPath: /etc/vdpa-agent-pools
+        readOnly: true
+      {{- if eq .options.sysfs "/host/sys" }}
+      - name: sysfs
+        mountPath: /host/sys
+        readOnly: true
+      {{- end }}
+      {{- end }}
+      {{- if and $pool.devicePlugin.enabled .options.kubeletDir }}
+      - name: device-plugins
+        mountPath: {{ .options.kubeletDir }}/device-plugins
+      - name: pod-resources
+        mountPath: {{ .options.kubeletDir }}/pod-resources
+        readOnly: true
+      {{- end }}
       {{- if ne $pool.hugepages.size "none" }}
       - name: hugepages
         mountPath: /dev/hugepages
@@ -285,6 +336,29 @@ volumes:
   - name: device-list
     configMap:
       name: {{ .name }}-devices
+  {{- end }}
+  {{- if include "vdpa-agent.hasPools" $pool }}
+  - name: pools
+    configMap:
+      name: {{ $pool.resourceConfigMap | default (printf "%s-pools" .name) }}
+  {{- if eq .options.sysfs "/host/sys" }}
+  # The pod's own does not have the network interfaces of the node, by which pfNames goes.
+  - name: sysfs
+    hostPath:
+      path: /sys
+      type: Directory
+  {{- end }}
+  {{- end }}
+  {{- if and $pool.devicePlugin.enabled .options.kubeletDir }}
+  - name: device-plugins
+    hostPath:
+      path: {{ .options.kubeletDir }}/device-plugins
+      type: Directory
+  # Absent before Kubernetes 1.15.
+  - name: pod-resources
+    hostPath:
+      path: {{ .options.kubeletDir }}/pod-resources
+      type: DirectoryOrCreate
   {{- end }}
   {{- if ne $pool.hugepages.size "none" }}
   - name: hugepages
