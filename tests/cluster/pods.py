@@ -1,5 +1,6 @@
-"""Pods of the tests: front ends that count packets."""
+"""Pods of the tests: front ends that count packets, some of which get their VF by their limits alone."""
 
+import copy
 import json
 from typing import Any, Final
 
@@ -8,6 +9,8 @@ from tests.processes import eventually
 
 SUCCEEDED: Final = "jsonpath={.status.phase}=Succeeded"
 RUNNING: Final = "condition=Ready"
+NET: Final = "vdpa.io/net"
+"""The resource of the pool `net`."""
 
 
 def front(name: str, socket: str, *arguments: str) -> Object:
@@ -36,6 +39,65 @@ def front(name: str, socket: str, *arguments: str) -> Object:
                 }
             ],
             "volumes": [{"name": "sockets", "hostPath": {"path": directory, "type": "Directory"}}],
+        },
+    }
+
+
+def limited(name: str, *arguments: str, vfs: int = 1, resource: str = NET) -> Object:
+    """A pod of the counting front end that opens the socket of the VF it gets by its limits; it passes `restricted`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 5,
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "front",
+                    "image": "vdpa-front:0.1.0",
+                    "args": [
+                        "--path=$(VDPA_NET_SOCKET)",
+                        "--server",
+                        "--memory=none",
+                        "--connect-timeout=120",
+                        *arguments,
+                    ],
+                    "resources": {"limits": {resource: vfs}},
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "readOnlyRootFilesystem": True,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                }
+            ],
+        },
+    }
+
+
+def python(name: str, code: str, *, vfs: int = 1, resource: str = NET) -> Object:
+    """The same, with a Python program in place of the front end."""
+    pod = limited(name, vfs=vfs, resource=resource)
+    (container,) = pod["spec"]["containers"]
+    container["image"] = "vdpa-agent:0.1.0"
+    container["command"] = ["/opt/vdpa-agent/bin/python", "-c", code]
+    del container["args"]
+    return pod
+
+
+def deployment(pod: Object) -> Object:
+    """A Deployment of one such pod, which is replaced when it ends."""
+    pod = copy.deepcopy(pod)
+    labels = pod["metadata"]["labels"]
+    pod["spec"]["restartPolicy"] = "Always"
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": pod["metadata"]["name"]},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": pod["spec"]},
         },
     }
 

@@ -29,7 +29,7 @@ def enter(node: int) -> list[str]:
 
 
 def processes_of(node: int) -> list[int]:
-    """All processes of the node with this process 1, pods among them."""
+    """All processes of the node with this process 1; containers have PID namespaces of their own, so theirs are not."""
 
     def lives_in(pid: int) -> str:
         try:
