@@ -53,6 +53,7 @@ DERIVED: Final = {
     "memory": "none without `hugepages`, else hugepages",
     "resource_config": "of `resourceConfig` or `resourceConfigMap`",
     "kubelet_dir": "/var/lib/kubelet with `devicePlugin.enabled`",
+    "device_info_dir": "/var/run/k8s.cni.cncf.io/devinfo/dp with `devicePlugin.enabled`",
     "sysfs": "the node's where there are pools, else /sys",
 }
 """Options that other values decide where they are not given."""

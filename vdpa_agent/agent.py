@@ -228,6 +228,7 @@ async def _speak_with_kubelet(config: AgentConfig, directories: Directories, vie
     plugins = Plugins(
         config.kubelet.directory,
         directories,
+        device_info_dir=config.kubelet.device_info,
         served=lambda: view.served,
         revision=view.revision,
         hold_timeout_s=config.serve.hold_timeout_s,

@@ -13,7 +13,7 @@ from vdpa_agent.model.backoff import Backoff
 from vdpa_agent.model.daemon import VhostMode
 from vdpa_agent.model.health import ReadyWhen
 from vdpa_agent.model.mapping import SOCKET_PATH_MAX_BYTES
-from vdpa_agent.model.naming import SocketNaming
+from vdpa_agent.model.naming import DEVICE_SOCKET, SocketNaming
 from vdpa_agent.model.pci import PciAddress
 
 RUN_DIRECTORY: Final = Path("/var/run/vdpa")
@@ -23,9 +23,6 @@ DEFAULT_SOCKET_LIST: Final = RUN_DIRECTORY / "socketList.dat"
 DEFAULT_PCI_LIST: Final = RUN_DIRECTORY / "pciList.dat"
 DEFAULT_SOCKET_DIRECTORY: Final = RUN_DIRECTORY / "vhost"
 DEFAULT_LISTEN: Final = RUN_DIRECTORY / "vdpa.sock"
-
-DEVICE_SOCKET: Final = "vhost.sock"
-"""The name of the socket in the directory that a device has of its own."""
 
 _LONGEST_DEVICE_SOCKET: Final = f"/00000000:00:00.0/{DEVICE_SOCKET}"
 CONNECTIONS_FOR_ROOT: Final = 64
@@ -296,9 +293,11 @@ class KubeletConfig(NamedTuple):
 
     Attributes:
         directory: the kubelet's, in which plugins register; None: the agent does not speak with it.
+        device_info: where a file for each device is kept for Multus; None: nowhere.
     """
 
     directory: Path | None = None
+    device_info: Path | None = None
 
 
 class LogConfig(NamedTuple):
@@ -337,11 +336,7 @@ class AgentConfig:
         if self.daemon.device_dir == self.daemon.socket_dir:
             message = f"--socket-dir {self.daemon.socket_dir} is the place of the devices' own directories"
             raise ConfigError(message)
-        if self.kubelet.directory is not None:
-            _absolute("--kubelet-dir", self.kubelet.directory)
-            if self.files.resource_config is None:
-                message = "--kubelet-dir offers the pools of --resource-config to the kubelet, give one"
-                raise ConfigError(message)
+        self._check_kubelet()
         options: dict[Path, str] = {}
         for option, path in paths.items():
             other = options.setdefault(path, option)
@@ -352,6 +347,18 @@ class AgentConfig:
             message = "--example-data serves sockets that no daemon opens, drop it or --daemon vdpad"
             raise ConfigError(message)
 
+    def _check_kubelet(self) -> None:
+        if self.kubelet.directory is not None:
+            _absolute("--kubelet-dir", self.kubelet.directory)
+            if self.files.resource_config is None:
+                message = "--kubelet-dir offers the pools of --resource-config to the kubelet, give one"
+                raise ConfigError(message)
+        if self.kubelet.device_info is not None:
+            _absolute("--device-info-dir", self.kubelet.device_info)
+            if self.kubelet.directory is None:
+                message = "--device-info-dir is about the devices that the kubelet hands out, give --kubelet-dir"
+                raise ConfigError(message)
+
 
 def settings_in_force(config: AgentConfig) -> dict[str, str]:
     """The settings by the name of their option, for people to read."""
@@ -361,6 +368,7 @@ def settings_in_force(config: AgentConfig) -> dict[str, str]:
         "socket-list": files.socket_list,
         "resource-config": files.resource_config or "",
         "kubelet-dir": config.kubelet.directory or "",
+        "device-info-dir": config.kubelet.device_info or "",
         "listen": serve.listen,
         "listen-mode": f"{serve.listen_mode:04o}",
         "listen-group": "" if serve.listen_group is None else serve.listen_group,

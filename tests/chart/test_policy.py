@@ -65,7 +65,7 @@ def test_nothing_is_held_against_it_but_what_has_a_reason(case: str) -> None:
 def test_what_the_policy_holds_against_the_default_mode_names_only_mounts_and_ipc_lock() -> None:
     details = {finding["detail"] for finding in findings("default.yaml") if finding["level"] == "baseline"}
     assert details == {
-        'volumes "run", "sysfs", "device-plugins", "pod-resources"',
+        'volumes "run", "sysfs", "device-plugins", "pod-resources", "device-info"',
         'container "vdpa-agent" must not include "IPC_LOCK" in securityContext.capabilities.add',
     }
 

@@ -13,11 +13,9 @@ PATIENCE_S = 20
 
 def test_the_rendered_pods_do_what_they_are_for(run_dir: Path) -> None:
     # Below another run directory, where the kubelet would mount the device list elsewhere.
-    pci_list, pools, kubelet_dir = run_dir / "pciList.dat", run_dir / "config.json", run_dir / "kubelet"
     vdpad = built("native/vdpad/vdpad", "native")
-    places = (
-        f"config.pciList={pci_list},config.resourceConfig={pools},config.kubeletDir={kubelet_dir},config.sysfs=/sys"
-    )
+    own = {"pciList": "pciList.dat", "resourceConfig": "config.json", "kubeletDir": "kubelet", "deviceInfoDir": "info"}
+    places = ",".join(f"config.{option}={run_dir / name}" for option, name in own.items()) + ",config.sysfs=/sys"
     arguments = f"--set=runDirectory={run_dir},{places},config.vdpad={vdpad},config.httpListen=null"
     things = objects(arguments, case="simulated.yaml")
     for config_map in of_kind("ConfigMap", things):

@@ -142,6 +142,16 @@ def test_no_command_imports_more_than_it_needs() -> None:
         (["run", "--socket-dir=/" + "x" * 100], 2, "is too long: a socket in it would exceed the 107 bytes"),
         (["run", "--socket-list=/a", "--pci-list=/a"], 2, "--socket-list and --pci-list are both /a"),
         (["run", "--listen=/a", "--pci-list=/a"], 2, "--listen and --pci-list are both /a, give them two names"),
+        (
+            ["run", "--kubelet-dir=/a"],
+            2,
+            "--kubelet-dir offers the pools of --resource-config to the kubelet, give one",
+        ),
+        (
+            ["run", "--device-info-dir=/a"],
+            2,
+            "--device-info-dir is about the devices that the kubelet hands out, give --kubelet-dir",
+        ),
         (["run", "--listen=/a", "--socket-dir=/a"], 2, "--listen and --socket-dir are both /a, give them two names"),
         (["run", "--socket-list=/"], 2, "--socket-list / is a directory, name a file in it"),
         ([], 2, "usage: vdpa-agent"),

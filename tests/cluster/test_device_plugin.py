@@ -114,6 +114,20 @@ def test_a_container_has_its_own_vf_and_sees_no_other(agent: Cluster, restricted
     assert not [volume for volume in volumes if "hostPath" in volume]
 
 
+def test_multus_would_find_the_socket_of_the_vf(agent: Cluster, restricted: str) -> None:
+    start(agent, restricted, "front")
+    directory = agent.node.path("/run/k8s.cni.cncf.io/devinfo/dp")
+    files = {path.name: json.loads(path.read_text()) for path in directory.iterdir()}
+    assert sorted(files) == [f"vdpa.io-net-{address}-device.json" for address in (A, B)]
+    for address in (A, B):
+        # The container is the server: its application opens the socket.
+        socket = {"mode": "server", "path": f"/run/vdpa/{address}/vhost.sock"}
+        said = files[f"vdpa.io-net-{address}-device.json"]
+        assert said == {"type": "vhost-user", "version": "1.1.0", "vhost-user": socket}
+    agent.replace_agent()
+    assert sorted(path.name for path in directory.iterdir()) == sorted(files)
+
+
 def test_one_pod_may_have_both(agent: Cluster, restricted: str) -> None:
     agent.apply(python("look", LOOK, vfs=2), namespace=restricted)
     agent.wait("pod/look", SUCCEEDED, namespace=restricted)
@@ -291,5 +305,6 @@ def test_an_uninstall_takes_the_resource_away(agent: Cluster) -> None:
     agent.uninstall()
     directory = agent.node.path("/var/lib/kubelet/device-plugins")
     assert not [path.name for path in directory.iterdir() if path.name.startswith("vdpa-agent")]
+    assert not list(agent.node.path("/run/k8s.cni.cncf.io/devinfo/dp").iterdir())
     eventually("no VF", lambda: allocatable(agent) == 0, timeout_s=READY_S)
     agent.install(pools(CLIENT))

@@ -69,7 +69,7 @@ def test_a_pod_gets_its_device_and_packets(run_dir: Path, arguments: tuple[str, 
         )
         path = f"/run/vdpa/{A}/vhost.sock"
         info = json.loads(container.envs.pop("PCIDEVICE_VDPA_IO_NET_INFO"))
-        assert info == {A: {"generic": {"deviceID": A}, "vhost-user": {"mode": "server", "path": path}}}
+        assert info == {A: {"generic": {"deviceID": A}, "vhost-user": {"mode": "client", "path": path}}}
         assert dict(container.envs) == {
             "PCIDEVICE_VDPA_IO_NET": A,
             "VDPA_NET_SOCKET": path,
@@ -188,7 +188,7 @@ def test_in_client_mode_each_pod_gets_a_writable_directory_of_its_own(
         try:
             agent.wait_logged("front_end_left", device=A)
             info = json.loads(plugin.allocate(A).envs["PCIDEVICE_VDPA_IO_NET_INFO"])
-            assert info[A]["vhost-user"]["mode"] == "client"
+            assert info[A]["vhost-user"]["mode"] == "server"
             assert not os.path.samestat(os.fstat(mounted), Path(mount.host_path).stat())
             assert not list(Path(mount.host_path).iterdir())
         finally:
@@ -234,6 +234,23 @@ def test_the_kubelet_gets_to_know_the_topology(run_dir: Path, arguments: tuple[s
         assert {address[:7] for address in chosen} == {"0000:90", "0000:91"}
         assert [address[:7] for address in sorted(chosen)].count("0000:90") == 2
         assert plugin.preferred(list(vfs), 2, ("0000:92:00.1",)) == ["0000:92:00.1", "0000:92:00.0"]
+
+
+def test_multus_finds_the_socket_of_what_the_kubelet_gave(
+    run_dir: Path, arguments: tuple[str, ...], node: Kubelet
+) -> None:
+    directory = run_dir / "devinfo" / "dp"
+    with running(run_dir, *arguments, f"--device-info-dir={directory}") as agent:
+        plugin = registered(node)
+        plugin.allocate(A)
+        # As it is written when the kubelet has its answer: Multus reads it next.
+        said = json.loads((directory / f"vdpa.io-net-{A}-device.json").read_text())
+        path = f"/run/vdpa/{A}/vhost.sock"
+        assert said == {"type": "vhost-user", "version": "1.1.0", "vhost-user": {"mode": "client", "path": path}}
+        os.kill(agent.daemon_pid(), signal.SIGKILL)
+        agent.wait_logged("daemon_started", count=2)
+        assert (directory / f"vdpa.io-net-{A}-device.json").exists()
+    assert not list(directory.iterdir())
 
 
 def test_an_agent_that_speaks_with_the_kubelet_carries_no_openssl(

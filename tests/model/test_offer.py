@@ -81,24 +81,23 @@ def test_devices_are_near_each_other_and_of_many_pfs(size: int, available: str, 
 def test_the_environment_is_that_of_the_sriov_plugin_and_more() -> None:
     a, b = PciAddress("0000:82:00.2"), PciAddress("0000:82:00.3")
     pool = Pool("intel.com/fast-net.v2", info={"*": {"token": "x", "kept": "1"}, b: {"token": "y"}})
-    places = {a: (VhostMode.SERVER, "/run/a"), b: (VhostMode.CLIENT, "/run/b")}
-    variables = environment(pool, places)
+    variables = environment(pool, {a: VhostMode.SERVER, b: VhostMode.CLIENT})
     info = json.loads(variables.pop("PCIDEVICE_INTEL_COM_FAST_NET_V2_INFO"))
     assert variables == {
         "PCIDEVICE_INTEL_COM_FAST_NET_V2": f"{a},{b}",
-        "VDPA_FAST_NET_V2_SOCKET": "/run/a",
-        "VDPA_FAST_NET_V2_0_SOCKET": "/run/a",
-        "VDPA_FAST_NET_V2_1_SOCKET": "/run/b",
+        "VDPA_FAST_NET_V2_SOCKET": f"/run/vdpa/{a}/vhost.sock",
+        "VDPA_FAST_NET_V2_0_SOCKET": f"/run/vdpa/{a}/vhost.sock",
+        "VDPA_FAST_NET_V2_1_SOCKET": f"/run/vdpa/{b}/vhost.sock",
     }
     assert info == {
         a: {
             "extraInfo": {"token": "x", "kept": "1"},
             "generic": {"deviceID": a},
-            "vhost-user": {"mode": "server", "path": "/run/a"},
+            "vhost-user": {"mode": "client", "path": f"/run/vdpa/{a}/vhost.sock"},
         },
         b: {
             "extraInfo": {"token": "y", "kept": "1"},
             "generic": {"deviceID": b},
-            "vhost-user": {"mode": "client", "path": "/run/b"},
+            "vhost-user": {"mode": "server", "path": f"/run/vdpa/{b}/vhost.sock"},
         },
     }

@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
             http_listen=options.http_listen,
             tracing=options.tracing,
         ),
-        kubelet=KubeletConfig(options.kubelet_dir),
+        kubelet=KubeletConfig(options.kubelet_dir, options.device_info_dir),
         log=LogConfig(level=options.log_level, format=options.log_format),
     )
     # Process 1 is deaf to signals that it does not handle, and the agent is not there yet to do so.

@@ -289,6 +289,14 @@ def _add_run(parser: _Parser) -> None:
         " of the kubelet then, for pods to ask for; without it the kubelet gets to know nothing",
     )
     option(
+        "--device-info-dir",
+        kind=path,
+        default=None,
+        metavar="DIRECTORY",
+        help_text="where Multus looks for the sockets of such VFs, normally /var/run/k8s.cni.cncf.io/devinfo/dp;"
+        " without it no file is written",
+    )
+    option(
         "--listen", kind=listen_path, default=DEFAULT_LISTEN, metavar="SOCKET", help_text="the unix socket to answer on"
     )
     option(

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import structlog
 
-from vdpa_agent.config import DEVICE_SOCKET, DaemonConfig
+from vdpa_agent.config import DaemonConfig
 from vdpa_agent.daemon.answers import Told, parse_facts, parse_front_ends
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.directory import SocketDirectory
@@ -24,6 +24,7 @@ from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import SERVED, Device, DeviceFacts, DeviceState, VhostMode
 from vdpa_agent.model.front_end import FrontEnd
 from vdpa_agent.model.loaded import Loaded
+from vdpa_agent.model.naming import DEVICE_SOCKET
 from vdpa_agent.model.pci import DeviceList, PciAddress, printable, shown
 from vdpa_agent.model.plan import Record, Step, next_look_s, next_step
 from vdpa_agent.model.pools import Pool, Pools

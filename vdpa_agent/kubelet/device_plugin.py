@@ -8,7 +8,7 @@ import structlog
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from vdpa_agent.config import DEVICE_SOCKET
+from vdpa_agent.kubelet.device_info import DeviceInfo
 from vdpa_agent.kubelet.directories import Directories
 from vdpa_agent.kubelet.offers import Offers
 from vdpa_agent.kubelet.pb import device_plugin_pb2 as pb
@@ -41,6 +41,8 @@ class Devices:
         self,
         offers: Offers,
         directories: Directories,
+        info: DeviceInfo | None,
+        *,
         served: Callable[[], Served],
         revision: Latest[int],
         hold_timeout_s: float,
@@ -50,6 +52,7 @@ class Devices:
         Args:
             offers: which devices there are.
             directories: those of the devices.
+            info: their files for Multus; None: there are none.
             served: what is served now.
             revision: changes with it.
             hold_timeout_s: how long a pod waits for its device, in seconds.
@@ -58,6 +61,7 @@ class Devices:
         self.hold_timeout_s = hold_timeout_s
         self.given = Latest(0)
         self._directories = directories
+        self._info = info
         self._served = served
         self._revision = revision
 
@@ -96,6 +100,8 @@ class Devices:
                 problem = await self._directories.renew(address)
             if problem:
                 _refuse(Status.UNAVAILABLE, f"{address} has no directory: {problem}")
+        if self._info is not None:
+            await self._info.sync()
         self.given.set(self.given.value + 1)
         return modes
 
@@ -189,8 +195,8 @@ class DevicePlugin(DevicePluginBase):
             raise
         answer = pb.AllocateResponse()
         for row in wanted:
-            places = {address: (modes[address], f"{MOUNT_ROOT}/{address}/{DEVICE_SOCKET}") for address in row}
-            container = answer.container_responses.add(envs=environment(pool, places) if row else {})
+            of_row = {address: modes[address] for address in row}
+            container = answer.container_responses.add(envs=environment(pool, of_row) if row else {})
             for address in row:
                 container.mounts.add(
                     container_path=f"{MOUNT_ROOT}/{address}",

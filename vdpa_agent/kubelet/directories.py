@@ -12,10 +12,10 @@ from typing import Final, NamedTuple, TypeVar
 
 import structlog
 
-from vdpa_agent.config import DEVICE_SOCKET
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import SERVED, VhostMode
 from vdpa_agent.model.health import Role
+from vdpa_agent.model.naming import DEVICE_SOCKET
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.model.served import Served
 from vdpa_agent.node.kinds import kind_of

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+from vdpa_agent.kubelet.device_info import DeviceInfo
 from vdpa_agent.kubelet.device_plugin import Devices
 from vdpa_agent.kubelet.directories import Directories
 from vdpa_agent.kubelet.offers import Offers
@@ -21,6 +22,7 @@ class Plugins:
         kubelet_dir: Path,
         directories: Directories,
         *,
+        device_info_dir: Path | None,
         served: Callable[[], Served],
         revision: Latest[int],
         hold_timeout_s: float,
@@ -30,12 +32,16 @@ class Plugins:
         Args:
             kubelet_dir: the kubelet's directory, normally /var/lib/kubelet.
             directories: those of the devices.
+            device_info_dir: where their files for Multus are; None: nowhere.
             served: what is served now.
             revision: changes with it.
             hold_timeout_s: how long a pod waits for its device, in seconds.
         """
         self._offers = Offers(served, revision)
-        devices = Devices(self._offers, directories, served, revision, hold_timeout_s)
+        self._info = DeviceInfo(device_info_dir, served, revision) if device_info_dir else None
+        devices = Devices(
+            self._offers, directories, self._info, served=served, revision=revision, hold_timeout_s=hold_timeout_s
+        )
         self._registration = Registration(kubelet_dir, devices)
         self.pod_resources = PodResources(kubelet_dir, devices.given)
 
@@ -45,3 +51,5 @@ class Plugins:
             tasks.create_task(self._offers.run(), name="offers")
             tasks.create_task(self._registration.run(), name="registration")
             tasks.create_task(self.pod_resources.run(), name="pod resources")
+            if self._info is not None:
+                tasks.create_task(self._info.run(), name="device info")

@@ -3,10 +3,13 @@
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 from itertools import count
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from vdpa_agent.model.mapping import ENTRIES_MAX
 from vdpa_agent.model.pci import PciAddress
+
+DEVICE_SOCKET: Final = "vhost.sock"
+"""The name of the socket in the directory that a device has of its own."""
 
 
 class SocketNaming(StrEnum):

@@ -8,6 +8,7 @@ from collections.abc import Mapping as ReadOnly
 from typing import Any, Final, NamedTuple
 
 from vdpa_agent.model.daemon import SERVED, DeviceState, VhostMode
+from vdpa_agent.model.naming import DEVICE_SOCKET
 from vdpa_agent.model.pci import PciAddress
 from vdpa_agent.model.pools import Pool, VfFacts, Vfs
 
@@ -90,30 +91,48 @@ def preferred(
     return tuple(chosen)
 
 
-def environment(pool: Pool, places: ReadOnly[PciAddress, tuple[VhostMode, str]]) -> dict[str, str]:
+def socket_in_container(address: PciAddress) -> str:
+    """The path of a device's socket in the container that has it."""
+    return f"{MOUNT_ROOT}/{address}/{DEVICE_SOCKET}"
+
+
+def vhost_user_info(mode: VhostMode, address: PciAddress) -> dict[str, str]:
+    """What a container is told of a socket, in the words of the Device Information Specification (3.1.5).
+
+    The mode there is the container's end: its application connects as the client where the daemon opens the socket.
+
+    Args:
+        mode: which end opens the socket, from the daemon's point of view.
+        address: the device.
+    """
+    end = VhostMode.CLIENT if mode is VhostMode.SERVER else VhostMode.SERVER
+    return {"mode": end.value, "path": socket_in_container(address)}
+
+
+def environment(pool: Pool, modes: ReadOnly[PciAddress, VhostMode]) -> dict[str, str]:
     """The environment variables of a container: those of the SR-IOV network device plugin, and short ones.
 
     Args:
         pool: the resource.
-        places: of each device of the container its vhost mode, and the path of its socket in the container.
+        modes: the devices of the container, each with its vhost mode.
     """
     resource = f"PCIDEVICE_{_variable(pool.resource)}"
     short = f"VDPA_{_variable(pool.resource.rpartition('/')[2])}"
-    sockets = [path for _, path in places.values()]
+    sockets = [socket_in_container(address) for address in modes]
     return {
-        resource: ",".join(places),
-        f"{resource}_INFO": json.dumps({address: _info(pool, address, *place) for address, place in places.items()}),
+        resource: ",".join(modes),
+        f"{resource}_INFO": json.dumps({address: _info(pool, address, mode) for address, mode in modes.items()}),
         f"{short}_SOCKET": sockets[0],
         **{f"{short}_{number}_SOCKET": path for number, path in enumerate(sockets)},
     }
 
 
-def _info(pool: Pool, address: PciAddress, mode: VhostMode, socket: str) -> dict[str, Any]:
+def _info(pool: Pool, address: PciAddress, mode: VhostMode) -> dict[str, Any]:
     extra = {**pool.info.get("*", {}), **pool.info.get(address, {})}
     return {
         **({"extraInfo": extra} if extra else {}),
         "generic": {"deviceID": address},
-        "vhost-user": {"mode": mode.value, "path": socket},
+        "vhost-user": vhost_user_info(mode, address),
     }
 
 

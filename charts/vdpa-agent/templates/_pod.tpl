@@ -29,6 +29,9 @@ Each of these takes a dict: `root`, the chart's own scope; `name`, that of the D
 {{- if not (hasKey $options "kubeletDir") -}}
 {{- $_ := set $options "kubeletDir" "/var/lib/kubelet" -}}
 {{- end -}}
+{{- if not (hasKey $options "deviceInfoDir") -}}
+{{- $_ := set $options "deviceInfoDir" "/var/run/k8s.cni.cncf.io/devinfo/dp" -}}
+{{- end -}}
 {{- end -}}
 {{ toYaml $options }}
 {{- end }}
@@ -313,6 +316,8 @@ containers:
       - name: pod-resources
         mountPath: {{ .options.kubeletDir }}/pod-resources
         readOnly: true
+      - name: device-info
+        mountPath: {{ .options.deviceInfoDir }}
       {{- end }}
       {{- if ne $pool.hugepages.size "none" }}
       - name: hugepages
@@ -358,6 +363,11 @@ volumes:
   - name: pod-resources
     hostPath:
       path: {{ .options.kubeletDir }}/pod-resources
+      type: DirectoryOrCreate
+  # Multus reads there which socket a VF has; without Multus nobody does.
+  - name: device-info
+    hostPath:
+      path: {{ .options.deviceInfoDir }}
       type: DirectoryOrCreate
   {{- end }}
   {{- if ne $pool.hugepages.size "none" }}
