@@ -10,7 +10,8 @@ AgentError                 exit code 1
 │   │   └── Unanswered     1    it did not answer a control request in time
 │   └── RequestRefused     1    it answered a control request with an error
 ├── SocketDirUnusable      1    the directory of the vhost-user sockets cannot be used
-├── NoThread               1    the machine has no thread left for the agent
+├── Starved                1    the machine, or a limit, leaves no memory, open file or file size for the agent
+│   └── NoThread           1    the same of threads
 ├── LibraryMissing         1    a shared library that the agent needs is not there, or too old
 ├── ListenError            1    the gRPC socket or the HTTP address cannot be opened
 │   └── AlreadyRunning     100  another instance holds it
@@ -22,7 +23,20 @@ AgentError                 exit code 1
 Messages are lower case, without a full stop; they name the offending value and what to do about it.
 """
 
-from typing import ClassVar
+import errno
+import os
+from typing import ClassVar, Final
+
+REMEDIES: Final = {
+    errno.ENOMEM: "raise the limit of memory (ulimit -v, or that of the container)",
+    errno.EMFILE: "raise the agent's limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the machine's limit of open files",
+    errno.EFBIG: "raise the agent's limit of file size (ulimit -f)",
+}
+"""What helps where a call fails for want of what a limit leaves, whatever the call was."""
+
+_NO_LIBRARY: Final = ("failed to map segment", "allocate memory", "too many open files")
+"""What the dynamic loader says of a library for which the process has no room: dl-load.c of glibc."""
 
 
 class AgentError(Exception):
@@ -81,11 +95,17 @@ class SocketDirUnusable(AgentError):
     """The directory of the vhost-user sockets cannot be used; the message says why and what to do."""
 
 
-class NoThread(AgentError):
+class Starved(AgentError):
+    """The machine, or a limit, leaves no memory, open file or file size for the agent; the message says which."""
+
+
+class NoThread(Starved):
     """The machine has no thread left for the agent, which does all file work in threads."""
 
     def __init__(self) -> None:
-        super().__init__("no thread can be started; raise the limit of processes (nproc, or pids of the container)")
+        # The kernel says EAGAIN for want of either.
+        remedy = "raise the limit of processes (nproc, or pids of the container), or of memory (ulimit -v)"
+        super().__init__(f"no thread can be started; {remedy}")
 
 
 class LibraryMissing(AgentError):
@@ -138,6 +158,22 @@ def unwrapped(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The first of a group's errors if all are this program's own; else the group, which has a defect among them."""
     _, defects = group.split(AgentError)
     return group if defects else leaf(group)
+
+
+def starved(error: BaseException) -> Starved | None:
+    """What an error of Python's says that the process lacks; None if it is about anything else."""
+    error = leaf(error)
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():  # as protobuf says it
+        return Starved(f"no memory is left; {REMEDIES[errno.ENOMEM]}")
+    if isinstance(error, SystemError):  # C code that lost the error that it had, which is for want of memory
+        return Starved(f"{error}; if that was for want of memory, {REMEDIES[errno.ENOMEM]}")
+    if isinstance(error, ImportError) and any(words in str(error).lower() for words in _NO_LIBRARY):
+        return Starved(f"{error}; {REMEDIES[errno.ENOMEM]}, or that of open files (ulimit -n)")
+    if isinstance(error, OSError) and error.errno in REMEDIES:
+        return Starved(f"{os.strerror(error.errno).lower()}; {REMEDIES[error.errno]}")
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":  # of threading.py
+        return NoThread()
+    return None
 
 
 def leaf(error: BaseException) -> BaseException:

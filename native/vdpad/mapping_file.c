@@ -218,7 +218,8 @@ int mapping_file_replace(struct mapping_file *file, const struct mapping *mappin
     } else if (error == -ENOTEMPTY) {
         snprintf(reason, size, "%s, where it is written first, is a directory: remove it", file->temporary);
     } else {
-        snprintf(reason, size, "%s", strerror(-error));
+        snprintf(reason, size, "%s%s", strerror(-error),
+                 error == -EFBIG ? ": raise the limit of file size (ulimit -f)" : "");
     }
     return error;
 }

@@ -309,7 +309,7 @@ async def test_without_a_descriptor_from_the_start_the_files_are_read_when_there
     with capture_logs() as logs, no_descriptors():
         await lists.first()
         assert lists.devices.value == Loaded(
-            None, "too many open files; raise the agent's limit of open files", refused=True
+            None, "too many open files; raise the agent's limit of open files (ulimit -n)", refused=True
         )
         async with _followed(lists), asyncio.timeout(20):
             while "watch_interrupted" not in [log["event"] for log in logs]:

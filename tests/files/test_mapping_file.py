@@ -134,7 +134,7 @@ async def test_what_cannot_be_read_now_may_be_a_list_and_stays(
     file = MappingFile(config, takes_requests=True)
     with capture_logs() as logs, no_descriptors():
         await file.retire()
-    assert [log["reason"] for log in logs] == ["too many open files; raise the agent's limit of open files"]
+    assert [log["reason"] for log in logs] == ["too many open files; raise the agent's limit of open files (ulimit -n)"]
     assert _names(config) == [name]
     await file.retire()
     assert _names(config) == ["pciList.dat"]

@@ -52,7 +52,7 @@ async def test_jobs_that_are_wanted_at_once_are_done_one_after_the_other() -> No
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.EMFILE, "too many open files; raise the agent's limit of open files"),
+        (errno.EMFILE, "too many open files; raise the agent's limit of open files (ulimit -n)"),
         (errno.ENOSPC, "no space left on device; free some space"),
         (errno.EACCES, "permission denied; give the agent write permission"),
         (errno.EIO, "input/output error; see to the disk"),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vdpa_agent.errors import AddressError
-from vdpa_agent.model.pci import PciAddress, function_number, parse_pci_address, printable, shown
+from vdpa_agent.model.pci import PciAddress, function_number, parse_pci_address, shown
 
 
 @pytest.mark.parametrize(
@@ -53,27 +53,6 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
 
 def test_what_a_peer_sends_is_shown_short_and_printable() -> None:
     assert shown("a\x1b[31m\n" + "x" * 10_000) == "'a\\x1b[31m\\n" + "x" * 57 + "...'"
-
-
-@pytest.mark.parametrize(
-    ("text", "printed"),
-    [
-        ("plain Ünïcode 字", "plain Ünïcode 字"),
-        ("\x1b[31m\r\n\t\0", "\\x1b[31m\\r\\n\\t\\x00"),
-        ("\ud800\u202e\u2028\x9b\U000e0001", "\\ud800\\u202e\\u2028\\x9b\\U000e0001"),
-        ("", ""),
-    ],
-)
-def test_what_cannot_be_seen_is_printed_as_its_escape(text: str, printed: str) -> None:
-    assert printable(text, 100) == printed
-
-
-@given(st.text(), st.integers(0, 50))
-def test_any_text_is_printed_on_one_short_line(text: str, most: int) -> None:
-    printed = printable(text, most)
-    printed.encode()
-    assert printed.isprintable()
-    assert len(printed) <= most
 
 
 def test_functions_of_a_bus_are_numbered_one_after_the_other() -> None:

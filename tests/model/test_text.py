@@ -3,6 +3,8 @@
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vdpa_agent.model.text import printable, printable_lines
 
@@ -26,6 +28,15 @@ def test_what_is_shown(text: str, shown: str) -> None:
 
 def test_no_character_at_all_gets_through_that_is_not_printable() -> None:
     assert printable("".join(map(chr, range(sys.maxunicode + 1)))).isprintable()
+
+
+@given(st.text(), st.integers(0, 50))
+def test_any_text_is_printed_on_one_short_line(text: str, most: int) -> None:
+    printed = printable(text, most)
+    printed.encode()
+    assert printed.isprintable()
+    assert len(printed) <= most
+    assert printable(text).startswith(printed)
 
 
 def test_lines_stay_and_none_begins_at_the_left() -> None:

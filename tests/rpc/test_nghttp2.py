@@ -64,6 +64,41 @@ def test_one_that_is_too_old_likewise(run_dir: Path, old: Path) -> None:
     assert said.startswith(f"vdpa-agent: {LIBRARY} 1.20.0 is too old; install ")
 
 
+BROKEN = {
+    "is empty": "",
+    "is a text": "INPUT(nothing)\n",
+    "has no functions": "int other;",
+    "has no version": "void *nghttp2_version(int least) { (void)least; return 0; }",
+    "has a version without a text": (
+        "static struct { int age, number; const char *version; } info = {1, 1, 0};"
+        "void *nghttp2_version(int least) { (void)least; return &info; }"
+    ),
+    "lacks what sessions call": (
+        'static struct { int age, number; const char *version; } info = {1, 1, "1.99\\x1b[2J"};'
+        "void *nghttp2_version(int least) { (void)least; return &info; }"
+        "void nghttp2_option_set_stream_reset_rate_limit(void) {}"
+        "void nghttp2_option_set_max_continuations(void) {}"
+    ),
+}
+"""What may have the name of the library, each made of this source or text."""
+
+
+@pytest.mark.parametrize("source", BROKEN.values(), ids=BROKEN)
+def test_what_is_another_library_or_none_is_one_line_with_a_remedy(run_dir: Path, source: str) -> None:
+    library = run_dir / LIBRARY
+    if ";" in source:
+        file = run_dir / "broken.c"
+        file.write_text(source)
+        subprocess.run(["cc", "-shared", "-fPIC", f"-Wl,-soname,{LIBRARY}", "-o", library, file], check=True)
+    else:
+        library.write_text(source)
+    code, said = _run("run", "--example-data", f"--listen={run_dir}/s", "--log-level=error", library_path=run_dir)
+    assert (code, said.count("\n")) == (1, 1), said
+    assert said.startswith(f"vdpa-agent: {LIBRARY} ")
+    assert said.endswith(f"{REMEDY}\n")
+    assert said.strip().isprintable()
+
+
 def test_doctor_says_so_too(run_dir: Path, old: Path) -> None:
     arguments = ("doctor", f"--address={run_dir}/s", f"--pci-list={run_dir}/p", f"--socket-list={run_dir}/m")
     _, good = _run(*arguments)

@@ -100,7 +100,9 @@ def run(options: argparse.Namespace) -> int:
 
     with set_up_logs(config.log) as logs:
         warn_of_user_namespace(config.serve.limits)
-        asyncio.run(agent.run(config, logs))
+        # Not asyncio.run(), which complains of a coroutine that was never awaited where no loop can be had.
+        with asyncio.Runner() as runner:
+            runner.run(agent.run(config, logs))
     return 0
 
 
@@ -304,7 +306,8 @@ def _run(options: argparse.Namespace, call: Callable[[Any, Path], Coroutine[Any,
 
         from vdpa_agent.cli import client  # noqa: PLC0415
 
-    return asyncio.run(call(client, options.address))
+    with asyncio.Runner() as runner:
+        return runner.run(call(client, options.address))
 
 
 @contextmanager

@@ -81,7 +81,8 @@ def ask_agent(path: Path, *, timeout_s: float) -> Told:
         return Told(status, tuple(await client.ask_devices(path, timeout_s=timeout_s)))
 
     try:
-        return asyncio.run(ask())
+        with asyncio.Runner() as runner:
+            return runner.run(ask())
     except NotReachable as error:
         return Told(presence=_presence(error.__cause__), silence=str(error))
 

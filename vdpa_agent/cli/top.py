@@ -46,15 +46,16 @@ def top(options: argparse.Namespace) -> int:
     """Shows the devices until `q`, Ctrl-C or the loss of the terminal; or once."""
     live = Live(options.address, interval_s=options.interval, timeout_s=options.timeout)
     if options.once:
-        asyncio.run(live.look_once())
+        with asyncio.Runner() as runner:
+            runner.run(live.look_once())
         for line in live.lines():
             print_line(line)
         return 0
     if not sys.stdout.isatty():
         message = "standard output is no terminal, give --once"
         raise ConfigError(message)
-    with _other_screen():
-        asyncio.run(live.run())
+    with _other_screen(), asyncio.Runner() as runner:
+        runner.run(live.run())
     return 0
 
 

@@ -8,7 +8,7 @@ from vdpa_agent.daemon.messages import whole_number
 from vdpa_agent.errors import DaemonLost, DaemonUnusable
 from vdpa_agent.model.daemon import DeviceFacts, Statistics
 from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, FrontEnd, Refusals, configured
-from vdpa_agent.model.pci import printable
+from vdpa_agent.model.text import printable
 
 PROTOCOL: Final = 2
 """The version of the control protocol that this agent speaks: PROTOCOL of native/vdpad/methods.c."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from vdpa_agent.daemon import launch
-from vdpa_agent.errors import DaemonLost, DaemonUnusable
+from vdpa_agent.errors import REMEDIES, DaemonLost, DaemonUnusable
 
 RLIMIT_LOCKS: Final = 10
 """Of asm-generic/resource.h: a limit that Linux has not enforced since 2.4.25, and that goes along with fork and exec.
@@ -23,6 +23,9 @@ RLIMIT_LOCKS: Final = 10
 A child gets a number of its own there. By it all that descends from the child is known, whatever parent, session, user
 or environment it takes, unless it sets that very limit.
 """
+
+_LIMITS: Final = {"SIGXFSZ": REMEDIES[errno.EFBIG], "SIGXCPU": "raise the agent's limit of CPU time (ulimit -t)"}
+"""What helps against the signals that the kernel sends for a limit."""
 
 _MARK_BITS: Final = 40
 """The low bits of a mark are a time in microseconds, those above them the agent's process id."""
@@ -223,4 +226,5 @@ def describe_exit(code: int, *, core_dumped: bool = False) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return f"killed by {name}, core dumped" if core_dumped else f"killed by {name}"
+    limit = _LIMITS.get(name, "")
+    return f"killed by {name}{', core dumped' if core_dumped else ''}{limit and f': {limit}'}"

@@ -25,10 +25,11 @@ from vdpa_agent.model.daemon import SERVED, Device, DeviceFacts, DeviceState, Vh
 from vdpa_agent.model.front_end import FrontEnd
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.naming import DEVICE_SOCKET
-from vdpa_agent.model.pci import DeviceList, PciAddress, printable, shown
+from vdpa_agent.model.pci import DeviceList, PciAddress, shown
 from vdpa_agent.model.plan import Record, Step, next_look_s, next_step
 from vdpa_agent.model.pools import Pool, Pools
 from vdpa_agent.model.preflight import assess, devargs_of, takes_hugepages
+from vdpa_agent.model.text import printable
 from vdpa_agent.node.sysfs import read_facts, read_hugepages, read_numa
 from vdpa_agent.node.worker import Stuck
 

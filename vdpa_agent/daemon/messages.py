@@ -4,7 +4,7 @@ import json
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
-from vdpa_agent.model.pci import printable
+from vdpa_agent.model.text import printable
 
 LINE_MAX_BYTES: Final = 4 * 1024 * 1024
 """No line is longer: 1,023 devices of `device.list` need less than 512 KiB."""

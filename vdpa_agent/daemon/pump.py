@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from vdpa_agent.model.allowance import Allowance
-from vdpa_agent.model.pci import printable
+from vdpa_agent.model.text import printable
 
 _LINE_MAX_BYTES: Final = 4096
 """The longest line that is kept; the rest of a longer one is dropped and counted."""

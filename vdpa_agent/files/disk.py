@@ -10,7 +10,7 @@ from pathlib import Path
 from stat import S_ISLNK, S_ISREG
 from typing import Final, NamedTuple
 
-from vdpa_agent.errors import FileRefused
+from vdpa_agent.errors import REMEDIES, FileRefused
 from vdpa_agent.model.mapping import FILE_MAX_BYTES
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -31,8 +31,7 @@ _LINKS_MAX: Final = 40
 """The most symbolic links on the way to a file: MAXSYMLINKS of Linux."""
 
 _REMEDIES: Final = {
-    errno.EMFILE: "raise the agent's limit of open files",
-    errno.ENFILE: "raise the machine's limit of open files",
+    **REMEDIES,
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
     errno.EROFS: "mount the directory writable",

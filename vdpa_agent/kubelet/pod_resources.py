@@ -17,7 +17,8 @@ from vdpa_agent.kubelet.pb import pod_resources_pb2 as pb
 from vdpa_agent.kubelet.pb.pod_resources_grpc import PodResourcesListerStub
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.offer import Owner
-from vdpa_agent.model.pci import PciAddress, parse_pci_address, printable
+from vdpa_agent.model.pci import PciAddress, parse_pci_address
+from vdpa_agent.model.text import printable
 from vdpa_agent.rpc.repeats import Repeats
 
 _SOCKET: Final = Path("pod-resources", "kubelet.sock")

@@ -21,18 +21,6 @@ def shown(text: str) -> str:
     return ascii(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")
 
 
-def printable(text: str, most: int) -> str:
-    """A text of unknown origin as it may stand in a log, a label or an answer: at most `most` characters, one line.
-
-    What cannot be seen stands as its escape: control characters, lone surrogates, marks that turn the direction.
-    """
-    text = text[:most]
-    if text.isprintable():
-        return text
-    shown_as = (c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return "".join(shown_as)[:most]
-
-
 def parse_pci_address(text: str) -> PciAddress:
     """Returns the normal form of an address: lower case, with its domain (`0000` where absent).
 

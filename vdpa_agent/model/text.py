@@ -1,13 +1,18 @@
 """Texts of unknown origin as they may be printed: nothing in them moves a cursor, reorders letters or begins a line."""
 
 
-def printable(text: str) -> str:
-    """Returns a text with a backslash escape for whatever is not printable (`str.isprintable`).
+def printable(text: str, most: int | None = None) -> str:
+    """Returns a text with a backslash escape for whatever is not printable (`str.isprintable`), on one line.
 
     That is controls of terminals (C0, C1, DEL), separators of lines and paragraphs, marks of text direction and other
     invisible ones, lone surrogates, and what Unicode has not assigned.
+
+    Args:
+        text: the text.
+        most: how many characters the result may have; None: as many as it takes.
     """
-    return text if text.isprintable() else "".join(map(_escaped, text))
+    text = text[:most]
+    return text if text.isprintable() else "".join(map(_escaped, text))[:most]
 
 
 def printable_lines(text: str) -> str:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
-from vdpa_agent.errors import AlreadyRunning, ListenError
+from vdpa_agent.errors import REMEDIES, AlreadyRunning, ListenError
 from vdpa_agent.node.kinds import kind_of
 
 # Not for writing: an open file that can be written keeps its file system from being mounted read-only.
@@ -20,7 +20,9 @@ _TRIES: Final = 10
 _HOLDER_BYTES: Final = 512
 """What is read of a lock's content: a process id, and a name of at most HOST_NAME_MAX, which is 64."""
 
-_WITHOUT_RIGHT: Final = frozenset({errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT})
+_WITHOUT_RIGHT: Final = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
+_REMEDIES: Final = REMEDIES | dict.fromkeys(_WITHOUT_RIGHT, "the agent needs a directory that it can write to")
 
 
 class Lock:
@@ -109,11 +111,10 @@ class Lock:
             raise ListenError(self._in_the_way(wrong))
 
     def _error(self, error: OSError) -> ListenError:
-        reason = os.strerror(error.errno or 0).lower()
-        if error.errno in _WITHOUT_RIGHT:
-            return ListenError(
-                f"{self._option}: {self.path}: {reason}; the agent needs a directory that it can write to"
-            )
+        number = error.errno or 0
+        reason = os.strerror(number).lower()
+        if number in _REMEDIES:
+            return ListenError(f"{self._option}: {self.path}: {reason}; {_REMEDIES[number]}")
         return ListenError(self._in_the_way("it is a symbolic link" if error.errno == errno.ELOOP else reason))
 
     def _in_the_way(self, reason: str) -> str:

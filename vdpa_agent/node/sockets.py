@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
-from vdpa_agent.errors import SocketDirUnusable
+from vdpa_agent.errors import REMEDIES, SocketDirUnusable
 from vdpa_agent.node.kinds import kind_of
 
 _DEAD: Final = {
@@ -91,9 +91,9 @@ def make_directory(directory: Path) -> None:
         found = directory.lstat()
     except OSError as error:
         reason = os.strerror(error.errno or 0).lower()
-        message = (
-            f"--socket-dir {directory}: {error.filename}: {reason}; the agent needs a directory that it can write to"
-        )
+        remedy = REMEDIES.get(error.errno or 0, "the agent needs a directory that it can write to")
+        where = "" if error.filename in {None, str(directory)} else f"{error.filename}: "
+        message = f"--socket-dir {directory}: {where}{reason}; {remedy}"
         raise SocketDirUnusable(message) from error
     if not stat.S_ISDIR(found.st_mode):
         message = f"--socket-dir {directory}: it is {kind_of(found)}; put a directory there, or choose another one"

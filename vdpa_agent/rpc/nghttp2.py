@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, Final
 
 from vdpa_agent.errors import LibraryMissing
+from vdpa_agent.model.text import printable
 
 LIBRARY: Final = "libnghttp2.so.14"
 
@@ -19,6 +20,8 @@ _REMEDY: Final = (
 
 _NEEDED: Final = ("nghttp2_option_set_stream_reset_rate_limit", "nghttp2_option_set_max_continuations")
 """Functions that older libraries lack. They came with the fixes for rapid resets and for endless header blocks."""
+
+_VERSION_CHARACTERS: Final = 32
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -167,8 +170,7 @@ class Callbacks:
 
     def __init__(self, library: "Library", callbacks: dict[str, Callable[..., int]]) -> None:
         """Takes the callbacks by their name in nghttp2.h, without `_callback`."""
-        self.pointer = c_void_p()
-        library.call("nghttp2_session_callbacks_new", byref(self.pointer))
+        self.pointer = library.make("nghttp2_session_callbacks_new")
         self._kept = {name: _CALLBACKS[name](callback) for name, callback in callbacks.items()}
         for name, callback in self._kept.items():
             library.call(f"nghttp2_session_callbacks_set_{name}_callback", self.pointer, callback)
@@ -183,8 +185,7 @@ class Options:
 
     def __init__(self, library: "Library", options: Mapping[str, int | tuple[int, ...]]) -> None:
         """Takes the options by their name in nghttp2.h, without `nghttp2_option_set_`, each with its values."""
-        self.pointer = c_void_p()
-        library.call("nghttp2_option_new", byref(self.pointer))
+        self.pointer = library.make("nghttp2_option_new")
         for name, value in options.items():
             values = value if isinstance(value, tuple) else (value,)
             library.call(f"nghttp2_option_set_{name}", self.pointer, *map(c_uint64, values))
@@ -201,18 +202,14 @@ class Library:
         """Finds the functions.
 
         Raises:
-            LibraryMissing: one is not there.
+            LibraryMissing: one is not there, or the library is another one.
         """
         self._library = library
-        try:
-            info = self._find("version", [c_int], POINTER(_Info))(0)
-            self.version = info.contents.version.decode("ascii", "replace")
-            for name in _NEEDED:
-                getattr(library, name)
-        except AttributeError:
-            version = getattr(self, "version", "of unknown version")
-            problem = f"{LIBRARY} {version} is too old"
-            raise LibraryMissing(problem, _REMEDY) from None
+        self.version = self._version()
+        for name in _NEEDED:
+            if not hasattr(library, name):
+                problem = f"{LIBRARY} {self.version} is too old"
+                raise LibraryMissing(problem, _REMEDY)
         of_session, block, stream = c_void_p, [c_void_p, c_size_t], c_int32
         self.server_new = self._find("session_server_new2", [POINTER(c_void_p), c_void_p, py_object, c_void_p])
         self.delete = self._find("session_del", [of_session], None)
@@ -230,12 +227,40 @@ class Library:
         self.submit_rst_stream = self._find("submit_rst_stream", [of_session, c_uint8, stream, c_uint32])
         self.submit_goaway = self._find("submit_goaway", [of_session, c_uint8, stream, c_uint32, *block])
 
+    def make(self, name: str) -> c_void_p:
+        """Calls a function that makes something.
+
+        Raises:
+            MemoryError: there is none left for it.
+        """
+        made = c_void_p()
+        if getattr(self._library, name)(byref(made)):
+            raise MemoryError
+        return made
+
     def call(self, name: str, *arguments: Any) -> None:
-        """Calls a function that is needed once."""
+        """Calls a function that is needed once, and cannot fail."""
         getattr(self._library, name)(*arguments)
 
+    def _version(self) -> str:
+        """What the library says of itself, which is the least that one of this name can do.
+
+        Raises:
+            LibraryMissing: it says nothing.
+        """
+        info = self._find("version", [c_int], POINTER(_Info))(0)
+        if not info or not info.contents.version:
+            problem = f"{LIBRARY} does not say its version: it is broken, or another library"
+            raise LibraryMissing(problem, _REMEDY)
+        version: bytes = info.contents.version
+        return printable(version.decode("ascii", "replace"), _VERSION_CHARACTERS)
+
     def _find(self, name: str, arguments: Sequence[Any], result: Any = c_int) -> Any:
-        function = self._library[f"nghttp2_{name}"]
+        try:
+            function = self._library[f"nghttp2_{name}"]
+        except AttributeError:
+            problem = f"{LIBRARY} has no nghttp2_{name}: it is broken, or another library"
+            raise LibraryMissing(problem, _REMEDY) from None
         function.argtypes, function.restype = arguments, result
         return function
 

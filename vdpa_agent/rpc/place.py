@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from vdpa_agent.config import ServeConfig
-from vdpa_agent.errors import ListenError
+from vdpa_agent.errors import REMEDIES, ListenError
 from vdpa_agent.model.health import Standing
 from vdpa_agent.node.guarded import refuse_descriptors
 from vdpa_agent.node.kinds import kind_of
@@ -154,4 +154,5 @@ def _reason(error: OSError) -> str:
 
 
 def _listen_error(path: Path, error: OSError) -> ListenError:
-    return ListenError(f"--listen: {path}: {_reason(error)}; the agent needs a directory that it can write to")
+    remedy = REMEDIES.get(error.errno or 0, "the agent needs a directory that it can write to")
+    return ListenError(f"--listen: {path}: {_reason(error)}; {remedy}")

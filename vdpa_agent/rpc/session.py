@@ -169,7 +169,10 @@ class Session(ABC):
                 size += length
                 if frame[_TYPE_AT] == _GOAWAY:
                     self._said_goaway = True
-            elif length < 0 or not self._reset_ended():
+            elif length < 0:
+                self.defect = self.defect or MemoryError()  # of what mem_send fails by: a callback, or this
+                break
+            elif not self._reset_ended():
                 break
         self._inside = False
         return b"".join(out)
@@ -194,7 +197,8 @@ class Session(ABC):
     def begin(self, stream: int, body: bytes, trailers: Block | None = None) -> Reply:
         """Answers a stream that is open, with the beginning of a gRPC answer, some data, and perhaps its end."""
         reply = self._replies[stream] = Reply(body, trailers)
-        self._library.submit_response(self._living, stream, BEGIN.pairs, BEGIN.count, self._provider)
+        if self._library.submit_response(self._living, stream, BEGIN.pairs, BEGIN.count, self._provider):
+            raise MemoryError
         return reply
 
     def go_on(self, stream: int, reply: Reply, body: bytes, trailers: Block | None = None) -> None:
@@ -217,7 +221,8 @@ class Session(ABC):
         if body is not None:
             self._replies[stream] = Reply(body, _NOTHING)
         provider = None if body is None else self._provider
-        self._library.submit_response(self._living, stream, headers.pairs, headers.count, provider)
+        if self._library.submit_response(self._living, stream, headers.pairs, headers.count, provider):
+            raise MemoryError
         if body is None:
             self._ended.append(stream)
 

@@ -205,7 +205,7 @@ static void test_keeps_the_old_when_the_write_fails(void **state) {
     error = replace(&f);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
     assert_int_equal(error, -EFBIG);
-    assert_string_equal(f.reason, "File too large");
+    assert_string_equal(f.reason, "File too large: raise the limit of file size (ulimit -f)");
     assert_content(f.path, ONE);
     assert_int_equal(files_in(*state), 1);
 }

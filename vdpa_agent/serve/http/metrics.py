@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -18,12 +19,16 @@ from vdpa_agent import __version__
 from vdpa_agent.model.daemon import Cause, DaemonState, DeviceState
 from vdpa_agent.model.destructive import Destructive
 from vdpa_agent.model.health import Role
+from vdpa_agent.node.worker import Worker
 from vdpa_agent.rpc.handled import BOUNDS_S, Handled
 from vdpa_agent.serve.http.server import Answer, Query
 from vdpa_agent.serve.http.sources import Sources
 
 _STATISTICS_S: Final = 1.0
 """How long the daemon may take to tell the statistics of all devices together."""
+
+_ENCODE_S: Final = 30.0
+"""How long the text of a page may take to be written, on a machine that has much else to do."""
 
 _ODD_CODES: Final = {Status.OK: "OK", Status.CANCELLED: "Canceled"}
 
@@ -269,6 +274,7 @@ class Metrics:
         self._sources = sources
         self._process = ProcessCollector(registry=None)
         self._one_at_a_time = asyncio.Lock()
+        self._worker = Worker("metrics")
 
     async def page(self, query: Query) -> Answer:
         """The metrics of now, in the text format or that of OpenMetrics."""
@@ -281,7 +287,8 @@ class Metrics:
             else:
                 content_type, encode = exposition.CONTENT_TYPE_PLAIN_0_0_4, exposition.generate_latest
             # In a thread: to write thousands of series takes long enough to be felt by those who call.
-            return Answer(await asyncio.to_thread(encode, metrics), content_type=content_type)
+            page = await self._worker.run(partial(encode, metrics), timeout_s=_ENCODE_S)
+            return Answer(page, content_type=content_type)
 
     async def _statistics(self) -> list[tuple[tuple[str, ...], float]]:
         """The counters of all devices whose daemon answers, as many as it tells in time."""

@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import h11
 import structlog
 
 from vdpa_agent.config import HostPort
 from vdpa_agent.errors import ListenError
+from vdpa_agent.node.worker import Stuck, Worker
 from vdpa_agent.rpc.acceptor import Acceptor
 
 _PIECE_BYTES: Final = 64 * 1024
@@ -26,6 +27,9 @@ _BACKLOG: Final = 128
 
 _FORGIVEN: Final = 0.1
 """How much of the time that passes is given back to a client that was slow to read."""
+
+_NAME_S: Final = 20.0
+"""How long the servers of names may take."""
 
 _PART_S: Final = 1.0
 """How long what a refused client still sends is read."""
@@ -99,11 +103,13 @@ async def serving(
 
 async def _bind(listen: HostPort) -> socket.socket:
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)
-        family, _, _, _, address = found[0]
+        family, _, _, _, address = await _resolved(listen)
         # [::] alone stands for all addresses of both kinds.
         both = family == socket.AF_INET6 and address[0] == "::"
         bound = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
+    except Stuck as error:
+        message = f"--http-listen {listen}: {error}"
+        raise ListenError(message) from error
     except OSError as error:
         # What getaddrinfo gives is no errno.
         number = error.errno or 0
@@ -112,6 +118,20 @@ async def _bind(listen: HostPort) -> socket.socket:
         raise ListenError(message) from error
     bound.settimeout(0)
     return bound
+
+
+async def _resolved(listen: HostPort) -> Any:
+    """What getaddrinfo(3) makes of an address.
+
+    Raises:
+        Stuck: no thread can be started for a name, which a server may be asked for, or none answers.
+        OSError: there is no such address.
+    """
+    find = partial(socket.getaddrinfo, listen.host, listen.port, type=socket.SOCK_STREAM)
+    try:
+        return find(flags=socket.AI_NUMERICHOST)[0]
+    except socket.gaierror:
+        return (await Worker("names").run(find, timeout_s=_NAME_S))[0]
 
 
 class _Server:
@@ -262,6 +282,8 @@ class _Connection:
         words = frozenset(word.partition("=")[0] for word in query.split("&") if word)
         try:
             return await page(Query(accept, words))
+        except Stuck as error:
+            return _told(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
         except Exception as error:
             log.error("page_failed", page=path, exc_info=error)
             return _told(HTTPStatus.INTERNAL_SERVER_ERROR, "the agent failed, its log tells how")
