@@ -14,6 +14,7 @@ from vdpa_agent.model.daemon import DaemonStatus, Device, Statistics
 from vdpa_agent.model.health import Role, Standing
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping, example_mapping
+from vdpa_agent.model.owner import NO_OWNERS
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.node.guarded import Closers, GuardedSocket
 from vdpa_agent.rpc.connection import Connection
@@ -51,6 +52,7 @@ def snapshots(
         daemons=Latest(MappingProxyType({})),
         devices=Latest(devices),
         standing=Latest(Standing()),
+        owners=Latest(NO_OWNERS),
     )
 
 

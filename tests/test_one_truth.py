@@ -35,6 +35,7 @@ from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, FrontEnd, config
 from vdpa_agent.model.health import ReadyWhen, Role, Standing
 from vdpa_agent.model.loaded import ABSENT, Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
+from vdpa_agent.model.owner import NO_OWNERS
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.serve.answers import Answers
 from vdpa_agent.serve.devices import DeviceService
@@ -170,6 +171,7 @@ class Histories(RuleBasedStateMachine):
             daemons=daemons,
             devices=devices,
             standing=self.standing,
+            owners=Latest(NO_OWNERS),
         )
         self.view = View(snapshots, dead_sockets=self._look, require_sockets=require_sockets, ready_when=ready_when)
         self.answers = Answers(self.view)

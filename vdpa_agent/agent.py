@@ -33,6 +33,7 @@ from vdpa_agent.model.destructive import DestructiveSteps
 from vdpa_agent.model.health import Role, Standing
 from vdpa_agent.model.loaded import Loaded, Readings
 from vdpa_agent.model.mapping import example_mapping
+from vdpa_agent.model.owner import NO_OWNERS, Owners
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.model.pools import Pools
 from vdpa_agent.node.discovery import Discovery
@@ -94,7 +95,7 @@ async def _serve(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> No
 
 async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> None:
     log.warning("example_data_served", remedy="drop --example-data to serve real devices")
-    standing = Latest(Standing())
+    standing, owners = Latest(Standing()), Latest(NO_OWNERS)
     view = View(
         Snapshots(
             role=Latest(Role.SERVING),
@@ -105,6 +106,7 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
             daemons=Latest(MappingProxyType({})),
             devices=Latest(MappingProxyType({})),
             standing=standing,
+            owners=owners,
         )
     )
     answers = Answers(view)
@@ -154,7 +156,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         reaper=reaper,
         steps=steps,
     )
-    standing = Latest(Standing())
+    standing, owners = Latest(Standing()), Latest(NO_OWNERS)
     view = View(
         Snapshots(
             role=roles.role,
@@ -165,6 +167,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             daemons=daemons,
             devices=supervisor.devices,
             standing=standing,
+            owners=owners,
         ),
         left_s=config.serve.hold_timeout_s,
         dead_sockets=_dead_sockets(Worker("external-sockets")),
@@ -202,7 +205,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             tasks.create_task(_eternal(view.run()), name="view"),
             tasks.create_task(_eternal(answers.run()), name="answers"),
             tasks.create_task(_eternal(directories.run()), name="directories"),
-            tasks.create_task(_eternal(_speak_with_kubelet(config, directories, view)), name="kubelet"),
+            tasks.create_task(_eternal(_speak_with_kubelet(config, directories, view, owners)), name="kubelet"),
             tasks.create_task(_eternal(_touch(touched, config.daemon.socket_dir)), name="sockets"),
             *(tasks.create_task(_eternal(run()), name=name) for name, run in found.runs.items()),
         ]
@@ -218,7 +221,9 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
                 task.cancel()
 
 
-async def _speak_with_kubelet(config: AgentConfig, directories: Directories, view: View) -> None:
+async def _speak_with_kubelet(
+    config: AgentConfig, directories: Directories, view: View, owners: Latest[Owners]
+) -> None:
     """Has the kubelet know the pools, if that is asked for; else nothing is imported."""
     if config.kubelet.directory is None:
         await asyncio.Event().wait()
@@ -229,6 +234,7 @@ async def _speak_with_kubelet(config: AgentConfig, directories: Directories, vie
         config.kubelet.directory,
         directories,
         device_info_dir=config.kubelet.device_info,
+        owners=owners,
         served=lambda: view.served,
         revision=view.revision,
         hold_timeout_s=config.serve.hold_timeout_s,

@@ -239,7 +239,7 @@ def test_a_device_whose_packets_nobody_counts(run_dir: Path) -> None:
     with running(run_dir, "--example-data") as agent:
         shown = _once("--once", f"--address={agent.listen}", "--interval=0.1")
     row = next(line.split() for line in shown.stdout.splitlines() if line.startswith("0000:82:00.2"))
-    assert row == ["0000:82:00.2", "ready", "-", "-", "-", "-", "/var/run/vdpa/vhost/vdpa-0", "-"]
+    assert row == ["0000:82:00.2", "ready", "-", "-", "-", "-", "/var/run/vdpa/vhost/vdpa-0", "-", "-"]
 
 
 def test_refusals(run_dir: Path) -> None:

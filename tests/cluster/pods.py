@@ -43,8 +43,16 @@ def front(name: str, socket: str, *arguments: str) -> Object:
     }
 
 
-def limited(name: str, *arguments: str, vfs: int = 1, resource: str = NET) -> Object:
-    """A pod of the counting front end that opens the socket of the VF it gets by its limits; it passes `restricted`."""
+def limited(name: str, *arguments: str, vfs: int = 1, resource: str = NET, server: bool = True) -> Object:
+    """A pod of the counting front end on the VF that it gets by its limits; it passes `restricted`.
+
+    Args:
+        name: the pod's.
+        arguments: of the front end.
+        vfs: how many VFs it wants; it uses the first one.
+        resource: of which resource.
+        server: whether it opens the socket, as in vhost mode client, or connects to it.
+    """
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -59,7 +67,7 @@ def limited(name: str, *arguments: str, vfs: int = 1, resource: str = NET) -> Ob
                     "image": "vdpa-front:0.1.0",
                     "args": [
                         "--path=$(VDPA_NET_SOCKET)",
-                        "--server",
+                        *(("--server",) if server else ()),
                         "--memory=none",
                         "--connect-timeout=120",
                         *arguments,

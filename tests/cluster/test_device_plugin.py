@@ -182,6 +182,54 @@ def test_another_agent_disturbs_nobody(agent: Cluster, restricted: str) -> None:
     wait_more(agent, "front", restricted)
 
 
+def test_the_agent_knows_which_pod_has_which_vf(agent: Cluster, restricted: str) -> None:
+    start(agent, restricted, "front")
+    words = f"  {restricted}/front/front  "
+    (line,) = eventually("its pod", lambda: [line for line in wide(agent) if words in line], timeout_s=READY_S)
+    # One that has come since learns it from the kubelet.
+    agent.replace_agent()
+    eventually("its pod again", lambda: line.split()[0] in owned(agent, words), timeout_s=READY_S)
+    agent.kubectl("delete", "pod", "front", f"--namespace={restricted}")
+    eventually("no pod", lambda: not owned(agent, words), timeout_s=READY_S)
+
+
+def wide(cluster: Cluster) -> list[str]:
+    return cluster.ask("list", "-o", "wide").splitlines()
+
+
+def owned(cluster: Cluster, words: str) -> list[str]:
+    """The VFs whose line has these words."""
+    return [line.split()[0] for line in wide(cluster) if words in line]
+
+
+def test_in_vhost_mode_server_a_pod_that_lost_its_back_end_shows(agent: Cluster, namespace: str) -> None:
+    server = {"resourceName": "old", "vhostMode": "server", "simulated": 1}
+    try:
+        agent.install(pools(CLIENT, server))
+        look_at_volumes(agent)
+        eventually("its VF", lambda: allocatable(agent, "vdpa.io/old") == 1, timeout_s=READY_S)
+        pod = limited("old", *LASTING, resource="vdpa.io/old", server=False)
+        pod["spec"]["containers"][0]["args"][0] = "--path=$(VDPA_OLD_SOCKET)"
+        # The socket is root's.
+        pod["spec"]["securityContext"] = {"runAsUser": 0}
+        agent.apply(pod, namespace=namespace)
+        agent.wait("pod/old", namespace=namespace)
+        wait_more(agent, "old", namespace)
+        serving = agent.replace_agent()
+
+        def warning() -> str | None:
+            log = agent.logs(serving, namespace=NAMESPACE).splitlines()
+            return next((line for line in log if '"pod_without_front_end"' in line), None)
+
+        said = json.loads(eventually("the warning", warning, timeout_s=READY_S))
+        assert (said["namespace"], said["pod"], said["vhost_mode"]) == (namespace, "old", "server")
+        assert "start the pod again" in said["remedy"]
+        assert phase(agent, "old", namespace) == "Running"  # which is all that Kubernetes says
+    finally:
+        agent.install(pools(CLIENT))
+        look_at_volumes(agent)
+
+
 def test_an_agent_that_is_killed_disturbs_nobody(agent: Cluster, restricted: str) -> None:
     start(agent, restricted, "front")
     name = agent.agent()

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import grpc
 import pytest
 
 from tests.kubelet.fake_kubelet import HEALTHY, UNHEALTHY, Kubelet, Plugin, kubelet
-from tests.processes import eventually, front_end, running, write_atomically
+from tests.processes import WITH_HTTP, AgentProcess, eventually, front_end, running, write_atomically
 from tests.trees import PF, Tree
 from vdpa_agent.model.pci import PciAddress
 
@@ -251,6 +253,37 @@ def test_multus_finds_the_socket_of_what_the_kubelet_gave(
         agent.wait_logged("daemon_started", count=2)
         assert (directory / f"vdpa.io-net-{A}-device.json").exists()
     assert not list(directory.iterdir())
+
+
+def test_it_shows_which_pod_has_which_device(run_dir: Path, arguments: tuple[str, ...], node: Kubelet) -> None:
+    with running(run_dir, *arguments, WITH_HTTP) as agent:
+        plugin = registered(node)
+        offers(plugin, {A: HEALTHY, B: HEALTHY})
+        assert "POD" in command(agent, "list", "-o", "wide")
+        plugin.allocate(A)
+        # A device of another plugin's resource, with an address that is none of ours, is nobody's business.
+        node.pods = [
+            ("apps", "web-0", "dpdk", NET, (A,)),
+            ("apps", "db-0", "main", "intel.com/sriov", ("0000:aa:00.1",)),
+        ]
+        labels = {"namespace": "apps", "pod": "web-0", "container": "dpdk", "resource": NET, "pciAddr": A}
+        eventually("its pod", lambda: agent.metric("vdpa_agent_device_pod", **labels) == 1)
+        assert "db-0" not in agent.get("/metrics")[1]
+        (line,) = (line for line in command(agent, "list", "-o", "wide").splitlines() if line.startswith(A))
+        assert "  apps/web-0/dpdk  " in line
+        (line,) = (line for line in command(agent, "top", "--once").splitlines() if line.startswith(A))
+        assert "  apps/web-0/dpdk  " in line
+        known = {device["pci_address"]: device for device in json.loads(command(agent, "list", "-o", "json"))}
+        assert known[A]["owner"] == {"namespace": "apps", "pod": "web-0", "container": "dpdk"}
+        assert not known[B].get("owner")
+        node.pods = []
+        eventually("nobody has it", lambda: agent.metric("vdpa_agent_device_pod", **labels) is None)
+
+
+def command(agent: AgentProcess, *words: str) -> str:
+    """What a command of ours prints."""
+    asked = [sys.executable, "-m", "vdpa_agent", *words, f"--address={agent.listen}"]
+    return subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 def test_an_agent_that_speaks_with_the_kubelet_carries_no_openssl(

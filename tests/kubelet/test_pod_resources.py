@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from tests.kubelet.fake_kubelet import Kubelet
 from vdpa_agent.kubelet.pod_resources import PodResources
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.offer import Owner
+from vdpa_agent.model.owner import NO_OWNERS, Owner
 
 pytestmark = pytest.mark.anyio
 
@@ -17,7 +17,7 @@ A, B = "0000:82:00.2", "0000:82:00.3"
 
 
 async def test_each_device_has_the_container_that_the_kubelet_names(run_dir: Path) -> None:
-    node = Kubelet(run_dir)
+    node, owners = Kubelet(run_dir), Latest(NO_OWNERS)
     node.pods = [
         ("default", "one", "app", "vdpa.io/net", (A,)),
         ("default", "two", "app", "example.com/gpu", ("GPU-fef8089b",)),
@@ -25,34 +25,34 @@ async def test_each_device_has_the_container_that_the_kubelet_names(run_dir: Pat
     ]
     node.start()
     try:
-        resources = PodResources(run_dir, Latest(0))
+        resources = PodResources(run_dir, owners, Latest(0))
         await resources.ask()
     finally:
         node.stop()
-    assert dict(resources.owners.value) == {
+    assert dict(owners.value) == {
         A: Owner("default", "one", "app"),
         B: Owner("\\x1b[2J", "x" * 253, "sidecar"),
     }
 
 
 async def test_what_was_known_stays_so_without_an_answer(run_dir: Path) -> None:
-    node = Kubelet(run_dir)
+    node, owners = Kubelet(run_dir), Latest(NO_OWNERS)
     node.pods = [("default", "one", "app", "vdpa.io/net", (A,))]
     node.start()
-    resources = PodResources(run_dir, Latest(0))
+    resources = PodResources(run_dir, owners, Latest(0))
     await resources.ask()
     node.stop()
     with capture_logs() as logs:
         await resources.ask()
         await resources.ask()
-    assert set(resources.owners.value) == {A}
+    assert set(owners.value) == {A}
     assert [log["event"] for log in logs] == ["pod_resources_unknown"]
 
 
 async def test_it_is_asked_again_soon_after_a_device_was_given(run_dir: Path) -> None:
-    node, given = Kubelet(run_dir), Latest(0)
+    node, owners, given = Kubelet(run_dir), Latest(NO_OWNERS), Latest(0)
     node.start()
-    resources = PodResources(run_dir, given)
+    resources = PodResources(run_dir, owners, given)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(resources.run())
         try:
@@ -60,7 +60,7 @@ async def test_it_is_asked_again_soon_after_a_device_was_given(run_dir: Path) ->
             node.pods = [("default", "one", "app", "vdpa.io/net", (A,))]
             given.set(1)
             async with asyncio.timeout(8):  # without it, it would take 10 s
-                await resources.owners.wait_for(bool)
+                await owners.wait_for(bool)
         finally:
             running.cancel()
             node.stop()

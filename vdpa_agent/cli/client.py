@@ -179,6 +179,12 @@ def queue_pairs(device: pb.Device) -> str:
     return f"{device.queue_pairs_in_use}/{device.queue_pairs}" if device.queue_pairs else ""
 
 
+def owner_words(device: pb.Device) -> str:
+    """The container that has a device, `namespace/pod/container`; empty where none has, or it is not known."""
+    owner = device.owner
+    return f"{owner.namespace}/{owner.pod}/{owner.container}" if device.HasField("owner") else ""
+
+
 def daemon_words(status: pb.GetStatusResponse) -> str:
     """How the daemon fares, with its process; of several, how many of them run."""
     state = word("DaemonState", status.daemon.state)

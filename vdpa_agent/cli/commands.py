@@ -396,7 +396,7 @@ def _print_devices(output: str, devices: "Sequence[pb.Device]") -> None:
 
 
 _HEAD: Final = ("ADDRESS", "STATE", "SOCKET", "FRONT END")
-_WIDE_HEAD: Final = ("DRIVER", "QUEUE PAIRS", "NUMA", "REASON", "REMARK")
+_WIDE_HEAD: Final = ("DRIVER", "QUEUE PAIRS", "NUMA", "POD", "REASON", "REMARK")
 
 
 def _columns(device: "pb.Device") -> tuple[str, str, str, str]:
@@ -405,8 +405,8 @@ def _columns(device: "pb.Device") -> tuple[str, str, str, str]:
     return device.pci_address, word("DeviceState", device.state), device.socket_path, front_end_word(device)
 
 
-def _wide_columns(device: "pb.Device") -> tuple[str, str, str, str, str]:
-    from vdpa_agent.cli.client import queue_pairs  # noqa: PLC0415
+def _wide_columns(device: "pb.Device") -> tuple[str, ...]:
+    from vdpa_agent.cli.client import owner_words, queue_pairs  # noqa: PLC0415
 
     numa = str(device.numa_node) if device.HasField("numa_node") else ""
-    return device.driver, queue_pairs(device), numa, device.reason, device.remark
+    return device.driver, queue_pairs(device), numa, owner_words(device), device.reason, device.remark

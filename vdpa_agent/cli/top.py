@@ -18,7 +18,17 @@ from vdpa_agent.errors import ConfigError, NotReachable
 from vdpa_agent.model.text import printable
 from vdpa_agent.serve.pb import device_service_pb2 as pb
 
-_HEAD: Final = ("ADDRESS", "STATE", "FRONT END", "QUEUE PAIRS", "RX PACKETS/S", "TX PACKETS/S", "SOCKET", "REASON")
+_HEAD: Final = (
+    "ADDRESS",
+    "STATE",
+    "FRONT END",
+    "QUEUE PAIRS",
+    "RX PACKETS/S",
+    "TX PACKETS/S",
+    "SOCKET",
+    "POD",
+    "REASON",
+)
 
 _COUNTERS: Final = ("packets", "completed_descriptors")
 """What counts the packets of a queue: in the software device, and in mlx5 (DPDK's drivers/vdpa/mlx5/mlx5_vdpa.c)."""
@@ -164,6 +174,7 @@ class Live:
             *(f"{rate:.0f}" for rate in rates or ()),
             *(() if rates else ("", "")),
             device.socket_path,
+            client.owner_words(device),
             device.reason,
         )
 

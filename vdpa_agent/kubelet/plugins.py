@@ -10,7 +10,9 @@ from vdpa_agent.kubelet.directories import Directories
 from vdpa_agent.kubelet.offers import Offers
 from vdpa_agent.kubelet.pod_resources import PodResources
 from vdpa_agent.kubelet.registration import Registration
+from vdpa_agent.kubelet.unconnected import Unconnected
 from vdpa_agent.latest import Latest
+from vdpa_agent.model.owner import Owners
 from vdpa_agent.model.served import Served
 
 
@@ -23,6 +25,7 @@ class Plugins:
         directories: Directories,
         *,
         device_info_dir: Path | None,
+        owners: Latest[Owners],
         served: Callable[[], Served],
         revision: Latest[int],
         hold_timeout_s: float,
@@ -33,6 +36,7 @@ class Plugins:
             kubelet_dir: the kubelet's directory, normally /var/lib/kubelet.
             directories: those of the devices.
             device_info_dir: where their files for Multus are; None: nowhere.
+            owners: where it is written which container has each device.
             served: what is served now.
             revision: changes with it.
             hold_timeout_s: how long a pod waits for its device, in seconds.
@@ -43,13 +47,15 @@ class Plugins:
             self._offers, directories, self._info, served=served, revision=revision, hold_timeout_s=hold_timeout_s
         )
         self._registration = Registration(kubelet_dir, devices)
-        self.pod_resources = PodResources(kubelet_dir, devices.given)
+        self._pod_resources = PodResources(kubelet_dir, owners, devices.given)
+        self._unconnected = Unconnected(served, revision)
 
     async def run(self) -> None:
         """Speaks with the kubelet, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._offers.run(), name="offers")
             tasks.create_task(self._registration.run(), name="registration")
-            tasks.create_task(self.pod_resources.run(), name="pod resources")
+            tasks.create_task(self._pod_resources.run(), name="pod resources")
+            tasks.create_task(self._unconnected.run(), name="unconnected")
             if self._info is not None:
                 tasks.create_task(self._info.run(), name="device info")

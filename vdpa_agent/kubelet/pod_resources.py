@@ -1,7 +1,6 @@
 """PodResources: which container has which device, as the kubelet says."""
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from vdpa_agent.errors import AddressError
 from vdpa_agent.kubelet.pb import pod_resources_pb2 as pb
 from vdpa_agent.kubelet.pb.pod_resources_grpc import PodResourcesListerStub
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.offer import Owner
+from vdpa_agent.model.owner import Owner, Owners
 from vdpa_agent.model.pci import PciAddress, parse_pci_address
 from vdpa_agent.model.text import printable
 from vdpa_agent.rpc.repeats import Repeats
@@ -36,20 +35,17 @@ log = structlog.get_logger(__name__)
 
 
 class PodResources:
-    """Asks the kubelet now and then.
+    """Asks the kubelet now and then."""
 
-    Attributes:
-        owners: the container that has each device; nothing else writes it.
-    """
-
-    def __init__(self, kubelet_dir: Path, given: Latest[int]) -> None:
+    def __init__(self, kubelet_dir: Path, owners: Latest[Owners], given: Latest[int]) -> None:
         """Asks nothing yet.
 
         Args:
             kubelet_dir: the kubelet's directory, normally /var/lib/kubelet.
+            owners: the container that has each device; nothing else writes it.
             given: changes whenever a device was given to a pod.
         """
-        self.owners: Latest[Mapping[PciAddress, Owner]] = Latest(MappingProxyType({}))
+        self._owners = owners
         self._path = kubelet_dir / _SOCKET
         self._given = given
         self._repeats = Repeats(asyncio.get_running_loop().time, at_once=1, every_s=300.0, of_all=5)
@@ -80,7 +76,7 @@ class PodResources:
                 remedy = "mount the kubelet's pod-resources directory; without it nobody knows which pod has which VF"
                 log.warning("pod_resources_unknown", reason=reason, remedy=remedy, count=count)
             return
-        self.owners.set(MappingProxyType(_owners(answer)))
+        self._owners.set(MappingProxyType(_owners(answer)))
 
 
 def _owners(answer: pb.ListPodResourcesResponse) -> dict[PciAddress, Owner]:

@@ -38,14 +38,6 @@ class Offered(NamedTuple):
     numa_node: int | None = None
 
 
-class Owner(NamedTuple):
-    """The container that has a device."""
-
-    namespace: str
-    pod: str
-    container: str
-
-
 def is_healthy(state: DeviceState | None, unserved_s: float) -> bool:
     """Whether new pods may get a device.
 

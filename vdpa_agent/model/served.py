@@ -19,6 +19,7 @@ from vdpa_agent.model.health import (
 )
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
+from vdpa_agent.model.owner import NO_OWNERS, Owners
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.model.pools import Pool, Pools
 
@@ -49,6 +50,7 @@ class Facts(NamedTuple):
         daemon: the daemon of this agent; in `Served` what is true of several of them together.
         daemons: where each device has a daemon of its own, those that there are.
         devices: its devices, as it acknowledged them.
+        owners: the container that has each device, as far as the kubelet says.
         dead: of the sockets of an external mapping, those that nobody listens on, each with the reason.
         left: devices that left the list so lately that callers may still hope for them.
         standing: the agent's own socket and directory.
@@ -67,6 +69,7 @@ class Facts(NamedTuple):
     daemon: DaemonStatus = DaemonStatus()
     daemons: ReadOnly[PciAddress, DaemonStatus] = MappingProxyType({})
     devices: Devices = MappingProxyType({})
+    owners: Owners = NO_OWNERS
     dead: ReadOnly[str, str] = MappingProxyType({})
     left: frozenset[PciAddress] = _NONE
     standing: Standing = Standing()

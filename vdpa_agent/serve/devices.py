@@ -149,6 +149,7 @@ class DeviceService(DeviceServiceBase):
         facts = device.facts
         served = self._view.served
         pool = served.pools.get(device.address)
+        owner = served.facts.owners.get(device.address)
         return pb.Device(
             pci_address=device.address,
             socket_path=served.sockets.get(device.address, ""),
@@ -167,6 +168,7 @@ class DeviceService(DeviceServiceBase):
             numa_node=facts.numa_node,
             type=facts.kind,
             resource=pool.resource if pool else "",
+            owner=pb.Owner(**owner._asdict()) if owner else None,
         )
 
     def _mode_of(self, device: Device, pool: Pool | None) -> str:

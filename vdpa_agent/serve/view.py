@@ -11,6 +11,7 @@ from vdpa_agent.model.daemon import DaemonStatus
 from vdpa_agent.model.health import ReadyWhen, Role, Standing
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
+from vdpa_agent.model.owner import Owners
 from vdpa_agent.model.pci import DeviceList, PciAddress
 from vdpa_agent.model.pools import Pools
 from vdpa_agent.model.served import Devices, Facts, Served, serve
@@ -50,6 +51,7 @@ class Snapshots(NamedTuple):
         daemons: each, where each device has its own.
         devices: its devices.
         standing: the agent's own socket.
+        owners: the container that has each device.
     """
 
     role: Latest[Role]
@@ -60,6 +62,7 @@ class Snapshots(NamedTuple):
     daemons: Latest[Mapping[PciAddress, DaemonStatus]]
     devices: Latest[Devices]
     standing: Latest[Standing]
+    owners: Latest[Owners]
 
 
 class View:
@@ -117,7 +120,7 @@ class View:
     def served(self) -> Served:
         """What is true now, also between a change of a snapshot and the revision that reports it."""
         # By identity: a snapshot never changes, and to compare contents would cost more than the look-up.
-        role, wanted, pools, mapping, daemon, daemons, devices, standing = self._snapshots
+        role, wanted, pools, mapping, daemon, daemons, devices, standing, owners = self._snapshots
         made_of = (
             *(snapshot.value for snapshot in self._snapshots),
             *(self._looked, self.ended, self._leavings),
@@ -135,6 +138,7 @@ class View:
                 daemon=daemon.value,
                 daemons=daemons.value,
                 devices=devices.value,
+                owners=owners.value,
                 dead=self._dead(mapping.value),
                 left=frozenset(self._leavings),
                 standing=standing.value,

@@ -198,6 +198,16 @@ DEVICE_INFO: Final = _family(
     "driver",
     "numa_node",
 )
+DEVICE_POD: Final = _family(
+    "vdpa_agent_device_pod",
+    Kind.GAUGE,
+    "1, with the container that has the device and its resource, by the kubelet's word; only with --kubelet-dir.",
+    "pciAddr",
+    "resource",
+    "namespace",
+    "pod",
+    "container",
+)
 DEVICE_STATISTIC: Final = _family(
     "vdpa_agent_device_statistic_total",
     Kind.COUNTER,
@@ -375,6 +385,11 @@ class Metrics:
         yield DEVICE_INFO.each(
             ((address, device.socket, device.facts.driver, _known(device.facts.numa_node)), 1)
             for address, device in devices.items()
+        )
+        yield DEVICE_POD.each(
+            ((address, pool.resource if (pool := served.pools.get(address)) else "", *owner), 1)
+            for address, owner in served.facts.owners.items()
+            if address in devices
         )
 
     def _grpc(self) -> Iterator[Metric]:

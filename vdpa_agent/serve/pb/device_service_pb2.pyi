@@ -213,7 +213,7 @@ class DaemonStatus(_message.Message):
     def __init__(self, state: _Optional[_Union[DaemonState, str]] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., crash_loop: _Optional[bool] = ..., last_exit: _Optional[str] = ..., unhealthy: _Optional[str] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("pci_address", "socket_path", "state", "reason", "vhost_mode", "front_end_connected", "queue_pairs", "features", "protocol_features", "driver", "numa_node", "type", "statistics", "front_end_configured", "queue_pairs_in_use", "front_ends_refused", "resource", "remark")
+    __slots__ = ("pci_address", "socket_path", "state", "reason", "vhost_mode", "front_end_connected", "queue_pairs", "features", "protocol_features", "driver", "numa_node", "type", "statistics", "front_end_configured", "queue_pairs_in_use", "front_ends_refused", "resource", "remark", "owner")
     class FrontEndsRefusedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -239,6 +239,7 @@ class Device(_message.Message):
     FRONT_ENDS_REFUSED_FIELD_NUMBER: _ClassVar[int]
     RESOURCE_FIELD_NUMBER: _ClassVar[int]
     REMARK_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
     pci_address: str
     socket_path: str
     state: DeviceState
@@ -257,7 +258,18 @@ class Device(_message.Message):
     front_ends_refused: _containers.ScalarMap[str, int]
     resource: str
     remark: str
-    def __init__(self, pci_address: _Optional[str] = ..., socket_path: _Optional[str] = ..., state: _Optional[_Union[DeviceState, str]] = ..., reason: _Optional[str] = ..., vhost_mode: _Optional[_Union[VhostMode, str]] = ..., front_end_connected: _Optional[bool] = ..., queue_pairs: _Optional[int] = ..., features: _Optional[int] = ..., protocol_features: _Optional[int] = ..., driver: _Optional[str] = ..., numa_node: _Optional[int] = ..., type: _Optional[str] = ..., statistics: _Optional[_Iterable[_Union[QueueStatistics, _Mapping]]] = ..., front_end_configured: _Optional[bool] = ..., queue_pairs_in_use: _Optional[int] = ..., front_ends_refused: _Optional[_Mapping[str, int]] = ..., resource: _Optional[str] = ..., remark: _Optional[str] = ...) -> None: ...
+    owner: Owner
+    def __init__(self, pci_address: _Optional[str] = ..., socket_path: _Optional[str] = ..., state: _Optional[_Union[DeviceState, str]] = ..., reason: _Optional[str] = ..., vhost_mode: _Optional[_Union[VhostMode, str]] = ..., front_end_connected: _Optional[bool] = ..., queue_pairs: _Optional[int] = ..., features: _Optional[int] = ..., protocol_features: _Optional[int] = ..., driver: _Optional[str] = ..., numa_node: _Optional[int] = ..., type: _Optional[str] = ..., statistics: _Optional[_Iterable[_Union[QueueStatistics, _Mapping]]] = ..., front_end_configured: _Optional[bool] = ..., queue_pairs_in_use: _Optional[int] = ..., front_ends_refused: _Optional[_Mapping[str, int]] = ..., resource: _Optional[str] = ..., remark: _Optional[str] = ..., owner: _Optional[_Union[Owner, _Mapping]] = ...) -> None: ...
+
+class Owner(_message.Message):
+    __slots__ = ("namespace", "pod", "container")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    POD_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    pod: str
+    container: str
+    def __init__(self, namespace: _Optional[str] = ..., pod: _Optional[str] = ..., container: _Optional[str] = ...) -> None: ...
 
 class QueueStatistics(_message.Message):
     __slots__ = ("queue", "counters")

@@ -596,7 +596,8 @@ type GetStatusResponse struct {
 	MappingProblem string `protobuf:"bytes,9,opt,name=mapping_problem,json=mappingProblem,proto3" json:"mapping_problem,omitempty"`
 	// The settings in force, by the name of their option without its dashes.
 	Settings map[string]string `protobuf:"bytes,10,rep,name=settings,proto3" json:"settings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Why single devices are not served although the agent is ready, one device each.
+	// Why single devices are not served that do not keep the agent from being ready, one device each; no cause is in
+	// not_ready_reasons too.
 	DegradedReasons []string `protobuf:"bytes,11,rep,name=degraded_reasons,json=degradedReasons,proto3" json:"degraded_reasons,omitempty"`
 	// What an agent that serves nothing waits for; empty if it waits for nothing.
 	WaitingFor string `protobuf:"bytes,12,opt,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
@@ -1129,7 +1130,12 @@ type Device struct {
 	// How many front ends were refused since the daemon has the device, by reason; up to 10 s old.
 	FrontEndsRefused map[string]uint64 `protobuf:"bytes,16,rep,name=front_ends_refused,json=frontEndsRefused,proto3" json:"front_ends_refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// The resource of the kubelet that it belongs to; empty if it belongs to none.
-	Resource      string `protobuf:"bytes,17,opt,name=resource,proto3" json:"resource,omitempty"`
+	Resource string `protobuf:"bytes,17,opt,name=resource,proto3" json:"resource,omitempty"`
+	// What is to be known of it although it is ready, such as that nobody listens on a socket of an external mapping; empty
+	// if there is nothing.
+	Remark string `protobuf:"bytes,18,opt,name=remark,proto3" json:"remark,omitempty"`
+	// The container that has it, as the kubelet says; absent if none has, or the agent does not speak with the kubelet.
+	Owner         *Owner `protobuf:"bytes,19,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1283,6 +1289,81 @@ func (x *Device) GetResource() string {
 	return ""
 }
 
+func (x *Device) GetRemark() string {
+	if x != nil {
+		return x.Remark
+	}
+	return ""
+}
+
+func (x *Device) GetOwner() *Owner {
+	if x != nil {
+		return x.Owner
+	}
+	return nil
+}
+
+// A container of a pod.
+type Owner struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Pod           string                 `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`
+	Container     string                 `protobuf:"bytes,3,opt,name=container,proto3" json:"container,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Owner) Reset() {
+	*x = Owner{}
+	mi := &file_device_service_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Owner) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Owner) ProtoMessage() {}
+
+func (x *Owner) ProtoReflect() protoreflect.Message {
+	mi := &file_device_service_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Owner.ProtoReflect.Descriptor instead.
+func (*Owner) Descriptor() ([]byte, []int) {
+	return file_device_service_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Owner) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Owner) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *Owner) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
 type QueueStatistics struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The virtqueue: of pair n, 2n receives and 2n+1 transmits, as the front end sees it.
@@ -1295,7 +1376,7 @@ type QueueStatistics struct {
 
 func (x *QueueStatistics) Reset() {
 	*x = QueueStatistics{}
-	mi := &file_device_service_proto_msgTypes[14]
+	mi := &file_device_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1388,7 @@ func (x *QueueStatistics) String() string {
 func (*QueueStatistics) ProtoMessage() {}
 
 func (x *QueueStatistics) ProtoReflect() protoreflect.Message {
-	mi := &file_device_service_proto_msgTypes[14]
+	mi := &file_device_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1401,7 @@ func (x *QueueStatistics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueStatistics.ProtoReflect.Descriptor instead.
 func (*QueueStatistics) Descriptor() ([]byte, []int) {
-	return file_device_service_proto_rawDescGZIP(), []int{14}
+	return file_device_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *QueueStatistics) GetQueue() uint32 {
@@ -1407,7 +1488,7 @@ const file_device_service_proto_rawDesc = "" +
 	"\n" +
 	"crash_loop\x18\x04 \x01(\bR\tcrashLoop\x12\x1b\n" +
 	"\tlast_exit\x18\x05 \x01(\tR\blastExit\x12\x1c\n" +
-	"\tunhealthy\x18\x06 \x01(\tR\tunhealthy\"\x9e\x06\n" +
+	"\tunhealthy\x18\x06 \x01(\tR\tunhealthy\"\xe2\x06\n" +
 	"\x06Device\x12\x1f\n" +
 	"\vpci_address\x18\x01 \x01(\tR\n" +
 	"pciAddress\x12\x1f\n" +
@@ -1432,12 +1513,18 @@ const file_device_service_proto_rawDesc = "" +
 	"\x14front_end_configured\x18\x0e \x01(\bR\x12frontEndConfigured\x12+\n" +
 	"\x12queue_pairs_in_use\x18\x0f \x01(\rR\x0fqueuePairsInUse\x12Y\n" +
 	"\x12front_ends_refused\x18\x10 \x03(\v2+.vdpa_agent.v1.Device.FrontEndsRefusedEntryR\x10frontEndsRefused\x12\x1a\n" +
-	"\bresource\x18\x11 \x01(\tR\bresource\x1aC\n" +
+	"\bresource\x18\x11 \x01(\tR\bresource\x12\x16\n" +
+	"\x06remark\x18\x12 \x01(\tR\x06remark\x12*\n" +
+	"\x05owner\x18\x13 \x01(\v2\x14.vdpa_agent.v1.OwnerR\x05owner\x1aC\n" +
 	"\x15FrontEndsRefusedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01B\f\n" +
 	"\n" +
-	"_numa_node\"\xae\x01\n" +
+	"_numa_node\"U\n" +
+	"\x05Owner\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x10\n" +
+	"\x03pod\x18\x02 \x01(\tR\x03pod\x12\x1c\n" +
+	"\tcontainer\x18\x03 \x01(\tR\tcontainer\"\xae\x01\n" +
 	"\x0fQueueStatistics\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\rR\x05queue\x12H\n" +
 	"\bcounters\x18\x02 \x03(\v2,.vdpa_agent.v1.QueueStatistics.CountersEntryR\bcounters\x1a;\n" +
@@ -1488,7 +1575,7 @@ func file_device_service_proto_rawDescGZIP() []byte {
 }
 
 var file_device_service_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_device_service_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_device_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_device_service_proto_goTypes = []any{
 	(Role)(0),                    // 0: vdpa_agent.v1.Role
 	(DaemonState)(0),             // 1: vdpa_agent.v1.DaemonState
@@ -1508,22 +1595,23 @@ var file_device_service_proto_goTypes = []any{
 	(*ContestedVf)(nil),          // 15: vdpa_agent.v1.ContestedVf
 	(*DaemonStatus)(nil),         // 16: vdpa_agent.v1.DaemonStatus
 	(*Device)(nil),               // 17: vdpa_agent.v1.Device
-	(*QueueStatistics)(nil),      // 18: vdpa_agent.v1.QueueStatistics
-	nil,                          // 19: vdpa_agent.v1.GetStatusResponse.SettingsEntry
-	nil,                          // 20: vdpa_agent.v1.GetStatusResponse.DaemonsEntry
-	nil,                          // 21: vdpa_agent.v1.Device.FrontEndsRefusedEntry
-	nil,                          // 22: vdpa_agent.v1.QueueStatistics.CountersEntry
-	(*durationpb.Duration)(nil),  // 23: google.protobuf.Duration
+	(*Owner)(nil),                // 18: vdpa_agent.v1.Owner
+	(*QueueStatistics)(nil),      // 19: vdpa_agent.v1.QueueStatistics
+	nil,                          // 20: vdpa_agent.v1.GetStatusResponse.SettingsEntry
+	nil,                          // 21: vdpa_agent.v1.GetStatusResponse.DaemonsEntry
+	nil,                          // 22: vdpa_agent.v1.Device.FrontEndsRefusedEntry
+	nil,                          // 23: vdpa_agent.v1.QueueStatistics.CountersEntry
+	(*durationpb.Duration)(nil),  // 24: google.protobuf.Duration
 }
 var file_device_service_proto_depIdxs = []int32{
 	17, // 0: vdpa_agent.v1.ListDevicesResponse.devices:type_name -> vdpa_agent.v1.Device
 	17, // 1: vdpa_agent.v1.GetDeviceResponse.device:type_name -> vdpa_agent.v1.Device
 	17, // 2: vdpa_agent.v1.WatchDevicesResponse.devices:type_name -> vdpa_agent.v1.Device
-	23, // 3: vdpa_agent.v1.GetStatusResponse.uptime:type_name -> google.protobuf.Duration
+	24, // 3: vdpa_agent.v1.GetStatusResponse.uptime:type_name -> google.protobuf.Duration
 	0,  // 4: vdpa_agent.v1.GetStatusResponse.role:type_name -> vdpa_agent.v1.Role
 	16, // 5: vdpa_agent.v1.GetStatusResponse.daemon:type_name -> vdpa_agent.v1.DaemonStatus
-	19, // 6: vdpa_agent.v1.GetStatusResponse.settings:type_name -> vdpa_agent.v1.GetStatusResponse.SettingsEntry
-	20, // 7: vdpa_agent.v1.GetStatusResponse.daemons:type_name -> vdpa_agent.v1.GetStatusResponse.DaemonsEntry
+	20, // 6: vdpa_agent.v1.GetStatusResponse.settings:type_name -> vdpa_agent.v1.GetStatusResponse.SettingsEntry
+	21, // 7: vdpa_agent.v1.GetStatusResponse.daemons:type_name -> vdpa_agent.v1.GetStatusResponse.DaemonsEntry
 	12, // 8: vdpa_agent.v1.GetStatusResponse.pools:type_name -> vdpa_agent.v1.Pool
 	14, // 9: vdpa_agent.v1.GetStatusResponse.vfs_outside_pools:type_name -> vdpa_agent.v1.VfsOutsidePools
 	15, // 10: vdpa_agent.v1.GetStatusResponse.contested_vfs:type_name -> vdpa_agent.v1.ContestedVf
@@ -1532,23 +1620,24 @@ var file_device_service_proto_depIdxs = []int32{
 	1,  // 13: vdpa_agent.v1.DaemonStatus.state:type_name -> vdpa_agent.v1.DaemonState
 	2,  // 14: vdpa_agent.v1.Device.state:type_name -> vdpa_agent.v1.DeviceState
 	3,  // 15: vdpa_agent.v1.Device.vhost_mode:type_name -> vdpa_agent.v1.VhostMode
-	18, // 16: vdpa_agent.v1.Device.statistics:type_name -> vdpa_agent.v1.QueueStatistics
-	21, // 17: vdpa_agent.v1.Device.front_ends_refused:type_name -> vdpa_agent.v1.Device.FrontEndsRefusedEntry
-	22, // 18: vdpa_agent.v1.QueueStatistics.counters:type_name -> vdpa_agent.v1.QueueStatistics.CountersEntry
-	16, // 19: vdpa_agent.v1.GetStatusResponse.DaemonsEntry.value:type_name -> vdpa_agent.v1.DaemonStatus
-	4,  // 20: vdpa_agent.v1.DeviceService.ListDevices:input_type -> vdpa_agent.v1.ListDevicesRequest
-	6,  // 21: vdpa_agent.v1.DeviceService.GetDevice:input_type -> vdpa_agent.v1.GetDeviceRequest
-	8,  // 22: vdpa_agent.v1.DeviceService.WatchDevices:input_type -> vdpa_agent.v1.WatchDevicesRequest
-	10, // 23: vdpa_agent.v1.DeviceService.GetStatus:input_type -> vdpa_agent.v1.GetStatusRequest
-	5,  // 24: vdpa_agent.v1.DeviceService.ListDevices:output_type -> vdpa_agent.v1.ListDevicesResponse
-	7,  // 25: vdpa_agent.v1.DeviceService.GetDevice:output_type -> vdpa_agent.v1.GetDeviceResponse
-	9,  // 26: vdpa_agent.v1.DeviceService.WatchDevices:output_type -> vdpa_agent.v1.WatchDevicesResponse
-	11, // 27: vdpa_agent.v1.DeviceService.GetStatus:output_type -> vdpa_agent.v1.GetStatusResponse
-	24, // [24:28] is the sub-list for method output_type
-	20, // [20:24] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	19, // 16: vdpa_agent.v1.Device.statistics:type_name -> vdpa_agent.v1.QueueStatistics
+	22, // 17: vdpa_agent.v1.Device.front_ends_refused:type_name -> vdpa_agent.v1.Device.FrontEndsRefusedEntry
+	18, // 18: vdpa_agent.v1.Device.owner:type_name -> vdpa_agent.v1.Owner
+	23, // 19: vdpa_agent.v1.QueueStatistics.counters:type_name -> vdpa_agent.v1.QueueStatistics.CountersEntry
+	16, // 20: vdpa_agent.v1.GetStatusResponse.DaemonsEntry.value:type_name -> vdpa_agent.v1.DaemonStatus
+	4,  // 21: vdpa_agent.v1.DeviceService.ListDevices:input_type -> vdpa_agent.v1.ListDevicesRequest
+	6,  // 22: vdpa_agent.v1.DeviceService.GetDevice:input_type -> vdpa_agent.v1.GetDeviceRequest
+	8,  // 23: vdpa_agent.v1.DeviceService.WatchDevices:input_type -> vdpa_agent.v1.WatchDevicesRequest
+	10, // 24: vdpa_agent.v1.DeviceService.GetStatus:input_type -> vdpa_agent.v1.GetStatusRequest
+	5,  // 25: vdpa_agent.v1.DeviceService.ListDevices:output_type -> vdpa_agent.v1.ListDevicesResponse
+	7,  // 26: vdpa_agent.v1.DeviceService.GetDevice:output_type -> vdpa_agent.v1.GetDeviceResponse
+	9,  // 27: vdpa_agent.v1.DeviceService.WatchDevices:output_type -> vdpa_agent.v1.WatchDevicesResponse
+	11, // 28: vdpa_agent.v1.DeviceService.GetStatus:output_type -> vdpa_agent.v1.GetStatusResponse
+	25, // [25:29] is the sub-list for method output_type
+	21, // [21:25] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_device_service_proto_init() }
@@ -1563,7 +1652,7 @@ func file_device_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_device_service_proto_rawDesc), len(file_device_service_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
