@@ -74,6 +74,11 @@ def test_a_front_end_needs_nothing_but_the_directory_of_sockets() -> None:
     assert refused((DEPLOY / "examples" / "front-end-pod.yaml").read_text()) == ({RUN}, set())
 
 
+@pytest.mark.parametrize("name", ["limits-pod.yaml", "two-pods.yaml", "virtual-machine-pod.yaml"])
+def test_pods_that_get_their_vf_by_their_limits_pass_every_level(name: str) -> None:
+    assert refused((DEPLOY / "examples" / name).read_text()) == (set(), set())
+
+
 def test_the_table_of_findings(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [(case, f["level"], f["reason"], f["detail"]) for case in ALL for f in findings(case)]
     assert rows
