@@ -16,15 +16,12 @@ test prints pods, events and logs.
 """
 
 import secrets
-import tempfile
 from collections.abc import Generator, Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.node import Node
-from tests.processes import ROOT
+from tests.cluster.node import temporary
 
 _CLUSTER = pytest.StashKey[Cluster]()
 
@@ -32,16 +29,11 @@ _CLUSTER = pytest.StashKey[Cluster]()
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A node of the module's own, ready; nothing of it stays on the machine."""
-    above = ROOT / "build/cluster"
-    with tempfile.TemporaryDirectory(prefix="node-", dir=above) as directory:
-        node = Node(Path(directory) / "disk")
+    with temporary() as node:
         made = Cluster(node)
         request.node.stash[_CLUSTER] = made
-        try:
-            made.boot()
-            yield made
-        finally:
-            node.remove()
+        made.boot()
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A node: its namespaces, its disk, its services, and that nothing of it stays."""
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -8,7 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +19,10 @@ from tests.cluster.services import ADDRESS, BIN, Services, enter
 from tests.processes import PATIENCE_S, ROOT, eventually
 
 CGROUPS: Final = Path("/sys/fs/cgroup")
+ABOVE: Final = ROOT / "build/cluster"
+"""Where the disks of nodes are."""
+_PREFIX: Final = "node-"
+_LOCK: Final = "lock"
 _NAMESPACES: Final = ("--mount", "--net", "--pid", "--uts", "--ipc")
 _NEEDED: Final = ("unshare", "nsenter", "setpriv", "ip", "openssl", "runc", "/usr/lib/cni/bridge")
 _SHOWN_LINES: Final = 30
@@ -58,6 +64,36 @@ def hierarchies() -> list[Path]:
     if (CGROUPS / "cgroup.controllers").exists():
         return [CGROUPS]
     return sorted(path for path in CGROUPS.iterdir() if (path / "cgroup.procs").exists())
+
+
+@contextlib.contextmanager
+def temporary(above: Path = ABOVE) -> Iterator["Node"]:
+    """A node for as long as the context lasts, of which nothing stays; first, what killed runs left is swept away."""
+    with (above / ".sweep").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        sweep(above)
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=above))
+        lock = (directory / _LOCK).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock:
+        node = Node(directory / "disk")
+        try:
+            yield node
+        finally:
+            node.remove()
+            shutil.rmtree(directory)
+
+
+def sweep(above: Path) -> None:
+    """Removes the temporary nodes whose run is no more: the kernel lets go of a lock when its process has ended."""
+    for path in above.glob(f"{_PREFIX}*/{_LOCK}"):
+        with path.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            Node(path.parent / "disk").remove()
+            shutil.rmtree(path.parent)
 
 
 class Node:
