@@ -10,11 +10,11 @@
 
 #include "worker.h"
 
-enum { DEFAULT_PAIRS = 4, VLAN_MAX = 4094 };
+enum { DEFAULT_PAIRS = 4, VLAN_MAX = 4094, MTU_MIN = 68 /* virtio's, and IPv4's */ };
 
 #define KEYS                                                                                                 \
     "addr=<PCI address>[,queues=<pairs>][,network=loopback|switch][,vlan=<1 to "                             \
-    "4094>][,mac=<MAC>][,spoofcheck=0|1][,profile=all|mlx5]"
+    "4094>][,mac=<MAC>][,spoofcheck=0|1][,mtu=<68 to 65535>][,profile=all|mlx5]"
 
 struct reader {
     struct arguments *arguments;
@@ -34,13 +34,26 @@ static int read_network(const struct reader *reader, const char *key, const char
     return 0;
 }
 
-static int read_vlan(const struct reader *reader, const char *key, const char *value) {
+/* A whole number of digits alone, from `least` to `most`. */
+static int read_number(const char *value, unsigned long least, unsigned long most, uint16_t *number) {
     char *end;
-    unsigned long vlan = strtoul(value, &end, 10);
+    unsigned long given = strtoul(value, &end, 10);
 
-    if (value[0] < '0' || value[0] > '9' || *end != '\0' || vlan < 1 || vlan > VLAN_MAX)
+    if (value[0] < '0' || value[0] > '9' || *end != '\0' || given < least || given > most)
+        return -EINVAL;
+    *number = (uint16_t)given;
+    return 0;
+}
+
+static int read_vlan(const struct reader *reader, const char *key, const char *value) {
+    if (read_number(value, 1, VLAN_MAX, &reader->arguments->vlan) != 0)
         return wrong(reader, key, value, "is no VLAN: give 1 to 4094");
-    reader->arguments->vlan = (uint16_t)vlan;
+    return 0;
+}
+
+static int read_mtu(const struct reader *reader, const char *key, const char *value) {
+    if (read_number(value, MTU_MIN, RING_MAX_MTU, &reader->arguments->mtu) != 0)
+        return wrong(reader, key, value, "is no MTU: give 68 to 65535 bytes");
     return 0;
 }
 
@@ -69,6 +82,8 @@ static int read_one(const char *key, const char *given, void *context) {
         return read_network(reader, key, value);
     } else if (strcmp(key, "vlan") == 0) {
         return read_vlan(reader, key, value);
+    } else if (strcmp(key, "mtu") == 0) {
+        return read_mtu(reader, key, value);
     } else if (strcmp(key, "mac") == 0) {
         return read_mac(reader, key, value);
     } else if (strcmp(key, "profile") == 0) {
@@ -84,8 +99,8 @@ static int read_one(const char *key, const char *given, void *context) {
 }
 
 int arguments_parse(struct arguments *arguments, const char *text, char *problem, size_t size) {
-    static const char *const keys[] = {"addr", "queues",     "network", "vlan",
-                                       "mac",  "spoofcheck", "profile", NULL};
+    static const char *const keys[] = {"addr",       "queues", "network", "vlan", "mac",
+                                       "spoofcheck", "mtu",    "profile", NULL};
     struct reader reader = {.arguments = arguments, .problem = problem, .size = size};
     struct rte_kvargs *kvargs = rte_kvargs_parse(text, keys);
     bool addressed;

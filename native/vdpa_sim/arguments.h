@@ -17,6 +17,7 @@ struct arguments {
     bool network;  /* a port of the network of its bus and VLAN; else it gives back what it is sent */
     uint16_t vlan; /* 0: none */
     mac_t mac;     /* 0: not given */
+    uint16_t mtu;  /* 0: not given */
     bool spoof_check;
     bool like_mlx5; /* offer no feature that DPDK's mlx5 driver does not */
 };

@@ -2,15 +2,14 @@
 #include "loopback.h"
 
 struct loopback_result loopback_run(struct packet *packet, struct ring *tx, struct ring *rx,
-                                    uint32_t header_len, bool mergeable, uint32_t budget) {
+                                    const struct packet_form *form, uint32_t budget) {
     struct loopback_result result = {0};
 
     while (result.delivered + result.dropped < budget) {
         uint16_t tx_head;
-        if (packet_take(packet, tx, header_len, &tx_head) <= 0)
+        if (packet_take(packet, tx, form, &tx_head) <= 0)
             break;
-        enum packet_delivery delivery =
-            packet->bytes == 0 ? PACKET_NEVER : packet_deliver(packet, rx, header_len, mergeable);
+        enum packet_delivery delivery = packet->bytes == 0 ? PACKET_NEVER : packet_deliver(packet, rx, form);
         if (delivery == PACKET_NOT_YET) {
             ring_unpop(tx, 1);
             break;

@@ -11,7 +11,7 @@
 /* What one run did. */
 struct loopback_result {
     uint32_t delivered; /* packets copied to the RX ring */
-    uint32_t dropped;   /* packets that no RX buffer can ever hold, or without content */
+    uint32_t dropped;   /* packets that no RX buffer can ever hold, without content, or beyond the MTU */
     uint64_t bytes;     /* of the delivered packets, without their virtio-net headers */
     bool tx_interrupt;  /* the front end wants to hear of its sent packets */
     bool rx_interrupt;  /* the front end wants to hear of its received packets */
@@ -19,10 +19,9 @@ struct loopback_result {
 
 /*
  * Moves up to `budget` packets. A packet without an RX buffer yet stays where it is. Stops early
- * when a ring turns out broken (ring->fault). `header_len` is the length of the negotiated virtio-net header,
- * 10 or 12; with `mergeable` a packet may be spread over several RX buffers. `packet` is room for one.
+ * when a ring turns out broken (ring->fault). `packet` is room for one.
  */
 struct loopback_result loopback_run(struct packet *packet, struct ring *tx, struct ring *rx,
-                                    uint32_t header_len, bool mergeable, uint32_t budget);
+                                    const struct packet_form *form, uint32_t budget);
 
 #endif

@@ -156,7 +156,7 @@ static bool deliver(struct network *network, uint32_t number, struct packet *pac
     if (open == 0 || !lease_begin(lease, port, choose_pair(open, packet)))
         return false;
     const struct outlet_ring *to = &lease->outlet->to;
-    if (packet_deliver(packet, to->ring, to->header_len, to->mergeable) == PACKET_DELIVERED) {
+    if (packet_deliver(packet, to->ring, &to->form) == PACKET_DELIVERED) {
         lease->packets++;
         lease->bytes += packet->bytes;
     } else {
@@ -219,10 +219,13 @@ struct network_result network_run(const struct sender *sender, struct packet *pa
     /* Each copy counts, so that a run is short however many receivers there are. */
     for (uint32_t work = 0; work < budget; work++) {
         uint16_t head;
-        if (packet_take(packet, tx, sender->header_len, &head) <= 0)
+        if (packet_take(packet, tx, &sender->form, &head) <= 0)
             break;
         packet_read_head(packet);
-        find_way(&way, sender, packet, now);
+        if (packet_is_too_long(packet, &sender->form))
+            way = (struct way){.route = SWITCH_REFUSE};
+        else
+            find_way(&way, sender, packet, now);
         if (way.route == SWITCH_ONE)
             (void)deliver(sender->network, way.to, packet, &lease);
         else if (way.route == SWITCH_FLOOD)

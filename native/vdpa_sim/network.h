@@ -32,8 +32,7 @@ struct bell {
 /* An RX ring that packets can be delivered to. */
 struct outlet_ring {
     struct ring *ring;
-    uint32_t header_len;
-    bool mergeable;
+    struct packet_form form;
     struct queue_stats *stats;
     struct bell *bell;
 };
@@ -77,12 +76,12 @@ struct sender {
     struct network *network;
     uint32_t port;
     mac_t only; /* the one source address that it may have, or 0 */
-    uint32_t header_len;
+    struct packet_form form;
 };
 
 struct network_result {
     uint32_t sent;    /* frames that the switch took, whether anybody received them or not */
-    uint32_t dropped; /* what is no frame, or has a source that it must not have */
+    uint32_t dropped; /* what is no frame, is beyond the MTU, or has a source that it must not have */
     uint64_t bytes;   /* of the sent ones, without their virtio-net headers */
     bool interrupt;   /* the front end wants to hear of its sent packets */
 };

@@ -7,6 +7,8 @@
 
 #include <linux/virtio_net.h>
 
+enum { ETHERNET = 18 }; /* bytes of a header with a VLAN tag */
+
 /* A place to write to in a ring_buffer. */
 struct cursor {
     const struct ring_span *span;
@@ -30,18 +32,22 @@ static void scatter(struct cursor *at, const uint8_t *data, uint32_t len) {
     }
 }
 
-int packet_take(struct packet *packet, struct ring *tx, uint32_t header_len, uint16_t *head) {
+int packet_take(struct packet *packet, struct ring *tx, const struct packet_form *form, uint16_t *head) {
     packet->from.bytes = 0;
     packet->from.count = 0;
     packet->head_len = 0;
     int rc = ring_pop(tx, RING_READ, &packet->from, head);
     if (rc <= 0)
         return rc;
-    if (packet->from.bytes < header_len)
+    if (packet->from.bytes < form->header_len)
         return ring_break(tx, "a packet is shorter than its virtio-net header");
-    packet->header_len = header_len;
-    packet->bytes = (uint32_t)packet->from.bytes - header_len;
+    packet->header_len = form->header_len;
+    packet->bytes = (uint32_t)packet->from.bytes - form->header_len;
     return 1;
+}
+
+bool packet_is_too_long(const struct packet *packet, const struct packet_form *form) {
+    return form->mtu != 0 && packet->bytes > form->mtu + ETHERNET;
 }
 
 void packet_read_head(struct packet *packet) {
@@ -121,16 +127,18 @@ static enum packet_delivery gather(struct packet *packet, struct ring *rx, uint6
     return (!mergeable && n == 1) || rc == -ENOBUFS || n >= rx->size ? PACKET_NEVER : PACKET_NOT_YET;
 }
 
-enum packet_delivery packet_deliver(struct packet *packet, struct ring *rx, uint32_t header_len,
-                                    bool mergeable) {
-    const uint32_t needed = header_len + packet->bytes;
+enum packet_delivery packet_deliver(struct packet *packet, struct ring *rx, const struct packet_form *form) {
+    const uint32_t needed = form->header_len + packet->bytes;
     uint32_t left = needed;
     uint16_t count;
-    enum packet_delivery delivery = gather(packet, rx, needed, mergeable, &count);
+    enum packet_delivery delivery;
 
+    if (packet_is_too_long(packet, form))
+        return PACKET_NEVER;
+    delivery = gather(packet, rx, needed, form->mergeable, &count);
     if (delivery != PACKET_DELIVERED)
         return delivery;
-    copy(packet, header_len, count);
+    copy(packet, form->header_len, count);
     for (uint16_t i = 0; i < count; i++) {
         uint32_t written = left < packet->chains[i].bytes ? left : packet->chains[i].bytes;
         ring_push(rx, packet->chains[i].head, written);

@@ -10,6 +10,13 @@
 /* Addresses, a VLAN tag, IPv6 and the ports behind it. */
 enum { PACKET_HEAD = 64 };
 
+/* How a front end has its packets, as it was negotiated. */
+struct packet_form {
+    uint32_t header_len; /* of the virtio-net header, 10 or 12 */
+    bool mergeable;      /* one packet may be spread over several RX buffers */
+    uint32_t mtu;        /* bytes of a frame behind its Ethernet header, either way; 0: no limit */
+};
+
 /* Large, so it lives with its worker and not on a stack. */
 struct packet {
     struct ring_buffer from; /* the sender's chain, its virtio-net header first */
@@ -30,7 +37,10 @@ struct packet {
  * Takes the next packet from a TX ring; *head is to be given back by ring_push. 1: taken, maybe without any
  * frame behind its header; 0: there is none; -EPROTO: the guest broke the ring.
  */
-int packet_take(struct packet *packet, struct ring *tx, uint32_t header_len, uint16_t *head);
+int packet_take(struct packet *packet, struct ring *tx, const struct packet_form *form, uint16_t *head);
+
+/* Whether the frame is longer than that side's MTU allows. A VLAN tag does not count, as on a NIC. */
+bool packet_is_too_long(const struct packet *packet, const struct packet_form *form);
 
 /* Reads the frame's head, for a packet that is judged by it. */
 void packet_read_head(struct packet *packet);
@@ -38,14 +48,13 @@ void packet_read_head(struct packet *packet);
 enum packet_delivery {
     PACKET_DELIVERED,
     PACKET_NOT_YET, /* not enough buffers now, or the ring is broken: see its fault */
-    PACKET_NEVER,   /* no buffer of this ring can hold it */
+    PACKET_NEVER,   /* no buffer of this ring can hold it, or its MTU forbids it */
 };
 
 /*
- * Copies the packet into buffers of an RX ring, with a virtio-net header of its own of `header_len` bytes.
- * With `mergeable` it may be spread over several buffers. Unless it is delivered, no buffer is used.
+ * Copies the packet into buffers of an RX ring, with a virtio-net header of its own. Unless it is delivered,
+ * no buffer is used.
  */
-enum packet_delivery packet_deliver(struct packet *packet, struct ring *rx, uint32_t header_len,
-                                    bool mergeable);
+enum packet_delivery packet_deliver(struct packet *packet, struct ring *rx, const struct packet_form *form);
 
 #endif

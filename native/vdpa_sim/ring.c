@@ -169,7 +169,7 @@ static int walk(struct ring *ring, enum ring_direction direction, struct ring_bu
         if (len == 0)
             return ring_break(ring, "a descriptor is empty");
         if (direction == RING_READ && len > RING_MAX_PACKET - bytes)
-            return ring_break(ring, "a packet is longer than 64 KiB");
+            return ring_break(ring, "a packet is longer than any MTU allows");
         /* A receive chain may be larger than any packet: what lies beyond is never written. */
         if (bytes < RING_MAX_PACKET) {
             if (len > RING_MAX_PACKET - bytes)

@@ -13,8 +13,10 @@
 enum {
     RING_MAX_REGIONS = 64,
     RING_MAX_SIZE = 32768,
-    RING_MAX_SPANS = 1024,            /* pieces of one packet */
-    RING_MAX_PACKET = 64 * 1024 + 12, /* bytes of one packet with its virtio-net header */
+    RING_MAX_SPANS = 1024, /* pieces of one packet */
+    RING_MAX_MTU = 65535,
+    /* Bytes of one packet: those of the largest MTU, an Ethernet header with a tag, a virtio-net header. */
+    RING_MAX_PACKET = RING_MAX_MTU + 18 + 12,
 };
 
 /* One piece of the guest's memory, as this process has it mapped. */

@@ -29,6 +29,7 @@ struct sim {
     struct rte_vdev_device *vdev;
     struct rte_vdpa_device *vdpa;
     uint32_t pairs;
+    uint32_t mtu;            /* the device's, or 0 */
     bool like_mlx5;          /* offers no more than DPDK's mlx5 driver does */
     int vid;                 /* the front end being served, or -1 */
     int waiting;             /* the last one that was refused meanwhile, or -1 */
@@ -77,7 +78,8 @@ static int get_features(struct rte_vdpa_device *vdpa, uint64_t *features) {
     pthread_mutex_lock(&driver.lock);
     const struct sim *sim = find(vdpa);
     if (sim != NULL) {
-        *features = FEATURE(VIRTIO_F_VERSION_1) | FEATURE(VHOST_USER_F_PROTOCOL_FEATURES);
+        *features =
+            FEATURE(VIRTIO_F_VERSION_1) | FEATURE(VIRTIO_NET_F_MTU) | FEATURE(VHOST_USER_F_PROTOCOL_FEATURES);
         if (sim->pairs > 1)
             *features |= FEATURE(VIRTIO_NET_F_MQ);
         if (!sim->like_mlx5)
@@ -90,7 +92,8 @@ static int get_features(struct rte_vdpa_device *vdpa, uint64_t *features) {
 
 static int get_protocol_features(struct rte_vdpa_device *vdpa, uint64_t *features) {
     RTE_SET_USED(vdpa);
-    *features = FEATURE(VHOST_USER_PROTOCOL_F_MQ) | FEATURE(VHOST_USER_PROTOCOL_F_REPLY_ACK);
+    *features = FEATURE(VHOST_USER_PROTOCOL_F_MQ) | FEATURE(VHOST_USER_PROTOCOL_F_REPLY_ACK) |
+                FEATURE(VHOST_USER_PROTOCOL_F_NET_MTU);
     return 0;
 }
 
@@ -151,6 +154,21 @@ static int get_memory(int vid, struct ring_memory *memory) {
     return 0;
 }
 
+/* The least of what the device and the front end say. 0: neither says anything. */
+static uint32_t choose_mtu(const struct sim *sim, int vid) {
+    uint16_t wanted;
+
+    if (rte_vhost_get_mtu(vid, &wanted) != 0 || wanted == 0)
+        return sim->mtu;
+    if (sim->mtu == 0 || wanted <= sim->mtu)
+        return wanted;
+    LOG(WARNING,
+        "%s: the front end has an MTU of %u, longer packets than mtu=%" PRIu32 " allows are dropped: give "
+        "it that one, as by QEMU's host_mtu\n",
+        sim->address, wanted, sim->mtu);
+    return sim->mtu;
+}
+
 static int configure(struct sim *sim, int vid) {
     struct worker_config config = {.pairs = sim->pairs,
                                    .cpus = driver.cpus,
@@ -171,10 +189,11 @@ static int configure(struct sim *sim, int vid) {
         return -EINVAL;
     config.rings.indirect = (features & FEATURE(VIRTIO_RING_F_INDIRECT_DESC)) != 0;
     config.rings.event_idx = (features & FEATURE(VIRTIO_RING_F_EVENT_IDX)) != 0;
-    config.mergeable = (features & FEATURE(VIRTIO_NET_F_MRG_RXBUF)) != 0;
-    config.header_len = features & (FEATURE(VIRTIO_NET_F_MRG_RXBUF) | FEATURE(VIRTIO_F_VERSION_1))
-                            ? sizeof(struct virtio_net_hdr_mrg_rxbuf)
-                            : sizeof(struct virtio_net_hdr);
+    config.form.mergeable = (features & FEATURE(VIRTIO_NET_F_MRG_RXBUF)) != 0;
+    config.form.mtu = choose_mtu(sim, vid);
+    config.form.header_len = features & (FEATURE(VIRTIO_NET_F_MRG_RXBUF) | FEATURE(VIRTIO_F_VERSION_1))
+                                 ? sizeof(struct virtio_net_hdr_mrg_rxbuf)
+                                 : sizeof(struct virtio_net_hdr);
     rc = get_memory(vid, &config.memory);
     if (rc == 0)
         rc = worker_start(&sim->worker, &config);
@@ -368,6 +387,7 @@ static int probe(struct rte_vdev_device *vdev) {
         goto fail;
     }
     sim->pairs = arguments.pairs;
+    sim->mtu = arguments.mtu;
     sim->like_mlx5 = arguments.like_mlx5;
     rte_pci_device_name(&arguments.address, sim->address, sizeof(sim->address));
     /* Without the domain: a thread's name has 15 characters. */

@@ -51,8 +51,8 @@ static bool loop_back(struct worker *worker, uint32_t pair) {
 
     if (!rx->started || !tx->started)
         return false;
-    struct loopback_result r = loopback_run(&worker->packet, &tx->ring, &rx->ring, worker->config.header_len,
-                                            worker->config.mergeable, BUDGET);
+    struct loopback_result r =
+        loopback_run(&worker->packet, &tx->ring, &rx->ring, &worker->config.form, BUDGET);
     interrupt(rx, r.rx_interrupt);
     interrupt(tx, r.tx_interrupt);
     stats_add(&rx->stats.packets, r.delivered);
@@ -69,7 +69,7 @@ static bool send_out(struct worker *worker, uint32_t pair) {
     const struct sender sender = {.network = worker->config.network,
                                   .port = worker->config.port,
                                   .only = worker->config.only,
-                                  .header_len = worker->config.header_len};
+                                  .form = worker->config.form};
     struct worker_queue *tx = &worker->queues[2 * pair + 1];
 
     if (!tx->started)
@@ -355,11 +355,8 @@ int worker_queue_start(struct worker *worker, uint32_t index, const struct worke
     if (rc != 0)
         goto fail;
     if (is_outlet(worker, index)) {
-        const struct outlet_ring to = {.ring = &queue->ring,
-                                       .header_len = worker->config.header_len,
-                                       .mergeable = worker->config.mergeable,
-                                       .stats = &queue->stats,
-                                       .bell = &worker->bell};
+        const struct outlet_ring to = {
+            .ring = &queue->ring, .form = worker->config.form, .stats = &queue->stats, .bell = &worker->bell};
         network_open(worker->config.network, worker->config.port, index / 2, &to);
     }
     signal_eventfd(worker->bell.fd); /* there may be packets already, whose kick was not seen */

@@ -30,8 +30,7 @@ typedef void worker_broken_fn(void *context, uint32_t queue, const char *fault);
 /* How to serve the queues, fixed while the worker runs. */
 struct worker_config {
     uint32_t pairs;
-    uint32_t header_len;
-    bool mergeable;
+    struct packet_form form;
     struct ring_features rings;
     struct ring_memory memory;
     struct network *network; /* where packets go; NULL: back to where they came from */

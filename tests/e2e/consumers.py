@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tests.processes import built, eventually
 
@@ -95,9 +95,17 @@ class Guest(Program):
     """QEMU with a small Linux, whose network device is a VF's socket; commands go to its serial console."""
 
     def __init__(
-        self, socket: str, directory: Path, *, chardev: str, queues: int, mac: str = "52:54:00:12:34:56"
+        self,
+        socket: str,
+        directory: Path,
+        *,
+        chardev: str = "reconnect=1",
+        queues: int = 1,
+        mac: str = "52:54:00:12:34:56",
+        device: str = "",
     ) -> None:
-        """Starts it; `chardev` is options of the connection, such as `reconnect=1`."""
+        """Starts it; `chardev` is options of the connection, `device` further ones of the device."""
+        multi = "on" if queues > 1 else "off"
         super().__init__(
             [
                 *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"),
@@ -110,10 +118,7 @@ class Guest(Program):
                 *("-chardev", f"socket,id=vf,path={socket},{chardev}"),
                 *("-netdev", f"vhost-user,id=net,chardev=vf,queues={queues}"),
                 # Emulated, Debian's QEMU crashes with interrupt vectors and any vhost-user back end.
-                *(
-                    "-device",
-                    f"virtio-net-pci,netdev=net,mac={mac},vectors=0,romfile=,mq={'on' if queues > 1 else 'off'}",
-                ),
+                *("-device", f"virtio-net-pci,netdev=net,mac={mac},vectors=0,romfile=,mq={multi}{device}"),
             ],
             directory,
         )
@@ -157,11 +162,9 @@ class Guest(Program):
 
 
 @contextmanager
-def guest(
-    socket: str, directory: Path, *, chardev: str = "reconnect=1", queues: int = 1, mac: str = "52:54:00:12:34:56"
-) -> Iterator[Guest]:
-    """A guest that is starting."""
-    machine = Guest(socket, directory, chardev=chardev, queues=queues, mac=mac)
+def guest(socket: str, directory: Path, **options: Any) -> Iterator[Guest]:
+    """A guest that is starting; the options are those of `Guest`."""
+    machine = Guest(socket, directory, **options)
     with _shown(machine):
         yield machine
 

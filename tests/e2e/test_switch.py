@@ -269,9 +269,37 @@ def test_two_linux_guests_talk(run_dir: Path) -> None:
         assert sum(vdpad.stats(address, "bytes", receiving=True) for address in (A, B)) > 20 << 20
 
 
+def test_two_linux_guests_have_the_mtu_that_they_are_given(run_dir: Path) -> None:
+    """One of 9,000 bytes, and one to whose device the operator gave less than QEMU says."""
+    with (
+        network(run_dir, "native", C="mtu=1500") as vdpad,
+        guest(str(vdpad.socket(A)), run_dir, mac=mac(A), device=",host_mtu=9000") as here,
+        guest(str(vdpad.socket(B)), run_dir, mac=mac(B), device=",host_mtu=9000") as there,
+    ):
+        for number, machine in enumerate((here, there), 1):
+            machine.wait_up()
+            assert machine.run("cat /sys/class/net/eth0/mtu").splitlines()[0] == "9000"
+            machine.run(f"ifconfig eth0 10.9.0.{number} netmask 255.255.255.0 up")
+        here.run("ping -c 3 -s 8972 10.9.0.2")  # 9,000 bytes with the headers of IPv4 and ICMP
+        assert vdpad.stats(B, "dropped", receiving=True) == 0
+        here.run("ifconfig eth0 mtu 9500 2>/dev/null; test $(cat /sys/class/net/eth0/mtu) = 9000")
+        there.kill()
+        with guest(str(vdpad.socket(C)), run_dir, mac=mac(C), device=",host_mtu=9000") as third:
+            third.wait_up()
+            third.run("ifconfig eth0 10.9.0.3 netmask 255.255.255.0 up")
+            settled("the warning", lambda: any("MTU of 9000, longer packets than mtu=1500" in x for x in vdpad.log))
+            here.run("until ping -c 1 10.9.0.3; do sleep 1; done")
+            dropped = vdpad.stats(C, "dropped", receiving=True)
+            here.run("! ping -c 1 -W 2 -s 8972 10.9.0.3")
+            assert vdpad.stats(C, "dropped", receiving=True) == dropped + 1
+
+
 @pytest.mark.parametrize(
     ("devargs", "said"),
     [
+        ("mtu=67", "mtu=67 is no MTU: give 68 to 65535 bytes"),
+        ("mtu=65536", "mtu=65536 is no MTU"),
+        ("mtu=9k", "mtu=9k is no MTU"),
         ("vlan=4095", "vlan=4095 is no VLAN: give 1 to 4094"),
         ("mac=ff:ff:ff:ff:ff:ff", "is not the address of a station"),
         ("spoofcheck=1", "spoofcheck=1 needs the address that may send: add mac=<MAC>"),

@@ -61,11 +61,11 @@ static void revive(struct hostile *h, struct guest_ring *ring) {
 }
 
 static void open_rx(struct hostile *h, bool mergeable) {
-    const struct outlet_ring to = {.ring = &h->rx.ring,
-                                   .header_len = HEADER,
-                                   .mergeable = mergeable,
-                                   .stats = &h->stats,
-                                   .bell = &h->bell};
+    const struct outlet_ring to = {
+        .ring = &h->rx.ring,
+        .form = {.header_len = HEADER, .mergeable = mergeable, .mtu = mergeable ? 0 : 1000},
+        .stats = &h->stats,
+        .bell = &h->bell};
 
     network_open(h->sender.network, h->sender.port, 0, &to);
 }
@@ -155,7 +155,7 @@ int main(int argc, char **argv) {
         h->seed = seed + 2 * i;
         h->other = &ports[1 - i];
         pthread_mutex_init(&h->reopening, NULL);
-        h->sender = (struct sender){.network = network, .port = i, .header_len = HEADER};
+        h->sender = (struct sender){.network = network, .port = i, .form = {.header_len = HEADER}};
         h->bell.fd = eventfd(0, EFD_NONBLOCK);
         guest_init(&h->guest);
         /* Wherever a packet lies, its addresses are those of one station, which moves from port to port. */

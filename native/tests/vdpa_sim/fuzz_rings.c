@@ -90,8 +90,10 @@ int main(int argc, char **argv) {
         }
         mutate_offer(&f.tx, &seed);
         mutate_offer(&f.rx, &seed);
-        struct loopback_result r =
-            loopback_run(&f.packet, &f.tx.ring, &f.rx.ring, HEADER, mutate_next(&seed) % 2 == 0, 64);
+        const struct packet_form form = {.header_len = HEADER,
+                                         .mergeable = mutate_next(&seed) % 2 == 0,
+                                         .mtu = mutate_next(&seed) % 2 == 0 ? 1000 : 0};
+        struct loopback_result r = loopback_run(&f.packet, &f.tx.ring, &f.rx.ring, &form, 64);
         moved += r.delivered;
         dropped += r.dropped;
         for (int k = 0; k < 2; k++) {

@@ -54,7 +54,9 @@ static int teardown(void **state) {
 }
 
 static struct loopback_result run_n(struct fixture *f, bool mergeable, uint32_t budget) {
-    return loopback_run(&f->packet, &f->tx.ring, &f->rx.ring, HEADER, mergeable, budget);
+    const struct packet_form form = {.header_len = HEADER, .mergeable = mergeable};
+
+    return loopback_run(&f->packet, &f->tx.ring, &f->rx.ring, &form, budget);
 }
 
 static void copy_out(const struct guest *guest, uint64_t addr, uint8_t *to, uint32_t len) {

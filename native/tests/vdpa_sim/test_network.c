@@ -115,8 +115,10 @@ static int setup(void **state) {
         struct station *s = f->stations[i] = calloc(1, sizeof(*s));
         assert_non_null(s);
         s->port = 100 * i; /* in several words of the bitmap */
-        s->config = (struct worker_config){
-            .pairs = PAIRS, .header_len = 12, .mergeable = true, .network = f->network, .port = s->port};
+        s->config = (struct worker_config){.pairs = PAIRS,
+                                           .form = {.header_len = 12, .mergeable = true},
+                                           .network = f->network,
+                                           .port = s->port};
         worker_init(&s->worker, "sim-test", note_broken, s);
         plug(s);
     }
@@ -192,9 +194,10 @@ static void put(struct station *s, uint32_t pair, mac_t to, mac_t from, uint16_t
     uint16_t at = tx->offered % SIZE;
     uint8_t *host = guest_host(&s->guest, place(2 * pair + 1, at));
 
-    memset(host, 0xee, s->config.header_len); /* no offload was negotiated: nothing of it comes through */
-    write_frame(host + s->config.header_len, to, from, flow, number);
-    guest_set(tx, at, place(2 * pair + 1, at), s->config.header_len + len, 0, 0);
+    memset(host, 0xee,
+           s->config.form.header_len); /* no offload was negotiated: nothing of it comes through */
+    write_frame(host + s->config.form.header_len, to, from, flow, number);
+    guest_set(tx, at, place(2 * pair + 1, at), s->config.form.header_len + len, 0, 0);
     guest_offer(tx, at);
 }
 
@@ -221,11 +224,11 @@ static bool receive(struct station *s, uint32_t pair, uint16_t *flow, uint32_t *
     if (!guest_reap(rx, &elem))
         return false;
     const uint8_t *host = guest_host(&s->guest, rx->desc[elem.id].addr);
-    assert_int_equal(elem.len, s->config.header_len + FRAME);
+    assert_int_equal(elem.len, s->config.form.header_len + FRAME);
     for (uint32_t i = 0; i < 10; i++)
         assert_int_equal(host[i], 0);
-    memcpy(flow, host + s->config.header_len + 34, sizeof(*flow));
-    memcpy(number, host + s->config.header_len + 56, sizeof(*number));
+    memcpy(flow, host + s->config.form.header_len + 34, sizeof(*flow));
+    memcpy(number, host + s->config.form.header_len + 56, sizeof(*number));
     guest_set(rx, rx->offered % SIZE, place(2 * pair, rx->offered % SIZE), SLOT, VRING_DESC_F_WRITE, 0);
     guest_offer(rx, rx->offered % SIZE);
     return true;
@@ -399,8 +402,8 @@ static void gives_each_receiver_its_own_header(void **state) {
     struct station **s = ((struct fixture *)*state)->stations;
 
     unplug(s[1]);
-    s[1]->config.header_len = 10;
-    s[1]->config.mergeable = false;
+    s[1]->config.form.header_len = 10;
+    s[1]->config.form.mergeable = false;
     plug(s[1]);
     offer_all(s[0]);
     offer_all(s[1]);
@@ -410,6 +413,29 @@ static void gives_each_receiver_its_own_header(void **state) {
         send_one(s[1], broadcast, mac(1), n);
         expect(s[0], n);
     }
+}
+
+/* A frame of 60 bytes has 42 behind a header with a VLAN tag. */
+static void drops_what_is_longer_than_the_mtu_of_either_side(void **state) {
+    struct station **s = ((struct fixture *)*state)->stations;
+
+    unplug(s[1]);
+    unplug(s[2]);
+    s[1]->config.form.mtu = 41;
+    s[2]->config.form.mtu = 42;
+    plug(s[1]);
+    plug(s[2]);
+    for (uint32_t i = 0; i < STATIONS; i++)
+        offer_all(s[i]);
+    send_one(s[0], broadcast, mac(0), 1);
+    expect(s[2], 1);
+    assert_int_equal(next(s[1]), -1);
+    assert_int_equal(dropped_at(s[1]), 1);
+    send_one(s[1], broadcast, mac(1), 2);
+    send_one(s[2], broadcast, mac(2), 3);
+    expect(s[0], 3);
+    assert_int_equal(atomic_load(&s[1]->worker.queues[1].stats.dropped), 1);
+    assert_int_equal(atomic_load(&s[2]->worker.queues[1].stats.dropped), 0);
 }
 
 enum { FLOWS = 16, EACH = 300 };
@@ -606,6 +632,7 @@ int main(void) {
         TEST(is_not_held_up_by_a_receiver_whose_call_counter_blocks),
         TEST(interrupts_who_asks_for_it),
         TEST(gives_each_receiver_its_own_header),
+        TEST(drops_what_is_longer_than_the_mtu_of_either_side),
         TEST(keeps_the_order_within_a_flow),
         TEST(knows_networks_by_their_number),
         TEST(keeps_networks_apart),

@@ -57,7 +57,7 @@ static int start_queue(struct fixture *f, uint32_t q) {
 
 static int setup(void **state) {
     struct fixture *f = calloc(1, sizeof(*f));
-    struct worker_config config = {.pairs = PAIRS, .header_len = HEADER, .mergeable = true};
+    struct worker_config config = {.pairs = PAIRS, .form = {.header_len = HEADER, .mergeable = true}};
 
     assert_non_null(f);
     guest_init(&f->guest);
@@ -184,8 +184,7 @@ static void loops_on_kicks(void **state) {
 static void loops_on_events(void **state) {
     struct fixture *f = *state;
     const struct worker_config config = {.pairs = PAIRS,
-                                         .header_len = HEADER,
-                                         .mergeable = true,
+                                         .form = {.header_len = HEADER, .mergeable = true},
                                          .rings = {.event_idx = true},
                                          .memory = f->guest.memory};
     const uint64_t one = 1;
