@@ -186,6 +186,23 @@ async def test_who_keeps_its_windows_closed_has_to_leave(run_dir: Path, path: st
         assert await _answered(watching, 3)  # to which there is nothing to say
 
 
+@pytest.mark.parametrize("way", ["close", "shutdown"])
+async def test_who_leaves_before_it_is_greeted_disturbs_nobody(
+    run_dir: Path, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with _place(run_dir) as place:
+        gone = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+        for client in gone:  # the loop has no turn meanwhile
+            client.connect(str(place.path))
+            client.close() if way == "close" else client.shutdown(socket.SHUT_RDWR)
+        assert await _answered(await place.connect())
+        await eventually(lambda: place.peers.connections == 1)
+        assert caplog.records == []
+        assert place.peers.turned_away.total() == 0
+        for client in gone:
+            client.close()
+
+
 async def test_who_leaves_while_it_waits_for_its_turn_keeps_no_slot(run_dir: Path) -> None:
     limits = replace(LIMITS, calls_per_s=1)
     async with _place(run_dir, limits) as place:

@@ -68,8 +68,9 @@ class Connection:
     def start(self) -> None:
         """Greets the peer, which has something to do then, and reads what it sends: it does not wait for that."""
         self._flush()
-        self._read(wanted=True)
-        self._take_what_came()
+        if not self._over:
+            self._read(wanted=True)
+            self._take_what_came()
 
     @property
     def running(self) -> list["asyncio.Task[None]"]:
