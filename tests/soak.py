@@ -313,7 +313,8 @@ def _held(pid: int) -> Held:
     kinds: Counter[str] = Counter()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):
-            kinds[str(descriptor.readlink()).partition(":[")[0]] += 1
+            name = str(descriptor.readlink()).partition(":[")[0]
+            kinds[name.replace(f"/proc/{pid}/", "/proc/self/")] += 1
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return Held(kinds, pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
 
