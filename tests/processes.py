@@ -218,7 +218,8 @@ def running(
         yield agent
         code = agent.stop()
         assert code == 0
-        assert not agent.log.named("not_json")
+        odd = agent.log.named("not_json")
+        assert not odd, odd
         reports = [line for line in agent.log.raw if "Sanitizer" in line or "runtime error:" in line]
         assert not reports
     except BaseException as error:

@@ -57,6 +57,32 @@ def test_all_lines_come_in_order_and_before_what_is_printed_last() -> None:
     assert last == "last words"
 
 
+def test_what_nobody_can_catch_is_logged_like_all_else() -> None:
+    body = """
+import _thread, threading
+class Odd:
+    def __del__(self): raise ValueError("in a finalizer")
+Odd()
+thread = threading.Thread(target=lambda: 1 / 0, name="odd")
+thread.start(); thread.join()
+told, hook = threading.Event(), sys.unraisablehook
+def ignored(what): hook(what); told.set()
+sys.unraisablehook = ignored
+def out_of_memory(): raise MemoryError
+_thread.start_new_thread(out_of_memory, ())
+assert told.wait(60)
+"""
+    process = _start(body.strip(), subprocess.PIPE)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    *lines, last = errors.splitlines()
+    assert last == "last words"
+    seen = {event["line"]: event for event in _events(lines)}
+    assert {event["event"] for event in seen.values()} == {"library_output"}
+    assert set(seen) == {"exception ignored", "exception in thread odd", "Exception ignored in thread started by"}
+    assert "in a finalizer" in seen["exception ignored"]["exception"]
+    assert "ZeroDivisionError" in seen["exception in thread odd"]["exception"]
+
+
 def test_a_blocked_reader_stops_nobody_and_is_told_what_it_missed() -> None:
     read_end, write_end = os.pipe()
     body = "for n in range(50_000): log.info('numbered', n=n)\nprint('logged', flush=True)\nsys.stdin.read()"

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -173,7 +174,24 @@ def set_up_logs(config: LogConfig) -> LogWriter:
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[_library, _strip, *rendering])
     )
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+    sys.unraisablehook = _ignored
+    threading.excepthook = _thread_ended
     return writer
+
+
+def _ignored(what: "sys.UnraisableHookArgs") -> None:
+    """Logs what Python would print: an exception that nobody can catch."""
+    _report(what.err_msg or "exception ignored", what.exc_value)
+
+
+def _thread_ended(what: threading.ExceptHookArgs) -> None:
+    """The same of one that ended a thread."""
+    _report(f"exception in thread {what.thread.name if what.thread else 'that has ended'}", what.exc_value)
+
+
+def _report(line: str, error: BaseException | None) -> None:
+    with suppress(MemoryError):  # without memory for it nothing is better than what nobody can read
+        logging.getLogger("python").error("%s", line, exc_info=error)
 
 
 class _Lines:
