@@ -22,12 +22,13 @@ from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.devices import Devices
 from vdpa_agent.daemon.directory import SocketDirectory
 from vdpa_agent.daemon.fleet import Fleet
+from vdpa_agent.daemon.messages import ErrorCode
 from vdpa_agent.daemon.names import Names
 from vdpa_agent.daemon.output import MappingOutput
 from vdpa_agent.daemon.pump import Dropped
 from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.daemon.roles import Roles
-from vdpa_agent.errors import RequestRefused
+from vdpa_agent.errors import RequestRefused, Unanswered
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import SERVED, Cause, DaemonState, DaemonStatus, Device, Statistics, Stop, VhostMode
 from vdpa_agent.model.destructive import DestructiveSteps
@@ -64,6 +65,7 @@ class Daemon(Control):
         self.front_ends: dict[str, FrontEnd] = {}
         self.notify: Callable[[str, FrontEnd], None]
         self.refuses: set[str] = set()
+        self.silent: dict[str, bool] = {}
 
     async def call(
         self,
@@ -77,17 +79,22 @@ class Daemon(Control):
         device = (params or {}).get("device", "")
         if device in self.refuses:
             raise RequestRefused(-32000, f"{device} is busy")
+        if self.silent.get(device) is False:
+            raise Unanswered(method)
         if method == "device.add":
             assert params is not None
             assert params["socket"] not in self.sockets.values()
             self.sockets[device] = params["socket"]
         elif method == "device.remove":
-            self.sockets.pop(device)
+            if self.sockets.pop(device, None) is None:
+                raise RequestRefused(ErrorCode.NO_SUCH_DEVICE, f"no device {device}")
             if self.front_ends.pop(device, NO_FRONT_END).is_connected:
                 self.notify(device, NO_FRONT_END)
         elif method == "device.list":
             return {"devices": [self.listed(device) for device in self.sockets]}
         await asyncio.sleep(0)
+        if device in self.silent:
+            raise Unanswered(method)
         return {}
 
     def listed(self, device: str) -> dict[str, Any]:
@@ -259,6 +266,13 @@ class Histories(RuleBasedStateMachine):
     @rule(device=st.sampled_from(ADDRESSES), refuses=st.booleans())
     def the_daemon_changes_its_mind(self, device: PciAddress, *, refuses: bool) -> None:
         self.daemon.refuses = self.daemon.refuses | {device} if refuses else self.daemon.refuses - {device}
+
+    @rule(device=st.sampled_from(ADDRESSES), done=st.booleans(), silent=st.booleans())
+    def the_daemon_does_not_answer(self, device: PciAddress, *, done: bool, silent: bool) -> None:
+        """It may have done all the same what it was asked."""
+        self.daemon.silent.pop(device, None)
+        if silent:
+            self.daemon.silent[device] = done
 
     @rule(device=st.sampled_from(ADDRESSES), front_end=FRONT_ENDS, lost=st.booleans())
     def a_front_end(self, device: PciAddress, front_end: FrontEnd, *, lost: bool) -> None:
@@ -493,6 +507,11 @@ class IsolatedHistories(Histories):
     def the_daemon_changes_its_mind(self, device: PciAddress, *, refuses: bool) -> None:
         if device in self.lives:
             self.lives[device].daemon.refuses = {device} if refuses else set()
+
+    @rule(device=st.sampled_from(ADDRESSES), done=st.booleans(), silent=st.booleans())
+    def the_daemon_does_not_answer(self, device: PciAddress, *, done: bool, silent: bool) -> None:
+        if device in self.lives:
+            self.lives[device].daemon.silent = {device: done} if silent else {}
 
     @rule(device=st.sampled_from(ADDRESSES), front_end=FRONT_ENDS, lost=st.booleans())
     def a_front_end(self, device: PciAddress, front_end: FrontEnd, *, lost: bool) -> None:

@@ -452,8 +452,14 @@ async def test_a_change_in_the_directory_of_the_sockets_has_them_looked_at(tmp_p
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests are late at once, and given up soon."""
-    for name, seconds in {"_LATE_S": 0.05, "_GIVEN_UP_S": 0.2, "_WRITE_S": 0.2, "_LEARN_S": 0.0}.items():
-        monkeypatch.setattr(f"vdpa_agent.daemon.devices.{name}", seconds)
+    for name, seconds in {
+        "asking._LATE_S": 0.05,
+        "asking._GIVEN_UP_S": 0.2,
+        "repair._WRITE_S": 0.2,
+        "devices._LIST_S": 0.2,
+        "devices._LEARN_S": 0.0,
+    }.items():
+        monkeypatch.setattr(f"vdpa_agent.daemon.{name}", seconds)
 
 
 def _is_late(address: PciAddress, devices: Mapping[PciAddress, Device]) -> bool:
@@ -509,7 +515,7 @@ async def test_a_daemon_that_answers_for_no_device_is_lost(tmp_path: Path) -> No
     async with asyncio.timeout(20):
         with pytest.raises(ExceptionGroup) as lost:
             await world.devices.follow(world.daemon)
-    assert lost.group_contains(DaemonLost, match="did not answer device.add")
+    assert lost.group_contains(DaemonLost, match="has not answered device.add")
 
 
 @pytest.mark.usefixtures("impatient")
@@ -639,3 +645,16 @@ async def test_in_client_mode_the_socket_is_the_front_ends(tmp_path: Path) -> No
     async with world.followed():
         await world.until(A, lambda state: state is DeviceState.READY)
         assert not world.devices.take_opened()
+
+
+async def test_a_daemon_that_ends_at_any_moment_is_followed_by_one_that_is_asked_for_everything(tmp_path: Path) -> None:
+    for steps in range(60):
+        world = World(tmp_path)
+        world.wanted.set(Loaded(ALL))
+        async with world.followed():
+            for _ in range(steps):
+                await asyncio.sleep(0)
+        world.devices.forget("the daemon ended")
+        async with world.followed():
+            for address in ALL:
+                await world.until(address, lambda state: state is DeviceState.READY)

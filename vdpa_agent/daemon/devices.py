@@ -1,9 +1,8 @@
 """Devices: executes the plan for each device of a running vdpad, and publishes what came of it."""
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -13,51 +12,35 @@ import structlog
 
 from vdpa_agent.config import DaemonConfig
 from vdpa_agent.daemon.answers import Told, parse_facts, parse_front_ends
+from vdpa_agent.daemon.asking import Asking
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.directory import SocketDirectory
+from vdpa_agent.daemon.examination import Examination
 from vdpa_agent.daemon.front_ends import FrontEndLog
 from vdpa_agent.daemon.messages import ErrorCode
-from vdpa_agent.daemon.names import Names
-from vdpa_agent.daemon.repair import MappingRepair
+from vdpa_agent.daemon.names import Names, place_of
+from vdpa_agent.daemon.repair import Mapped, MappingRepair, write_mapping
 from vdpa_agent.errors import DaemonLost, RequestRefused, SocketDirUnusable, Unanswered
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import SERVED, Device, DeviceFacts, DeviceState, VhostMode
 from vdpa_agent.model.front_end import FrontEnd
 from vdpa_agent.model.loaded import Loaded
-from vdpa_agent.model.naming import DEVICE_SOCKET
 from vdpa_agent.model.pci import DeviceList, PciAddress, shown
 from vdpa_agent.model.plan import Record, Step, next_look_s, next_step
-from vdpa_agent.model.pools import Pool, Pools
-from vdpa_agent.model.preflight import assess, devargs_of, takes_hugepages
-from vdpa_agent.model.text import printable
-from vdpa_agent.node.sysfs import read_facts, read_hugepages, read_numa
+from vdpa_agent.model.pools import Pools
 from vdpa_agent.node.worker import Stuck
 
 _GATHER_S: Final = 0.01
 """How long devices that become ready one after the other are gathered before they are published together."""
 
-_TURNS: Final = 2
-"""How many devices the daemon is asked for at a time: its answer to `version` waits behind them."""
-
-_LATE_S: Final = 5.0
-"""After so long without an answer a device says that it is waited for."""
-
-_GIVEN_UP_S: Final = 30.0
-"""After so long without an answer the daemon is asked again; it takes a VF of a NIC a second or two."""
-
-_WRITE_S: Final = 5.0
-"""How long the daemon may take to write the mapping, or to list its devices."""
-
-_SAID_CHARACTERS: Final = 640
-"""The longest reason of the daemon's that is passed on: mapping_problem of native/vdpad/daemon.h."""
+_LIST_S: Final = 5.0
+"""How long the daemon may take to list its devices."""
 
 _LEARN_S: Final = 10.0
 """How often the daemon is asked for all front ends: a notification may be lost, and refusals have none."""
 
 _REQUESTS: Final = frozenset({Step.ADD, Step.RENEW, Step.REMOVE})
 """The steps that take a request to the daemon."""
-
-Refused = Callable[[Record, str, float, float], Record]
 
 log = structlog.get_logger(__name__)
 
@@ -102,16 +85,19 @@ class Devices:
         self._repair = repair
         self._spread = spread
         self._records: dict[PciAddress, Record] = {}
-        self._doubts: dict[PciAddress, tuple[str, ...]] = {}
+        self._examination = Examination(config)
+        self._asking = Asking(self._late)
         self._front_ends = FrontEndLog(self._now_s)
         self._notified: set[PciAddress] = set()
         self._learn_due_s = 0.0
+        self._present: frozenset[PciAddress] = frozenset()
         self._asked: set[PciAddress] = set()
+        self._moved: set[PciAddress] = set()
+        self._is_due = False
+        self._gathering: asyncio.TimerHandle | None = None
         self._opened: set[str] = set()
-        self._turns = asyncio.Semaphore(_TURNS)
         self._wake = asyncio.Event()
         self._look_is_due = asyncio.Event()
-        self._mapping_may_differ = asyncio.Event()
         self._list_is_known = True
         self._publishing: asyncio.TimerHandle | None = None
 
@@ -127,8 +113,7 @@ class Devices:
             tasks.create_task(self._look_on_change(), name="sockets")
             tasks.create_task(self._look_when_due(control), name="looks")
             if self._repair is not None:
-                tasks.create_task(self._repair.wake_on_change(self._mapping_may_differ), name="mapping")
-                tasks.create_task(self._mend_mapping(control, self._repair), name="mapping")
+                tasks.create_task(self._repair.run(partial(write_mapping, control), self._mapped), name="mapping")
             while True:
                 self._wake.clear()
                 await self._reconcile(control, tasks)
@@ -189,24 +174,13 @@ class Devices:
             self._publish()
             self._wake.set()
 
-    async def _mend_mapping(self, control: Control, repair: MappingRepair) -> None:
-        while True:
-            self._mapping_may_differ.clear()
-            added = {address: record for address, record in self._records.items() if record.added}
-            expected = {address: record.device.socket for address, record in added.items() if not record.unsure}
-            unsure = frozenset(address for address, record in self._records.items() if record.unsure)
-            await repair.step(partial(_write_mapping, control), expected, unsure)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if repair.due_s is None else max(0.0, repair.due_s - self._now_s())):
-                    await self._mapping_may_differ.wait()
-
     async def _reconcile(self, control: Control, tasks: asyncio.TaskGroup) -> None:
         wanted = self._wanted.value.value or ()
         await self._name(wanted)
-        present = frozenset(wanted)
+        self._present = frozenset(wanted)
         now_s = self._now_s()
         steps = {
-            address: next_step(record, wanted=address in present, now_s=now_s)
+            address: next_step(record, wanted=address in self._present, now_s=now_s)
             for address, record in self._records.items()
             if address not in self._asked
         }
@@ -216,7 +190,34 @@ class Devices:
         for address, step in steps.items():
             if step in _REQUESTS:
                 self._asked.add(address)
-                tasks.create_task(self._execute(control, address, step), name=f"{step.name.lower()} {address}")
+                asking = tasks.create_task(self._execute(control, address, step), name=f"{step.name.lower()} {address}")
+                asking.add_done_callback(partial(self._executed, address))
+
+    async def _execute(self, control: Control, address: PciAddress, step: Step) -> None:
+        """Has the daemon do a step of one device; a request that it does not answer keeps no other one waiting."""
+        if step is Step.REMOVE:
+            await self._remove(control, address)
+        elif step is Step.ADD or await self._give_up(control, address):
+            await self._add(control, address)
+
+    def _executed(self, address: PciAddress, _step: asyncio.Task[None]) -> None:
+        """A step is done; whatever else is to be done of its device is looked at with what ends a moment later."""
+        self._asked.discard(address)
+        record, wanted = self._records.get(address), address in self._present
+        if record is None or address in self._moved or next_look_s(record) is not None:
+            self._is_due = True
+        else:
+            self._is_due |= next_step(record, wanted=wanted, now_s=self._now_s()) is not Step.NOTHING
+        if self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(_GATHER_S, self._gathered)
+
+    def _gathered(self) -> None:
+        self._gathering = None
+        if self._is_due:
+            self._is_due = False
+            self._wake.set()
+        if self._repair is not None and not self._asked:
+            self._repair.wake.set()
 
     def _prepare(self, address: PciAddress, step: Step, now_s: float) -> None:
         """Does all of a step that asks nothing of the daemon."""
@@ -236,75 +237,47 @@ class Devices:
         elif step in {Step.ADD, Step.RENEW}:
             self._records[address] = record.asked() if not record.refusals else record
 
-    async def _execute(self, control: Control, address: PciAddress, step: Step) -> None:
-        """Has the daemon do a step of one device; a request that it does not answer keeps no other one waiting."""
-        try:
-            if step is Step.REMOVE:
-                await self._remove(control, address)
-            elif step is Step.ADD or await self._give_up(control, address):
-                await self._add(control, address)
-        finally:
-            self._asked.discard(address)
-            self._mapping_may_differ.set()
-            self._wake.set()
-
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[Callable[[], None]]:
-        """Waits for a turn to ask; it ends with the context, or as soon as the function that it gives is called."""
-        await self._turns.acquire()
-        with ExitStack() as over:
-            over.callback(self._turns.release)
-            yield over.close
-
-    async def _ask(self, control: Control, method: str, request: dict[str, str], over: Callable[[], None]) -> Any:
-        """Asks the daemon something about a device.
-
-        Raises:
-            RequestRefused: it refused.
-            Unanswered: it did not answer, and serves others.
-            DaemonLost: the channel failed, or it did not answer and serves no other device.
-        """
-        address = PciAddress(request["device"])
-        self._records[address] = self._records[address].asking()
-        late = asyncio.get_running_loop().call_later(_LATE_S, self._late, address, method)
-        try:
-            return await control.call(method, request, timeout_s=_GIVEN_UP_S, passed=over)
-        except Unanswered as error:
-            if not any(record.device.state in SERVED or record.in_use for record in self._records.values()):
-                raise DaemonLost(str(error)) from error
-            raise
-        finally:
-            late.cancel()
-
-    def _late(self, address: PciAddress, method: str) -> None:
+    def _late(self, device: str, method: str, reason: str) -> None:
+        address = PciAddress(device)
         before = self._records[address]
-        reason = _unanswered(method, _LATE_S)
         report = log.debug if before.refusals else log.warning
         report("device_unanswered", device=address, request=method, reason=reason)
         self._records[address] = before.late(reason)
         self._publish_soon()
 
+    async def _ask(self, control: Control, method: str, request: dict[str, str], over: Callable[[], None]) -> Any:
+        """As Asking.ask, but a daemon that does not answer and serves nothing is lost."""
+        address = PciAddress(request["device"])
+        self._records[address] = self._records[address].asking()
+        try:
+            return await self._asking.ask(control, method, request, over)
+        except Unanswered as error:
+            if any(record.device.state in SERVED or record.in_use for record in self._records.values()):
+                raise
+            raise DaemonLost(str(error)) from error
+
     async def _add(self, control: Control, address: PciAddress) -> None:
-        async with self._turn() as over:
-            if address not in (self._wanted.value.value or ()):
+        async with self._asking.turn() as over:
+            if address not in self._present:
                 return  # it left while it waited
             record = self._records[address]
-            devargs, refusal = self._examine(address)
+            devargs, refusal = self._examination.examine(address)
             if refusal:
                 self._refused(address, refusal, "device_failed")
                 return
             mode, socket = record.device.mode, record.device.socket
             request = {"device": address, "devargs": devargs, "socket": socket, "mode": str(mode)}
             try:
-                await self._directory.make()
+                if record.refusals:  # it may be gone; a start makes it
+                    await self._directory.make()
                 if mode is VhostMode.SERVER:
                     self._opened.add(Path(socket).name)
                 answer = await self._ask(control, "device.add", request, over)
             except (RequestRefused, SocketDirUnusable) as error:
                 self._refused(address, str(error), "device_failed")
                 return
-            except Unanswered:
-                self._unanswered(address, "device.add", "device_failed")
+            except Unanswered as error:
+                self._refused(address, str(error), "device_failed", unsure=True)
                 return
             self._records[address] = self._records[address]._replace(added=True)
             facts = parse_facts(answer)
@@ -323,37 +296,19 @@ class Devices:
             return f"the daemon serves {shown(str(given))} as {shown(str(of_mode))} instead of {socket} as {mode}"
         if mode is VhostMode.CLIENT:
             return ""  # the socket is the front end's
-        try:
-            return await self._directory.problem(socket, facts.file)
-        except Stuck as error:
-            return f"--socket-dir {self._config.socket_dir}: {error}"
-
-    def _examine(self, address: PciAddress) -> tuple[str, str]:
-        """The device arguments of a device, and why the daemon need not even be asked for it: empty if it may."""
-        config = self._config
-        if config.simulate:
-            return config.devargs.get(address, ""), ""
-        facts = read_facts(address, config.sysfs)
-        numa = read_numa(os.sched_getaffinity(0), config.sysfs)
-        sizes = read_hugepages(config.sysfs, Path("/proc/self"))
-        verdict = assess(facts, numa, hugepages=takes_hugepages(config.memory, numa, sizes))
-        if verdict.doubts != self._doubts.get(address, ()):
-            for doubt in verdict.doubts:
-                log.warning("device_doubtful", device=address, reason=doubt)
-        self._doubts[address] = verdict.doubts
-        return devargs_of(facts, config.devargs), verdict.refusal
+        return await self._directory.problem(socket, facts.file)
 
     async def _give_up(self, control: Control, address: PciAddress) -> bool:
         """Has the daemon give up a device; whether it did."""
-        async with self._turn() as over:
+        async with self._asking.turn() as over:
             try:
                 await self._ask(control, "device.remove", {"device": address}, over)
             except RequestRefused as error:
                 if error.code != ErrorCode.NO_SUCH_DEVICE:
                     self._refused(address, str(error), "device_not_removed")
                     return False
-            except Unanswered:
-                self._unanswered(address, "device.remove", "device_not_removed")
+            except Unanswered as error:
+                self._refused(address, str(error), "device_not_removed", unsure=True)
                 return False
         record = self._records[address] = self._records[address].given_up()
         self._opened.discard(Path(record.device.socket).name)
@@ -367,7 +322,7 @@ class Devices:
 
     def _forget_device(self, address: PciAddress) -> None:
         record = self._records.pop(address)
-        self._doubts.pop(address, None)
+        self._examination.forget(address)
         self._front_ends.forget(address)
         log.info("device_removed", device=address, socket=record.device.socket)
 
@@ -395,7 +350,7 @@ class Devices:
         self._learn_due_s = self._now_s() + _LEARN_S
         self._notified.clear()
         try:
-            told = parse_front_ends(await control.call("device.list", timeout_s=_WRITE_S))
+            told = parse_front_ends(await control.call("device.list", timeout_s=_LIST_S))
         except (RequestRefused, Unanswered) as error:
             report = log.warning if self._list_is_known else log.debug
             self._list_is_known = False
@@ -417,12 +372,10 @@ class Devices:
             self._publish_soon()
         self._front_ends.refused(address, told.refusals)
 
-    def _unanswered(self, address: PciAddress, method: str, event: str) -> None:
-        self._refused(address, _unanswered(method, _GIVEN_UP_S), event, refused=Record.unanswered)
-
-    def _refused(self, address: PciAddress, reason: str, event: str, *, refused: Refused = Record.refused) -> None:
+    def _refused(self, address: PciAddress, reason: str, event: str, *, unsure: bool = False) -> None:
         before = self._records[address]
-        record = self._records[address] = refused(before, reason, self._now_s(), self._spread())
+        change = before.unanswered if unsure else before.refused
+        record = self._records[address] = change(reason, self._now_s(), self._spread())
         # The same reason again every few seconds would drown the others.
         report = log.debug if before.refusals and before.device.reason == reason else log.warning
         report(event, device=address, reason=reason, retry_in_s=round(record.due_s - self._now_s(), 1))
@@ -437,23 +390,25 @@ class Devices:
     async def _name(self, wanted: DeviceList) -> None:
         """Gives each device of the list its socket, and a record."""
         names = await self._names.give()
+        self._moved.clear()
         pools = self._pools.value.value.by_device if self._pools.value.value else {}
         for address in wanted:
             if address not in names:
                 continue  # it has left the whole list meanwhile
-            mode, socket = self._place(address, names[address], pools.get(address))
+            mode, socket = place_of(self._config, address, names[address], pools.get(address))
             record = self._records.get(address)
             if record is None:
                 self._records[address] = Record(Device(address, socket, DeviceState.WANTED, mode=mode))
             elif address not in self._asked:
                 self._records[address] = record.moved(mode, socket)
+            elif (record.device.mode, record.device.socket) != (mode, socket):
+                self._moved.add(address)
 
-    def _place(self, address: PciAddress, name: str, pool: Pool | None) -> tuple[VhostMode, str]:
-        """Which end opens the socket of a device, and where: a front end of a pool's device in that one's directory."""
-        mode = (pool.vhost_mode if pool else None) or self._config.vhost_mode
-        if pool is not None and mode is VhostMode.CLIENT:
-            return mode, str(self._config.device_dir / address / DEVICE_SOCKET)
-        return mode, str(self._config.socket_dir / name)
+    def _mapped(self) -> Mapped:
+        """What the mapping file should say."""
+        records = self._records.items()
+        expected = {address: record.device.socket for address, record in records if record.added and not record.unsure}
+        return Mapped(expected, frozenset(address for address, record in records if record.unsure))
 
     def _publish_soon(self) -> None:
         """Publishes what became better; others that become ready meanwhile go out with it."""
@@ -472,20 +427,3 @@ class Devices:
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _unanswered(method: str, seconds: float) -> str:
-    return f"the daemon has not answered {method} for {seconds:g} s"
-
-
-async def _write_mapping(control: Control) -> str:
-    """Has the daemon write the mapping file; returns why it could not, empty if it did."""
-    try:
-        answer = await control.call("mapping.write", timeout_s=_WRITE_S)
-    except Unanswered:
-        return _unanswered("mapping.write", _WRITE_S)
-    if not isinstance(answer, dict) or answer.get("mapping_written") is not False:
-        return ""
-    problem = answer.get("mapping_problem")
-    said = printable(problem, _SAID_CHARACTERS) if isinstance(problem, str) else "see daemon_output"
-    return f"the daemon could not write it: {said}"

@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 class SocketDirectory:
     """The directory of the sockets; one job at a time, and each waits for its turn.
 
-    Every method but `make` raises Stuck where the file system does not answer.
+    Methods raise Stuck where the file system does not answer, unless they say otherwise.
 
     Attributes:
         touched: changes after each change in it.
@@ -43,6 +43,7 @@ class SocketDirectory:
         self._path = path
         self._steps = steps
         self._files: dict[str, FileId] = {}
+        self._paths: dict[FileId, str] = {}
         self._worker = Worker("sockets")
         self._turn = asyncio.Lock()
 
@@ -77,18 +78,31 @@ class SocketDirectory:
         """
         if file is None:
             return "the daemon did not say which file its socket is (socket_file); install the vdpad of this agent"
-        twin = next((other for other, its in self._files.items() if its == file and other != path), None)
-        self._files[path] = file
+        twin = self._paths.get(file)
+        if twin in {path, None}:
+            self._claim(path, file)
+            twin = None
 
         def look() -> str:
             if reason := lost_sockets({path: file}).get(path):
                 return reason
             return f"the socket file {path} is that of {twin} as well" if twin and file_at(twin) == file else ""
 
-        reason = await self._do(look)
-        if reason and self._files.get(path) == file:
-            del self._files[path]
+        try:
+            reason = await self._do(look)
+        except Stuck as error:
+            reason = f"--socket-dir {self._path}: {error}"
+        if twin and not reason:  # it was the socket of another path, which is gone
+            self._claim(path, file)
         return reason
+
+    def _claim(self, path: str, file: FileId) -> None:
+        """Remembers which file a path leads to, and that of before no more."""
+        before = self._files.get(path)
+        if before is not None and self._paths.get(before) == path:
+            del self._paths[before]
+        self._files[path] = file
+        self._paths[file] = path
 
     async def lost(self, sockets: Mapping[str, FileId | None]) -> dict[str, str]:
         """Of these sockets, those that cannot be connected to or were replaced, each with the reason.

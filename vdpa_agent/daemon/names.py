@@ -7,11 +7,14 @@ from typing import Final, Protocol
 
 import structlog
 
+from vdpa_agent.config import DaemonConfig
 from vdpa_agent.latest import Latest
+from vdpa_agent.model.daemon import VhostMode
 from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.loaded import Loaded
-from vdpa_agent.model.naming import SocketNaming, assign_names
+from vdpa_agent.model.naming import DEVICE_SOCKET, SocketNaming, assign_names
 from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.model.pools import Pool
 
 _LOOK_S: Final = 1.0
 """How often it is looked at most whether the names are still kept; each daemon asks for it every few seconds."""
@@ -109,3 +112,11 @@ class Names:
     async def _keep(self) -> None:
         if not self._are_kept and self._names is not None:
             self._are_kept = await self._store.write(self._names)
+
+
+def place_of(config: DaemonConfig, address: PciAddress, name: str, pool: Pool | None) -> tuple[VhostMode, str]:
+    """Which end opens the socket of a device, and where: a front end of a pool's device in that one's directory."""
+    mode = (pool.vhost_mode if pool else None) or config.vhost_mode
+    if pool is not None and mode is VhostMode.CLIENT:
+        return mode, str(config.device_dir / address / DEVICE_SOCKET)
+    return mode, str(config.socket_dir / name)

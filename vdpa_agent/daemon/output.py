@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from vdpa_agent.daemon.repair import MappingRepair
+from vdpa_agent.daemon.repair import Mapped, MappingRepair
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import SERVED, Device, DeviceState
 from vdpa_agent.model.pci import PciAddress
@@ -32,28 +31,22 @@ class MappingOutput:
 
     async def run(self, devices: Latest[Mapping[PciAddress, Device]]) -> None:
         """Keeps the file until cancelled, then takes it away."""
-        wake = asyncio.Event()
+        repair = self._repair
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_wake_on_change(devices, wake))
-                tasks.create_task(self._repair.wake_on_change(wake))
+                tasks.create_task(_wake_on_change(devices, repair.wake))
+                tasks.create_task(repair.wake_on_change())
                 written: dict[PciAddress, str] | None = {}
                 while True:
-                    wake.clear()
+                    repair.wake.clear()
                     expected = _mapped(devices.value)
                     if expected != written:
                         # What cannot be written now is reported by the repair, and tried again at each change too.
                         written = None if await self._write(expected) else expected
-                    await self._repair.step(partial(self._write, expected), expected)
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(self._pause_s()):
-                            await wake.wait()
+                    await repair.step(partial(self._write, expected), Mapped(expected))
+                    await repair.pause()
         finally:
             await self._retire()
-
-    def _pause_s(self) -> float | None:
-        due_s = self._repair.due_s
-        return None if due_s is None else max(0.0, due_s - asyncio.get_running_loop().time())
 
 
 def _mapped(devices: Mapping[PciAddress, Device]) -> dict[PciAddress, str]:

@@ -1,17 +1,22 @@
 """MappingRepair: has the mapping file written again when it does not say what the daemon acknowledged."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Final, NamedTuple
 
 import structlog
 
+from vdpa_agent.daemon.asking import unanswered
+from vdpa_agent.daemon.control import Control
+from vdpa_agent.errors import Unanswered
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.backoff import Backoff
 from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.loaded import ABSENT, Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
 from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.model.text import printable
 
 _SETTLE_S: Final = 1.5
 """How long the file may differ: the daemon writes it before it answers, and it is read a moment later, without inotify
@@ -21,13 +26,32 @@ within a second.
 _RETRY: Final = Backoff(first_s=1.0, cap_s=30.0)
 """When it is written again that was not, or that another process changes again and again."""
 
+_WRITE_S: Final = 5.0
+"""How long the daemon may take to write the mapping."""
+
+_SAID_CHARACTERS: Final = 640
+"""The longest reason of the daemon's that is passed on: mapping_problem of native/vdpad/daemon.h."""
+
 log = structlog.get_logger(__name__)
+
+
+class Mapped(NamedTuple):
+    """What the mapping file should say.
+
+    Attributes:
+        expected: the devices that the daemon has, each with its socket.
+        unsure: those that it may have or not: the file may say either.
+    """
+
+    expected: Mapping[PciAddress, str]
+    unsure: frozenset[PciAddress] = frozenset()
 
 
 class MappingRepair:
     """Compares the mapping file, which is an output for others, with what it should say.
 
     Attributes:
+        wake: to be set when what the file should say has changed.
         due_s: when it needs a step without any event, in seconds of the loop's clock; None: never.
     """
 
@@ -45,6 +69,7 @@ class MappingRepair:
             retire: takes the file away; a device list in its place is kept.
             steps: where repairs are counted.
         """
+        self.wake = asyncio.Event()
         self.due_s: float | None = None
         self._mapping = mapping
         self._retire = retire
@@ -57,26 +82,36 @@ class MappingRepair:
         self.due_s = None
         self._tries = 0
 
-    async def wake_on_change(self, wake: asyncio.Event) -> None:
-        """Sets an event after each change of the file, until cancelled."""
-        async for _ in self._mapping.changes():
-            wake.set()
-
-    async def step(
-        self,
-        write: Callable[[], Awaitable[str]],
-        expected: Mapping[PciAddress, str],
-        unsure: Collection[PciAddress] = (),
-    ) -> None:
-        """Has the file written again if it has differed for long enough.
+    async def run(self, write: Callable[[], Awaitable[str]], mapped: Callable[[], Mapped]) -> None:
+        """Has the file written again whenever it has differed for long enough, until cancelled.
 
         Args:
             write: has it written; returns why it was not, empty if it was, and may raise.
-            expected: the devices that the daemon has, each with its socket.
-            unsure: those that it may have or not: the file may say either.
+            mapped: what it should say now; `wake` is to be set when that changes.
         """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.wake_on_change())
+            while True:
+                self.wake.clear()
+                await self.step(write, mapped())
+                await self.pause()
+
+    async def pause(self) -> None:
+        """Waits until a step may be due."""
+        due_s = self.due_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(due_s):
+                await self.wake.wait()
+
+    async def wake_on_change(self) -> None:
+        """Sets `wake` after each change of the file, until cancelled."""
+        async for _ in self._mapping.changes():
+            self.wake.set()
+
+    async def step(self, write: Callable[[], Awaitable[str]], mapped: Mapped) -> None:
+        """Has the file written again if it has differed for long enough; arguments are those of `run`."""
         loaded = self._mapping.value
-        difference = _difference(loaded, expected, unsure)
+        difference = _difference(loaded, mapped)
         if not difference:
             self.due_s = None
             self._tries = 0
@@ -108,15 +143,14 @@ def _is_spoilt(loaded: Loaded[SocketMapping]) -> bool:
     return bool(loaded.problem) and loaded.problem != ABSENT
 
 
-def _difference(
-    loaded: Loaded[SocketMapping], expected: Mapping[PciAddress, str], unsure: Collection[PciAddress]
-) -> str:
+def _difference(loaded: Loaded[SocketMapping], mapped: Mapped) -> str:
     """How the file differs from what it should say; empty if it does not."""
+    expected = mapped.expected
     if _is_spoilt(loaded):
         return f"the file is not a mapping: {loaded.problem}"
     if loaded.value is None:
         return f"the file is absent, {len(expected)} devices are served" if expected else ""
-    said = {address: path for address, path in loaded.value if address not in unsure}
+    said = {address: path for address, path in loaded.value if address not in mapped.unsure}
     if said == expected:
         return ""
     wrong = [address for address in said if address in expected and said[address] != expected[address]]
@@ -125,3 +159,16 @@ def _difference(
         f"the file differs: {len(missing)} devices are missing, {len(strange)} are not of this agent,"
         f" {len(wrong)} have another device's socket"
     )
+
+
+async def write_mapping(control: Control) -> str:
+    """Has the daemon write the mapping file; returns why it could not, empty if it did."""
+    try:
+        answer = await control.call("mapping.write", timeout_s=_WRITE_S)
+    except Unanswered:
+        return unanswered("mapping.write", _WRITE_S)
+    if not isinstance(answer, dict) or answer.get("mapping_written") is not False:
+        return ""
+    problem = answer.get("mapping_problem")
+    said = printable(problem, _SAID_CHARACTERS) if isinstance(problem, str) else "see daemon_output"
+    return f"the daemon could not write it: {said}"

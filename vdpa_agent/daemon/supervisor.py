@@ -3,21 +3,21 @@
 import asyncio
 import os
 import random
-import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from signal import SIGTERM
 from typing import Any, Final, NamedTuple
 
 import structlog
 
 from vdpa_agent.config import DaemonConfig
-from vdpa_agent.daemon.child import Child, describe_exit, refuse_failed, spawn
-from vdpa_agent.daemon.control import Control, open_control
+from vdpa_agent.daemon.child import describe_exit
+from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.program import Program
 from vdpa_agent.daemon.pump import Dropped, LogPump
 from vdpa_agent.daemon.reaper import Reaper
+from vdpa_agent.daemon.spawned import HELD, Spawned, spawn_connected
+from vdpa_agent.daemon.stopping import asked, unless
 from vdpa_agent.errors import DaemonError, DaemonLost, DaemonUnusable, SocketDirUnusable, leaf
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import (
@@ -45,12 +45,6 @@ _SIGNALLED: Final = 128
 _DEATH_S: Final = 1.0
 """How long the death of a process may be noticed after that of its control channel."""
 
-_LAUNCH_S: Final = 5.0
-"""How long a process may take to become the daemon: some milliseconds, unless the program's file system hangs."""
-
-_KILLED_S: Final = 1.0
-"""How long a killed process may take to end: the kernel keeps one that waits for a file system that hangs."""
-
 _OUTPUT_S: Final = 1.0
 """How long its last output is read after its end, should somebody else hold the pipe."""
 
@@ -59,8 +53,6 @@ _MACHINE_RETRY_S: Final = 3.0
 
 _TURN_S: Final = 5.0
 """How long a start keeps others from theirs; one that takes longer hangs, and the others are not to wait for it."""
-
-_HELD: Final = "the kernel holds it, as a file system does that does not answer"
 
 _STARTS_NEED: Final = (
     "give the agent what the reason names: memory, processes (pids, nproc), open files (nofile), a mount that answers"
@@ -144,8 +136,7 @@ class Supervisor:
         self._healthy_since_s: float | None = None
         self._unusable: DaemonUnusable | None = None
         self._killed_at_stop = False
-        self._before: Child | None = None
-        self._is_held = False
+        self._last: Spawned | None = None
 
     @property
     def devices(self) -> Latest[Mapping[PciAddress, Device]]:
@@ -163,7 +154,7 @@ class Supervisor:
             DaemonUnusable: the daemon can never start as configured.
             DaemonError: the daemon had to be killed at the end.
         """
-        while await _unless(stop, self._due()):
+        while await unless(stop, self._due()):
             try:
                 end = await self._live(stop)
             finally:
@@ -178,7 +169,7 @@ class Supervisor:
             self._log.warning(
                 "daemon_restart_waits", delay_s=round(delay_s, 2), deaths_in_a_row=self._restarts.failures
             )
-            waited = await _unless(stop, asyncio.sleep(delay_s))
+            waited = await unless(stop, asyncio.sleep(delay_s))
             self._publish(backoff_s=0.0)
             if not waited:
                 break
@@ -216,20 +207,15 @@ class Supervisor:
         pump = LogPump(self.dropped, self._program.name, self._device)
         end = _End()
         try:
-            child, control, program = await self._start(pump)
+            process = await self._start(pump)
             try:
-                if await self._launched(child, program, stop):
-                    self._publish(pid=child.pid, started_at_s=time.time())
-                    self._log.info("daemon_started", program=program, pid=child.pid)
-                    end = await self._accompany(child, control, stop)
-                else:
-                    self._move(DaemonEvent.STOP)
-                    end = _End("it was stopped before it had started")
+                end = await self._run(process, stop)
             finally:
-                control.close()
-                await self._kill(child)
+                if not await process.kill():
+                    remedy = "see to the mounts that it uses"
+                    self._log.error("daemon_not_ended", pid=process.pid, reason=HELD, remedy=remedy)
             await pump.finish(_OUTPUT_S)
-            self._refuse_unusable(child, pump)
+            self._refuse_unusable(process, pump)
             if end.cause is Cause.EXIT and not (end.planned or stop.value) and pump.last_error:
                 end = end._replace(reason=f"{end.reason}: {pump.last_error}")
             tell = self._log.info if end.planned or stop.value else self._log.warning
@@ -264,30 +250,18 @@ class Supervisor:
         since_s = self._healthy_since_s
         return 0.0 if since_s is None else asyncio.get_running_loop().time() - since_s
 
-    async def _start(self, pump: LogPump) -> tuple[Child, Control, str]:
-        """Spawns what becomes the daemon with its control channel and its output connected, and says which program.
+    async def _start(self, pump: LogPump) -> Spawned:
+        """Spawns what becomes the daemon.
 
         Raises:
             DaemonLost: it cannot be started now.
         """
-        if self._before is not None and not self._before.exited.done():
-            message = f"process {self._before.pid} of before was killed and has not ended: {_HELD}"
+        if self._last is not None and not self._last.exited.done():
+            message = f"process {self._last.pid} of before was killed and has not ended: {HELD}"
             raise DaemonLost(message)
         try:
             await self._program.prepare()
-            ours, theirs = socket.socketpair()
-            with theirs:
-                control = await open_control(ours, self._program.notified)
-                output = await _read_pipe(pump)
-                try:
-                    argv = self._program.argv(theirs.fileno())
-                    child = spawn(argv, output=output, control=theirs.fileno(), cpus=self._program.cpus)
-                    self._before, self._is_held = self._reaper.own(child), False
-                except BaseException:
-                    control.close()
-                    raise
-                finally:
-                    os.close(output)
+            self._last = await spawn_connected(self._program, pump, self._reaper)
         except OSError as error:
             message = f"{error.filename or self._config.program}: {os.strerror(error.errno or 0).lower()}"
             raise DaemonLost(message) from error
@@ -296,41 +270,26 @@ class Supervisor:
         except Stuck as error:
             message = f"--socket-dir {self._config.socket_dir}: {error}"
             raise DaemonLost(message) from error
-        return child, control, argv[0]
+        return self._last
 
-    async def _launched(self, child: Child, program: str, stop: Latest[Stop]) -> bool:
-        """Waits until a process has become the daemon; False if the agent stops before.
+    async def _run(self, process: Spawned, stop: Latest[Stop]) -> _End:
+        """Goes along with a spawned process from its launch."""
+        if await process.launched(stop):
+            self._publish(pid=process.pid, started_at_s=time.time())
+            self._log.info("daemon_started", program=process.program, pid=process.pid)
+            return await self._accompany(process, stop)
+        self._move(DaemonEvent.STOP)
+        return _End("it was stopped before it had started")
 
-        Raises:
-            DaemonUnusable: there is no such program, or it cannot be executed.
-            DaemonLost: it cannot be started now, or its file system does not answer.
-        """
-        stopping = asyncio.ensure_future(_asked(stop, Stop.IN_ORDER))
-        try:
-            ends: set[asyncio.Future[Any]] = {child.launched, stopping}
-            await asyncio.wait(ends, timeout=_LAUNCH_S, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
-        if child.launched.done():
-            refuse_failed(child.launched.result(), program, self._program.remedy)
-            return True
-        if stop.value:
-            return False
-        message = (
-            f"the program {program} of {self._program.option} does not start: its file system does not answer within"
-            f" {_LAUNCH_S:g} s; see to the mount below it"
-        )
-        raise DaemonLost(message)
-
-    async def _accompany(self, child: Child, control: Control, stop: Latest[Stop]) -> _End:
+    async def _accompany(self, process: Spawned, stop: Latest[Stop]) -> _End:
         """Goes along with a spawned daemon until it is gone."""
         turn = asyncio.get_running_loop().call_later(_TURN_S, self._give_turn)
         healthy = asyncio.get_running_loop().call_later(FORGIVEN_AFTER_S + self._config.start_timeout_s, self._forgive)
         try:
             async with asyncio.TaskGroup() as tasks:
-                driving = tasks.create_task(self._drive(control), name="daemon")
-                stopping = tasks.create_task(_asked(stop, Stop.IN_ORDER), name="stop")
-                ends: list[asyncio.Future[Any]] = [driving, stopping, child.exited]
+                driving = tasks.create_task(self._drive(process.control), name="daemon")
+                stopping = tasks.create_task(asked(stop), name="stop")
+                ends: list[asyncio.Future[Any]] = [driving, stopping, process.exited]
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 lost = driving.result() if driving.done() else ""
                 planned = driving.done() and not lost
@@ -343,16 +302,17 @@ class Supervisor:
         if stop.value:
             self._move(DaemonEvent.STOP)
         self._program.forget("the daemon is ending")  # before any wait: none of its sockets is promised now
-        if lost and await _ended_within(child, _DEATH_S):
+        if lost and await process.ended_within(_DEATH_S):
             lost = ""  # it died, and its channel told first
         elif lost:
             self._log.warning("daemon_killed", reason=lost)
-        elif not child.exited.done():
-            await self._ask_to_end(child, control, stop)
-        if not await self._kill(child):
-            return _End(f"it was killed and does not end: {_HELD}", Cause.UNRESPONSIVE, None, planned, healthy_s)
-        code = child.exited.result()
-        ended = describe_exit(code, core_dumped=child.core_dumped)
+        elif not process.exited.done() and not await process.ask_to_end(self._config.stop_grace_s, stop):
+            self._killed_at_stop = bool(stop.value)
+            self._log.warning("daemon_killed", reason="it ended neither when asked nor by SIGTERM")
+        if not await process.kill():
+            return _End(f"it was killed and does not end: {HELD}", Cause.UNRESPONSIVE, None, planned, healthy_s)
+        code = process.exited.result()
+        ended = describe_exit(code, core_dumped=process.core_dumped)
         shell_code = code if code >= 0 else _SIGNALLED - code
         if lost:
             return _End(f"{lost} ({ended})", Cause.UNRESPONSIVE, shell_code, planned, healthy_s)
@@ -386,33 +346,10 @@ class Supervisor:
             self._log.info("daemon_healthy")
         self._publish(unhealthy=reason)
 
-    async def _ask_to_end(self, child: Child, control: Control, stop: Latest[Stop]) -> None:
-        """Asks in the program's way if it has one, then by SIGTERM; the ways share the grace, the caller kills."""
-        ways: list[Callable[[float], Awaitable[object]]] = [lambda _: _terminate(child)]
-        if self._program.can_be_asked:
-            ways.insert(0, lambda timeout_s: self._program.ask_to_end(control, timeout_s))
-        share_s = self._config.stop_grace_s / len(ways)
-        for ask in ways:
-            if await _unless(stop, _ask_and_wait(ask, child, share_s), Stop.NOW) and child.exited.done():
-                return
-        self._killed_at_stop = bool(stop.value)
-        self._log.warning("daemon_killed", reason="it ended neither when asked nor by SIGTERM")
-
-    async def _kill(self, child: Child) -> bool:
-        """Ends a process and its group at once, if it has not ended; whether it has."""
-        if not child.exited.done():
-            child.kill_group()
-            if not await _ended_within(child, _KILLED_S) and not self._is_held:
-                self._is_held = True
-                self._log.error(
-                    "daemon_not_ended", pid=child.pid, reason=_HELD, remedy="see to the mounts that it uses"
-                )
-        return child.exited.done()
-
-    def _refuse_unusable(self, child: Child, pump: LogPump) -> None:
+    def _refuse_unusable(self, process: Spawned, pump: LogPump) -> None:
         if self._unusable is not None:
             raise self._unusable
-        usage = child.exited.done() and child.exited.result() == _EXIT_USAGE
+        usage = process.exited.done() and process.exited.result() == _EXIT_USAGE
         if self.status.value.state is DaemonState.STARTING and usage:
             said = "; ".join(pump.last_lines[-3:])
             message = f"{self._config.program} refused its arguments: {said}"
@@ -430,46 +367,3 @@ class Supervisor:
 
     def _publish(self, **changes: Any) -> None:
         self.status.set(self.status.value._replace(**changes))
-
-
-async def _asked(stop: Latest[Stop], least: Stop) -> None:
-    await stop.wait_for(lambda value: value >= least)
-
-
-async def _unless(stop: Latest[Stop], awaited: Awaitable[None], least: Stop = Stop.IN_ORDER) -> bool:
-    """Waits for something; False if the agent is asked to stop before, which cancels it."""
-    async with asyncio.TaskGroup() as tasks:
-        waits = [tasks.create_task(_wait(awaited)), tasks.create_task(_asked(stop, least))]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-    return stop.value < least
-
-
-async def _wait(awaited: Awaitable[None]) -> None:
-    await awaited
-
-
-async def _terminate(child: Child) -> None:
-    child.send_signal(SIGTERM)
-
-
-async def _ask_and_wait(ask: Callable[[float], Awaitable[object]], child: Child, seconds: float) -> None:
-    await ask(seconds)
-    await _ended_within(child, seconds)
-
-
-async def _ended_within(child: Child, seconds: float) -> bool:
-    await asyncio.wait({child.exited}, timeout=seconds)
-    return child.exited.done()
-
-
-async def _read_pipe(protocol: asyncio.Protocol) -> int:
-    """Connects a new pipe's read end to `protocol`; returns its write end, which the caller closes."""
-    read_end, write_end = os.pipe()
-    try:
-        await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(read_end, "rb", 0))
-    except BaseException:
-        os.close(write_end)
-        raise
-    return write_end
