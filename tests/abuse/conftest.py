@@ -1,5 +1,6 @@
 """What the abuse tests share: an agent without privilege, a neighbour, an attack in a process of its own, the table."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any, Final
 import pytest
 
 from tests.processes import PATIENCE_S, ROOT, AgentProcess, running
+from tests.served import Served
 
 AGENT_UID: Final = 65_533
 """The agent's own user, who may call as well as root; attacks run as this user."""
@@ -121,6 +123,23 @@ def table() -> None:
         f"{time.strftime('%Y-%m-%d %H:%M')}; calls and latencies are the neighbour's, calm: its p99 before\n{heading}\n"
     )
     print(f"\n{heading}")  # noqa: T201
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    """An event loop that is there between tests."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def served(runner: asyncio.Runner) -> Served:
+    """The services of that loop, and connections to them."""
+
+    async def serve() -> Served:
+        return Served()
+
+    return runner.run(serve())
 
 
 @pytest.fixture

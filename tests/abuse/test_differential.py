@@ -5,11 +5,9 @@ is wrong is for h2spec, which knows what must be found, and for test_fuzz.py.
 """
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-import pytest
 from hpack import Decoder
 from hyperframe.frame import (
     DataFrame,
@@ -95,20 +93,6 @@ async def ask_both(served: Served, pieces: list[bytes]) -> tuple[Seen, Seen, Ref
     served.close()
     assert served.peers.defects == []
     return seen_in(came), seen_in(reference.out), reference
-
-
-@pytest.fixture(scope="module")
-def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
-def served(runner: asyncio.Runner) -> Served:
-    async def serve() -> Served:
-        return Served()
-
-    return runner.run(serve())
 
 
 @settings(COMPARED, max_examples=10 * EXAMPLES)

@@ -74,20 +74,6 @@ def _check_frames(data: bytes) -> None:
         rest = rest[9 + length :]
 
 
-@pytest.fixture(scope="module")
-def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
-def served(runner: asyncio.Runner) -> Served:
-    async def serve() -> Served:
-        return Served()
-
-    return runner.run(serve())
-
-
 @settings(FUZZED, max_examples=15 * EXAMPLES)
 @given(steps=conversations())
 def test_a_connection(runner: asyncio.Runner, served: Served, steps: list[Step]) -> None:

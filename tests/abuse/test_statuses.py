@@ -19,7 +19,7 @@ from h2.errors import ErrorCodes
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, RstStreamFrame
 
 from tests.abuse.conftest import AGENT_UID, STRANGER_UID, under
-from tests.abuse.wire import KNOWN_SOCKET, Answer, Wire, message, request, with_headers
+from tests.abuse.wire import KNOWN_SOCKET, PATH, Answer, Wire, message, request, with_headers
 from tests.processes import ROOT, AgentProcess, eventually, running
 
 WATCH: Final = "/vdpa_agent.v1.DeviceService/WatchDevices"
@@ -93,12 +93,28 @@ def reason(answer: Answer) -> str:
         pytest.param(b"\0\0\0", "13", id="truncated-prefix"),
         pytest.param(b"", "13", id="empty-data"),
         pytest.param(None, "13", id="no-data"),
+        pytest.param(request() * 2, "13", id="two-messages"),
+        pytest.param(request() + b"\0", "13", id="a-message-and-the-beginning-of-another"),
+        pytest.param(request() + message(b"", length=2**32 - 1), "13", id="a-message-and-a-very-long-one"),
         pytest.param(message(b"", length=LARGEST + 1), "8", id="longer-than-allowed"),
         pytest.param(message(b"", length=2**32 - 1), "8", id="much-longer-than-allowed"),
     ],
 )
 def test_a_bad_request(wire: Wire, data: bytes | None, code: str) -> None:
     assert status(answer(wire, data)) == ("200", code)
+
+
+@pytest.mark.parametrize(
+    "path", [WATCH, PATH, "/vdpa_agent.v1.DeviceService/ListDevices", "/grpc.health.v1.Health/Check"]
+)
+def test_what_takes_one_request_is_not_answered_before_the_end_of_it(wire: Wire, path: str) -> None:
+    """As in gRPC for Go: a second message is refused, whenever it comes."""
+    wire.send(wire.call(1, message(b""), headers=with_headers(_path=path), end=False))
+    assert not wire.wait(1, patience_s=0.2).headers
+    wire.send(DataFrame(1, message(b""), flags=["END_STREAM"]).serialize())
+    refused = wire.wait(1)
+    assert status(refused) == ("200", "13")
+    assert "one request" in refused.headers["grpc-message"]
 
 
 def test_a_request_that_is_too_long_is_refused_before_it_came(wire: Wire) -> None:

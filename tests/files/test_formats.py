@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vdpa_agent.errors import FileRefused
-from vdpa_agent.files.formats import Form, decode_device_list, decode_mapping, form_of
+from vdpa_agent.files.formats import Form, decode_device_list, decode_mapping, decode_mapping_file, form_of
 
 CONTRACT: Final = Path(__file__).parent.parent / "contract" / "mapping"
 
@@ -101,12 +101,21 @@ def test_refused_device_list(content: bytes, said: str) -> None:
         (b"{", Form.JSON),
         (b"0000:82:00.2", Form.LINES),
         (b"# x", Form.LINES),
+        (b" null\n", Form.JSON),
+        (b"\xef\xbb\xbffalse", Form.JSON),
+        (b'"text"', Form.JSON),
+        (b"nullx", Form.LINES),
         (b"\xef\xbb\xbf82:00.2", Form.LINES),
         (b"\xff", Form.LINES),
     ],
 )
 def test_form(content: bytes, form: Form) -> None:
     assert form_of(content) is form
+
+
+def test_the_null_of_go_is_told_what_a_mapping_of_nothing_is() -> None:
+    with pytest.raises(FileRefused, match=r"one JSON value; a mapping of nothing is \[\]"):
+        decode_mapping_file(b"null\n")
 
 
 _JSON = st.recursive(

@@ -22,7 +22,7 @@ from tests.abuse.wire import HEADERS, KNOWN, KNOWN_SOCKET, PATH, message, reques
 from tests.served import Served, heard, receive
 from vdpa_agent.rpc.calls import Calls
 from vdpa_agent.rpc.connection import Connection
-from vdpa_agent.rpc.nghttp2 import ErrorCode
+from vdpa_agent.rpc.nghttp2 import ErrorCode, load
 
 pytestmark = pytest.mark.anyio
 
@@ -210,6 +210,23 @@ async def test_a_defect_of_what_is_called_back_ends_its_connection_alone(
         client.ask(1)
         client.send()
     assert [type(defect) for defect in served.peers.defects] == [ZeroDivisionError]
+    assert served.gone == [client.connection]
+    other.heard()
+    other.ask(1)
+    other.send()
+    assert _answered(other.heard())
+
+
+@pytest.mark.parametrize("function", ["mem_send", "submit_response"])
+async def test_a_library_without_memory_ends_its_connection_alone(
+    served: Served, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    other, client = _Client(served), _Client(served)
+    with monkeypatch.context() as patched:
+        patched.setattr(load(), function, lambda *_: -901)  # NGHTTP2_ERR_NOMEM
+        client.ask(1)
+        client.send()
+    assert [type(defect) for defect in served.peers.defects] == [MemoryError]
     assert served.gone == [client.connection]
     other.heard()
     other.ask(1)

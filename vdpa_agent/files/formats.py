@@ -13,11 +13,12 @@ from vdpa_agent.model.mapping import ENTRIES_MAX, FILE_MAX_BYTES, SOCKET_PATH_MA
 from vdpa_agent.model.pci import PciAddress, parse_pci_address, shown
 
 _JSON_SPACE: Final = b" \t\r\n"
+_JSON_WORDS: Final = frozenset((b"null", b"true", b"false"))
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class Form(Enum):
-    """What a file's content is meant to be, judged by its first bytes alone."""
+    """What a file's content is meant to be, judged by its first bytes, or by its only word."""
 
     NOTHING = "nothing"
     JSON = "json"
@@ -26,10 +27,10 @@ class Form(Enum):
 
 def form_of(content: bytes) -> Form:
     """Tells a mapping from a device list; a file of blanks is neither, but a torn write or an empty file."""
-    start = content.removeprefix(_BYTE_ORDER_MARK).lstrip(_JSON_SPACE)[:1]
-    if not start:
+    text = content.removeprefix(_BYTE_ORDER_MARK).strip(_JSON_SPACE)
+    if not text:
         return Form.NOTHING
-    return Form.JSON if start in b"[{" else Form.LINES
+    return Form.JSON if text[:1] in b'[{"' or text in _JSON_WORDS else Form.LINES
 
 
 def decode_mapping(content: bytes) -> Mapping:
@@ -136,7 +137,8 @@ def _entries(content: bytes) -> list[Any]:
         message = "it is nested too deeply to be a mapping"
         raise FileRefused(message) from error
     if not isinstance(entries, list):
-        message = "it is not an array of entries, but one JSON value"
+        hint = "; a mapping of nothing is []" if entries is None else ""  # as Go writes a list that it never made
+        message = f"it is not an array of entries, but one JSON value{hint}"
         raise FileRefused(message)
     if len(entries) > ENTRIES_MAX:
         message = f"it has {len(entries)} entries, at most {ENTRIES_MAX} are read"

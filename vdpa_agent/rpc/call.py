@@ -174,9 +174,21 @@ class Call(Stream[Any, Any]):
             if incoming.ended:
                 raise GRPCError(Status.INTERNAL, "the request ends in the middle of its message")
             return b""
+        if not self.method.takes_several and not self._is_alone(len(data) - end):
+            return b""
         incoming.data = data[end:]
         self._calls.make_room(self._number, incoming)
         return data[:end]
+
+    def _is_alone(self, more_bytes: int) -> bool:
+        """Whether nothing can come after a request; False: not yet.
+
+        Raises:
+            GRPCError: something did.
+        """
+        if more_bytes:
+            raise GRPCError(Status.INTERNAL, "the call has more than the one request that this method takes")
+        return self._incoming.ended
 
     async def _send(self, framed: bytes) -> None:
         calls, reply = self._calls, self._reply

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -33,6 +34,9 @@ _NAME_S: Final = 20.0
 
 _PART_S: Final = 1.0
 """How long what a refused client still sends is read."""
+
+_WRAPPED: Final = re.compile(r"bytearray\(b(.*)\)", re.DOTALL)
+"""How h11 shows what it refuses; what is inside is printable."""
 
 log = structlog.get_logger(__name__)
 
@@ -243,7 +247,7 @@ class _Connection:
                 return False  # it said nothing, so nothing is answered
             return await self._refuse(HTTPStatus.REQUEST_TIMEOUT, "the request took too long")
         except h11.RemoteProtocolError as error:
-            return await self._refuse(HTTPStatus(error.error_status_hint), str(error).lower())
+            return await self._refuse(HTTPStatus(error.error_status_hint), _WRAPPED.sub(r"\1", str(error)).lower())
         if has_body:
             return await self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "no page takes a body")
         self.moved_s = self._clock()
