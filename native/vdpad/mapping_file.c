@@ -154,39 +154,118 @@ static int look(const struct mapping_file *file, char *reason, size_t size) {
     return error == -ENOENT ? 0 : error;
 }
 
+/* Forgets what is under the temporary name, which is to be kept no more. */
+static int drop(struct mapping_file *file) {
+    file->held = false;
+    return unlink(file->temporary) == 0 || errno == ENOENT ? 0 : -errno;
+}
+
+/*
+ * After what is held was swapped with what stood in its place: 0 if that need not be kept, -EEXIST if it is a
+ * still newer one, which is held now; else why that cannot be said.
+ */
+static int judge(const struct mapping_file *file) {
+    struct mapping there;
+    char detail[256];
+    int error;
+
+    if (is_file(file->temporary, &file->ours))
+        return 0;
+    error = mapping_file_read(file->temporary, &there, detail, sizeof(detail));
+    mapping_free(&there);
+    return error == -EINVAL ? -EEXIST : error;
+}
+
+/* The same where the file system knows no swap: what is not a mapping is newer than what is held, and stays.
+ */
+static int give_back_plainly(struct mapping_file *file) {
+    char detail[256];
+    int error = look(file, detail, sizeof(detail));
+
+    if (error == 0)
+        error = move(file, 0);
+    if (error == -EEXIST)
+        return drop(file);
+    file->held = error != 0;
+    return error;
+}
+
+/*
+ * What was taken from `path` and is not a mapping goes back. A still newer one that came there meanwhile
+ * replaces it, as it would have without us. While this fails, nothing is lost: what is held stays held.
+ */
+static int give_back(struct mapping_file *file) {
+    int error = -EEXIST;
+
+    for (int i = 0; i < ATTEMPTS && (error == -ENOENT || error == -EEXIST); i++) {
+        struct stat status;
+
+        error = move(file, RENAME_NOREPLACE);
+        if (error == 0 || (error == -ENOENT && lstat(file->temporary, &status) != 0 && errno == ENOENT)) {
+            file->held = false;
+            return 0;
+        }
+        if (error == -EINVAL || error == -ENOSYS)
+            return give_back_plainly(file);
+        if (error == -EEXIST)
+            error = move(file, RENAME_EXCHANGE);
+        if (error != 0)
+            continue;
+        error = judge(file);
+        if (error == -EEXIST)
+            error = move(file, RENAME_EXCHANGE);
+        if (error == 0)
+            return drop(file);
+    }
+    return error;
+}
+
 /* Swaps the new file with what is there, and swaps back if that is not a mapping. */
-static int exchange(const struct mapping_file *file, const struct stat *ours, char *reason, size_t size) {
+static int exchange(struct mapping_file *file, char *reason, size_t size) {
     struct mapping old;
     int error = move(file, RENAME_EXCHANGE);
 
     if (error != 0)
         return error;
+    file->held = true;
     error = mapping_file_read(file->temporary, &old, reason, size);
     mapping_free(&old);
     if (error == 0)
-        return unlink(file->temporary) == 0 ? 0 : -errno;
-    error = move(file, RENAME_EXCHANGE);
-    if (error == -ENOENT) {
-        /* Ours was taken away from there: what we hold goes back to an empty place. */
-        error = move(file, RENAME_NOREPLACE);
-    } else if (error == 0 && !is_file(file->temporary, ours)) {
-        /*
-         * Another process put a still newer file there: it replaces the one that we hold, as it would have
-         * without us.
-         */
-        error = move(file, RENAME_EXCHANGE);
-    }
+        return drop(file);
+    error = give_back(file);
     return error == 0 ? -EEXIST : error;
 }
 
+/*
+ * Whether a process that was killed left something under the temporary name that is not ours: all that we
+ * write there begins with a bracket. What is no file, or has other names, is nothing to be kept.
+ */
+static bool left_by_another(const char *path) {
+    int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    struct stat status;
+    char text[64];
+    size_t size = 0;
+    size_t at = 0;
+    bool kept = fd >= 0 && fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_nlink == 1 &&
+                read_all(fd, text, sizeof(text), &size) == 0;
+
+    if (fd >= 0)
+        close(fd);
+    while (kept && at < size && strchr(" \t\r\n", text[at]) != NULL && text[at] != '\0')
+        at++;
+    return kept && at < size && text[at] != '[';
+}
+
 /* What came since look() is not lost either, unless the file system has no such renames. */
-static int put_in_place(struct mapping_file *file, const struct stat *ours, char *reason, size_t size) {
+static int put_in_place(struct mapping_file *file, char *reason, size_t size) {
     int error = -ENOENT;
 
     for (int i = 0; i < ATTEMPTS && !file->plain_rename; i++) {
         error = move(file, RENAME_NOREPLACE);
         if (error == -EEXIST)
-            error = exchange(file, ours, reason, size);
+            error = exchange(file, reason, size);
+        if (file->held)
+            return error;
         if (error == -EINVAL || error == -ENOSYS)
             file->plain_rename = true;
         else if (error != -ENOENT)
@@ -199,20 +278,29 @@ int mapping_file_replace(struct mapping_file *file, const struct mapping *mappin
                          size_t size) {
     char *text = mapping_encode(mapping);
     char detail[256] = "";
-    struct stat ours;
-    int error = text == NULL ? -ENOMEM : look(file, detail, sizeof(detail));
+    int error = text == NULL ? -ENOMEM : 0;
 
+    if (!file->looked)
+        file->held = left_by_another(file->temporary);
+    file->looked = true;
+    if (error == 0 && file->held)
+        error = give_back(file);
     if (error == 0)
-        error = write_temporary(file, text, &ours);
+        error = look(file, detail, sizeof(detail));
+    if (error == 0)
+        error = write_temporary(file, text, &file->ours);
     free(text);
     if (error == 0) {
-        error = put_in_place(file, &ours, detail, sizeof(detail));
-        if (error != 0 && is_file(file->temporary, &ours))
-            unlink(file->temporary);
+        error = put_in_place(file, detail, sizeof(detail));
+        if (error != 0 && is_file(file->temporary, &file->ours))
+            drop(file);
     }
     if (error == 0) {
         file->written = true;
-        file->last = ours;
+        file->last = file->ours;
+    } else if (file->held) {
+        snprintf(reason, size, "what was put there is kept as %s, and cannot go back: %s", file->temporary,
+                 strerror(-error));
     } else if (error == -EEXIST) {
         snprintf(reason, size, "what is there is not a mapping (%s): take it away", detail);
     } else if (error == -ENOTEMPTY) {

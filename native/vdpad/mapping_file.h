@@ -16,6 +16,9 @@ struct mapping_file {
     char temporary[PATH_MAX]; /* next to `path` */
     bool written;             /* `last` is the file written last */
     struct stat last;
+    struct stat ours; /* the file that was last under the temporary name by our doing */
+    bool looked;      /* at what an earlier process left under that name */
+    bool held; /* what has that name now is not ours, and goes back to `path` before anything is written */
     bool plain_rename; /* the file system knows no atomic exchange */
 };
 
@@ -23,9 +26,10 @@ struct mapping_file {
 int mapping_file_init(struct mapping_file *file, const char *path);
 
 /*
- * Writes `mapping` and puts it in place. -EEXIST if what is there is not a mapping (it stays: it may
- * be a device list, which is a request to the agent), else the -errno of the write; both with the
- * reason in `reason`.
+ * Writes `mapping` and puts it in place. A device list that came to `path` meanwhile goes back there; as long
+ * as that fails it stays under the temporary name, and nothing is written. -EEXIST if what is there is not a
+ * mapping (it stays: it may be a device list, which is a request to the agent), else the -errno of the write;
+ * both with the reason in `reason`.
  */
 int mapping_file_replace(struct mapping_file *file, const struct mapping *mapping, char *reason, size_t size);
 

@@ -85,7 +85,7 @@ static void test_creates_and_replaces(void **state) {
      * does not matter.
      */
     put(f.path, "[{\"pciAddress\": \"82:00.7\", \"socketpath\": \"/other\"}]");
-    put(f.file.temporary, "torn");
+    put(f.file.temporary, "[\n{\"pciAddr");
     f.mapping.count = 1;
     assert_int_equal(replace(&f), 0);
     assert_content(f.path, ONE);
@@ -362,22 +362,89 @@ static void test_newer_comes_while_the_list_goes_back(void **state) {
     interfere(&f, -1, NULL);
 }
 
+static int failure;
+
 static void fail_from_now_on(struct fixture *f) {
     (void)f;
-    moves.refuse_flags = EIO;
+    moves.refuse_flags = failure;
 }
 
-/* A list that cannot go back is not deleted. */
+/* A list that cannot go back is neither deleted nor forgotten, whatever keeps it: it goes back when it can.
+ */
 static void test_list_cannot_go_back(void **state) {
+    static const int reasons[] = {EIO, EACCES, EBUSY, EPERM, EROFS, ENOSPC, EXDEV};
+
+    for (size_t i = 0; i < COUNT(reasons); i++) {
+        struct fixture f;
+
+        start(&f, *state);
+        failure = reasons[i];
+        assert_int_equal(replace(&f), 0);
+        second_step = fail_from_now_on;
+        interfere(&f, 1, list_then);
+        assert_int_equal(replace(&f), -reasons[i]);
+        assert_content(f.file.temporary, LIST);
+        assert_non_null(strstr(f.reason, "what was put there is kept as "));
+        assert_non_null(strstr(f.reason, strerror(reasons[i])));
+        /* It is tried again with each write. */
+        assert_int_equal(replace(&f), -reasons[i]);
+        assert_content(f.file.temporary, LIST);
+        interfere(&f, -1, NULL);
+        assert_int_equal(replace(&f), -EEXIST);
+        assert_content(f.path, LIST);
+        assert_int_equal(files_in(*state), 1);
+        assert_int_equal(unlink(f.path), 0);
+        assert_int_equal(replace(&f), 0);
+        assert_content(f.path, ONE);
+        assert_int_equal(files_in(*state), 1);
+        assert_int_equal(unlink(f.path), 0);
+    }
+}
+
+/* What is held and taken away by another process keeps nothing from being written. */
+static void test_what_is_held_is_taken_away(void **state) {
     struct fixture f;
 
     start(&f, *state);
+    failure = EIO;
     assert_int_equal(replace(&f), 0);
     second_step = fail_from_now_on;
     interfere(&f, 1, list_then);
     assert_int_equal(replace(&f), -EIO);
-    assert_content(f.file.temporary, LIST);
     interfere(&f, -1, NULL);
+    assert_int_equal(unlink(f.file.temporary), 0);
+    assert_int_equal(replace(&f), 0);
+    assert_content(f.path, ONE);
+    assert_int_equal(files_in(*state), 1);
+}
+
+/* A daemon that was killed while it held a list: the next one gives it back, unless a newer one is there. */
+static void test_list_of_a_dead_daemon_goes_back(void **state) {
+    for (int flags = 0; flags < 2; flags++) {
+        struct fixture f;
+
+        start(&f, *state);
+        interfere(&f, -1, NULL);
+        moves.refuse_flags = flags == 0 ? 0 : EINVAL;
+        put(f.file.temporary, LIST);
+        assert_int_equal(replace(&f), -EEXIST);
+        assert_content(f.path, LIST);
+        assert_int_equal(files_in(*state), 1);
+        start(&f, *state);
+        put(f.path, ONE);
+        put(f.file.temporary, LIST);
+        assert_int_equal(replace(&f), -EEXIST);
+        assert_content(f.path, LIST);
+        assert_int_equal(files_in(*state), 1);
+        start(&f, *state);
+        put(f.path, "newer");
+        put(f.file.temporary, LIST);
+        assert_int_equal(replace(&f), -EEXIST);
+        assert_content(f.path, "newer");
+        assert_int_equal(files_in(*state), 1);
+        assert_int_equal(unlink(f.path), 0);
+        interfere(&f, -1, NULL);
+    }
 }
 
 /* What was there is gone when it is to be exchanged: the empty place is taken. */
@@ -548,6 +615,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_newer_comes_while_the_list_goes_back, make_directory,
                                         remove_directory),
         cmocka_unit_test_setup_teardown(test_list_cannot_go_back, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_what_is_held_is_taken_away, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_list_of_a_dead_daemon_goes_back, make_directory,
+                                        remove_directory),
         cmocka_unit_test_setup_teardown(test_what_was_there_goes_while_it_is_replaced, make_directory,
                                         remove_directory),
         cmocka_unit_test_setup_teardown(test_a_list_is_not_moved_when_ours_is_removed, make_directory,
