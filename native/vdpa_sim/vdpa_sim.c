@@ -104,6 +104,16 @@ static void report_broken(void *context, uint32_t queue, const char *fault) {
         queue, fault);
 }
 
+static void report_crowded(void *context, unsigned int percent) {
+    const struct sim *sim = context;
+
+    LOG(WARNING,
+        "%s: its thread waited for a CPU %u %% of the time: give front ends that poll CPUs that the agent "
+        "does "
+        "not use, by whole CPUs of a Guaranteed pod, or by CPUAffinity= of the agent's unit\n",
+        sim->address, percent);
+}
+
 static void start_queue(struct sim *sim, uint16_t index) {
     struct rte_vhost_vring vring;
     struct worker_ring ring;
@@ -393,6 +403,7 @@ static int probe(struct rte_vdev_device *vdev) {
     /* Without the domain: a thread's name has 15 characters. */
     snprintf(thread_name, sizeof(thread_name), "sim-%s", strchr(sim->address, ':') + 1);
     worker_init(&sim->worker, thread_name, report_broken, sim);
+    sim->worker.crowded = report_crowded;
 
     snprintf(plugged_as, sizeof(plugged_as), "%s", vdev->device.name);
     rename_device(vdev, sim->address);

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,7 +19,11 @@ enum {
     SPARE_PASSES =
         32, /* empty passes before it waits for a kick: some 10 us, less than a kick costs both ends */
     WAKE = WORKER_MAX_QUEUES, /* epoll's name for the bell, after those of the queues */
-    NUDGE_NS = 10000000
+    NUDGE_NS = 10000000,
+    LOOK_PASSES = 1 << 13, /* a hundredth of a second of work, or a second of one that has to wait for each */
+    LOOK_NS = 500000000,   /* a share of less time than this says little */
+    CROWDED_PERCENT = 25,
+    TELL_S = 60
 };
 
 /* Ends a write() that waits. */
@@ -137,6 +142,34 @@ static uint32_t pass(struct worker *worker, uint32_t spare) {
     return serve(worker) ? 1 : 0;
 }
 
+/*
+ * How much of its time the thread waited for a CPU since the last look, where the kernel counts it
+ * (Documentation/scheduler/sched-stats.rst). A front end that polls on the CPU of the thread takes half of
+ * it.
+ */
+static void look_for_crowd(struct worker *worker) {
+    uint64_t ran, waited;
+    struct timespec now;
+    FILE *file = fopen("/proc/thread-self/schedstat", "re");
+    int read = file == NULL ? 0 : fscanf(file, "%" SCNu64 " %" SCNu64, &ran, &waited);
+
+    if (file != NULL)
+        fclose(file);
+    if (read != 2 || ran - worker->ran_ns + waited - worker->waited_ns < LOOK_NS)
+        return;
+    const uint64_t waits = waited - worker->waited_ns, all = waits + ran - worker->ran_ns;
+    const bool is_first = worker->ran_ns == 0;
+
+    worker->ran_ns = ran;
+    worker->waited_ns = waited;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (is_first || 100 * waits / all < CROWDED_PERCENT ||
+        (worker->told_s != 0 && now.tv_sec - worker->told_s < TELL_S))
+        return;
+    worker->told_s = now.tv_sec;
+    worker->crowded(worker->context, (unsigned int)(100 * waits / all));
+}
+
 static void *run(void *arg) {
     struct worker *worker = arg;
     struct epoll_event events[WORKER_MAX_QUEUES + 1];
@@ -153,6 +186,8 @@ static void *run(void *arg) {
         answer_bell(worker);
         spare = pass(worker, spare);
         pthread_rwlock_unlock(&worker->queues_lock);
+        if (++worker->passes % LOOK_PASSES == 0 && worker->crowded != NULL)
+            look_for_crowd(worker);
     }
 }
 
@@ -256,6 +291,7 @@ int worker_start(struct worker *worker, const struct worker_config *config) {
     if (rc != 0)
         return rc;
     worker->config = *config;
+    worker->ran_ns = worker->waited_ns = 0; /* of the thread before */
     atomic_store(&worker->stop, false);
     atomic_store(&worker->bell.rung, 0);
     rc = init_lock(&worker->queues_lock);

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <time.h>
 
 #include "network.h"
 #include "packet.h"
@@ -26,6 +27,10 @@ struct worker_queue {
 
 /* Called from the worker's thread with a ring that the guest broke. */
 typedef void worker_broken_fn(void *context, uint32_t queue, const char *fault);
+
+/* Called from the worker's thread when it has to wait for a CPU: for so many percent of its time, at least.
+ */
+typedef void worker_crowded_fn(void *context, unsigned int percent);
 
 /* How to serve the queues, fixed while the worker runs. */
 struct worker_config {
@@ -49,7 +54,11 @@ struct worker {
     int epfd;
     struct bell bell; /* wakes the thread; other workers ring it */
     worker_broken_fn *broken;
+    worker_crowded_fn *crowded; /* NULL: nobody is told */
     void *context;
+    uint32_t passes;
+    uint64_t ran_ns, waited_ns; /* of the thread, when the share was looked at last */
+    time_t told_s;              /* when `crowded` was called last, on the monotonic clock */
     struct packet packet;
     struct worker_queue queues[WORKER_MAX_QUEUES];
 };

@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,11 @@
 #include <unistd.h>
 
 #define EXIT_USAGE 2
+
+/* What a thread has for its stack, as Linux gives it where nothing is set; with less than the second EAL
+ * crashes. */
+#define STACK_BYTES (8ULL * 1024 * 1024)
+#define STACK_LEAST_BYTES (256ULL * 1024)
 
 #define HUGEPAGES_DIRECTORY "/sys/kernel/mm/hugepages"
 
@@ -59,6 +65,31 @@ static void raise_descriptor_limit(void) {
         limit.rlim_cur = limit.rlim_max;
         setrlimit(RLIMIT_NOFILE, &limit);
     }
+}
+
+/*
+ * The main thread's stack grows as far as the limit of now allows; that of other threads is what it was at
+ * the start, unless it is set. EAL needs more than 128 KiB. Returns what there is if that is too little, else
+ * 0.
+ */
+static rlim_t raise_stack_limit(void) {
+    struct rlimit limit;
+    pthread_attr_t attributes;
+    size_t size = 0;
+
+    if (getrlimit(RLIMIT_STACK, &limit) != 0)
+        return 0;
+    if (limit.rlim_cur < STACK_BYTES) {
+        limit.rlim_cur = limit.rlim_max < STACK_BYTES ? limit.rlim_max : STACK_BYTES;
+        setrlimit(RLIMIT_STACK, &limit);
+    }
+    if (pthread_attr_init(&attributes) == 0) {
+        if (pthread_attr_getstacksize(&attributes, &size) == 0 && size < STACK_BYTES &&
+            pthread_attr_setstacksize(&attributes, STACK_BYTES) == 0)
+            pthread_setattr_default_np(&attributes);
+        pthread_attr_destroy(&attributes);
+    }
+    return limit.rlim_cur < STACK_LEAST_BYTES ? limit.rlim_cur : 0;
 }
 
 /* Blocked before any other thread exists, so that all inherit it, and read by the main loop. */
@@ -147,6 +178,7 @@ int main(int argc, char **argv) {
     struct log log = {.level = LEVEL_INFO, .fd = STDERR_FILENO};
     struct options options;
     char problem[512];
+    rlim_t stack;
     int error;
 
     switch (options_parse(argc, argv, &options, problem, sizeof(problem))) {
@@ -173,5 +205,12 @@ int main(int argc, char **argv) {
         }
     }
     raise_descriptor_limit();
+    stack = raise_stack_limit();
+    if (stack != 0) {
+        log_line(&log, LEVEL_ERROR,
+                 "the limit of the stack is %llu KiB, DPDK needs %llu: raise it (ulimit -s)",
+                 (unsigned long long)stack / 1024, STACK_LEAST_BYTES / 1024);
+        return EXIT_FAILURE;
+    }
     return serve(&options, &log) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

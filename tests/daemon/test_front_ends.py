@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 
 from vdpa_agent.daemon.answers import parse_front_end, parse_front_ends
-from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, FrontEnd, configured
+from vdpa_agent.model.front_end import (
+    CONNECTED,
+    NEVER_REFUSED,
+    NO_FRONT_END,
+    FrontEnd,
+    LastRefusal,
+    configured,
+    last_refusal,
+)
 
 A = "0000:82:00.2"
 
@@ -47,3 +55,20 @@ def test_reasons_are_bounded() -> None:
     told = parse_front_ends({"devices": [{"device": A, "connected": False, "refusals": refusals}]})
     assert len(told[A].refusals) == 64
     assert all(len(reason) <= 70 and reason.isprintable() for reason in told[A].refusals)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "last"),
+    [
+        ({}, {}, NEVER_REFUSED),
+        ({}, {"form": 1}, LastRefusal("form", 7.0)),
+        ({"form": 9}, {"form": 9, "ring": 1}, LastRefusal("ring", 7.0)),
+        ({"form": 9}, {"form": 10, "ring": 3}, LastRefusal("ring", 7.0)),
+        ({"form": 9}, {"form": 9}, NEVER_REFUSED),
+        ({"form": 9}, {"form": 1}, NEVER_REFUSED),  # the daemon began anew
+    ],
+)
+def test_the_last_refusal_is_what_became_more(before: dict[str, int], now: dict[str, int], last: LastRefusal) -> None:
+    assert last_refusal(before, now, NEVER_REFUSED, 7.0) == last
+    known = LastRefusal("memory", 3.0)
+    assert last_refusal(before, now, known, 7.0) == (known if last is NEVER_REFUSED else last)

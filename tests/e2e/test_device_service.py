@@ -103,6 +103,7 @@ def test_a_foreign_mapping_tells_which_sockets_are_dead(run_dir: Any) -> None:
         assert (alive.state, alive.reason, alive.remark) == (pb.DEVICE_STATE_READY, "", "")
         eventually("the doubt", lambda: _device(agent, FOUR[0]).remark == "the socket file /v/a is gone")
         assert _device(agent, FOUR[0]).reason == ""  # a remark is no reason
+        assert not _status(agent).HasField("front_ends")  # nobody knows
         assert _status(agent).ready
 
 

@@ -1,5 +1,6 @@
 """What the agent reports of real front ends: connected and configured are two things, and refusals have reasons."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import pytest
 
 from tests.e2e.conftest import FOUR
 from tests.e2e.front_ends import GET_FEATURES, GET_INFLIGHT_FD, FrontEnd
-from tests.e2e.test_device_service import _device
+from tests.e2e.test_device_service import _device, _status
 from tests.processes import WITH_HTTP, AgentProcess, eventually, front_end, running, write_list
 from vdpa_agent.serve.pb import device_service_pb2 as pb
 
@@ -43,6 +44,13 @@ def _shown(agent: AgentProcess, command: str, *options: str) -> list[str]:
     return next(line.split() for line in printed.splitlines() if line.startswith(FOUR[0]))
 
 
+def _row(agent: AgentProcess, name: str) -> str:
+    """What a row of `status` says."""
+    arguments = [sys.executable, "-m", "vdpa_agent", "status", f"--address={agent.listen}"]
+    printed = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=60).stdout
+    return next(line.removeprefix(name).strip() for line in printed.splitlines() if line.startswith(name))
+
+
 def _gauges(agent: AgentProcess, address: str) -> Facts:
     connected = agent.metric("vdpa_agent_device_connected", pciAddr=address)
     used = agent.metric("vdpa_agent_device_queue_pairs_in_use", pciAddr=address)
@@ -62,6 +70,7 @@ def test_a_front_end_that_comes_is_configured_and_leaves(agent: AgentProcess) ->
         _until(agent, FOUR[0], CONNECTED)
         assert _gauges(agent, FOUR[0]) == CONNECTED
         assert _shown(agent, "list")[1:] == ["connected", socket, "connected"]
+        assert _row(agent, "front ends") == "1 connected, 0 configured, 0 refused"
         assert _shown(agent, "top", "--once", "--interval=0.1")[1:4] == ["connected", "connected", "0/4"]
         # Neither does what one VF's front end does change the other's.
         assert _facts(_device(agent, FOUR[1])) == _gauges(agent, FOUR[1]) == NONE
@@ -74,6 +83,7 @@ def test_a_front_end_that_comes_is_configured_and_leaves(agent: AgentProcess) ->
         assert _shown(agent, "list", "-o", "wide")[3:6] == ["configured", "vdpa_sim", "2/4"]
         assert _shown(agent, "top", "--once", "--interval=0.1")[1:4] == ["connected", "configured", "2/4"]
         agent.wait_logged("front_end_configured", device=FOUR[0], queue_pairs=2)
+        assert _row(agent, "front ends") == "1 connected, 1 configured, 0 refused"
         front.stop()
     _until(agent, FOUR[0], NONE)
     assert _gauges(agent, FOUR[0]) == NONE
@@ -126,6 +136,12 @@ def test_refusals_are_counted_by_device_and_reason(agent: AgentProcess) -> None:
     agent.wait_metric("vdpa_agent_front_ends_refused_total", 3, pciAddr=FOUR[0], reason="request")
     assert agent.metric("vdpa_agent_front_ends_refused_total", pciAddr=FOUR[1], reason="request") is None
     assert dict(_device(agent, FOUR[0]).front_ends_refused) == {"request": 3}
+    told = _status(agent).front_ends
+    assert (told.connected, told.configured, told.refused) == (0, 0, 3)
+    assert (told.last_refused_pci_address, told.last_refusal) == (FOUR[0], "request")
+    assert 0 <= told.last_refusal_age.ToMilliseconds() < 60_000
+    assert _row(agent, "front ends") == "0 connected, 0 configured, 3 refused"
+    assert re.fullmatch(rf"{FOUR[0]}: request, [0-9]+ s ago", _row(agent, "last refused"))
     assert 1 <= agent.wait_logged("front_ends_refused", device=FOUR[0])["reasons"]["request"] <= 3
     write_list(agent.pci_list, FOUR[1:2])
     agent.wait_metric("vdpa_agent_devices", 1, state="ready")

@@ -196,6 +196,7 @@ def status(options: argparse.Namespace) -> int:
         ("restarts", f"{daemon.restarts}{', in a crash loop' if daemon.crash_loop else ''}"),
         *((("last exit", daemon.last_exit),) if daemon.last_exit else ()),
         *((("unhealthy", daemon.unhealthy),) if daemon.unhealthy else ()),
+        *_front_ends(told),
         *_problems(told),
         *_pools(told),
     ]
@@ -205,6 +206,19 @@ def status(options: argparse.Namespace) -> int:
     for name, value in rows:
         print_line(f"{name:{width}}  {value}".rstrip())
     return 0
+
+
+def _front_ends(told: "pb.GetStatusResponse") -> Iterator[tuple[str, str]]:
+    """What uses the devices, and which front end was refused last."""
+    if not told.HasField("front_ends"):
+        return
+    all_of_them = told.front_ends
+    counts = f"{all_of_them.connected} connected, {all_of_them.configured} configured, {all_of_them.refused} refused"
+    yield "front ends", counts
+    if all_of_them.last_refusal:
+        ago_s = all_of_them.last_refusal_age.ToTimedelta().total_seconds()
+        last = f"{all_of_them.last_refused_pci_address}: {all_of_them.last_refusal}, {ago_s:.0f} s ago"
+        yield "last refused", last
 
 
 def _problems(told: "pb.GetStatusResponse") -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ from vdpa_agent.daemon.repair import Mapped, MappingRepair, write_mapping
 from vdpa_agent.errors import DaemonLost, RequestRefused, SocketDirUnusable, Unanswered
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import SERVED, Device, DeviceFacts, DeviceState, VhostMode
-from vdpa_agent.model.front_end import FrontEnd
+from vdpa_agent.model.front_end import FrontEnd, last_refusal
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.pci import DeviceList, PciAddress, shown
 from vdpa_agent.model.plan import Record, Step, next_look_s, next_step
@@ -368,7 +368,9 @@ class Devices:
             self._use(record, told.front_end)
         record = self._records[address]
         if told.refusals != record.device.refusals:
-            self._records[address] = record._replace(device=record.device._replace(refusals=told.refusals))
+            last = last_refusal(record.device.refusals, told.refusals, record.device.last_refusal, self._now_s())
+            device = record.device._replace(refusals=told.refusals, last_refusal=last)
+            self._records[address] = record._replace(device=device)
             self._publish_soon()
         self._front_ends.refused(address, told.refusals)
 

@@ -5,7 +5,7 @@ from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from vdpa_agent.model.front_end import NO_FRONT_END, NOTHING_REFUSED, FrontEnd, Refusals
+from vdpa_agent.model.front_end import NEVER_REFUSED, NO_FRONT_END, NOTHING_REFUSED, FrontEnd, LastRefusal, Refusals
 from vdpa_agent.model.pci import PciAddress
 
 Statistics = dict[int, dict[str, int]]
@@ -149,6 +149,7 @@ class Device(NamedTuple):
         facts: what the daemon told of it.
         front_end: what uses its socket, while the daemon has it.
         refusals: how many front ends were refused since the daemon has it.
+        last_refusal: the last of them.
         mode: which end opens the socket.
         remark: what is to be known of it although it is ready.
     """
@@ -160,6 +161,7 @@ class Device(NamedTuple):
     facts: DeviceFacts = NOTHING_KNOWN
     front_end: FrontEnd = NO_FRONT_END
     refusals: Refusals = NOTHING_REFUSED
+    last_refusal: LastRefusal = NEVER_REFUSED
     mode: VhostMode = VhostMode.SERVER
     remark: str = ""
 

@@ -52,6 +52,36 @@ NOTHING_REFUSED: Final[Refusals] = MappingProxyType({})
 """No front end was refused."""
 
 
+class LastRefusal(NamedTuple):
+    """The front end of a device that was refused last.
+
+    Attributes:
+        reason: the daemon's word for why; empty: none was.
+        seen_s: when it was seen in the counts, in seconds of the caller's clock.
+    """
+
+    reason: str = ""
+    seen_s: float = 0.0
+
+
+NEVER_REFUSED: Final = LastRefusal()
+"""No front end was refused."""
+
+
+def last_refusal(before: Refusals, now: Refusals, known: LastRefusal, now_s: float) -> LastRefusal:
+    """The last refusal after a new count: of what became more, what became most more.
+
+    Args:
+        before: the count before.
+        now: the new one.
+        known: the last refusal so far.
+        now_s: the time.
+    """
+    more = {reason: count - before.get(reason, 0) for reason, count in now.items()}
+    most = max(more, key=lambda reason: more[reason], default="")
+    return LastRefusal(most, now_s) if more.get(most, 0) > 0 else known
+
+
 def configured(queue_pairs: int) -> FrontEnd:
     """A front end that is configured with so many queue pairs in use."""
     return FrontEnd(FrontEndState.CONFIGURED, queue_pairs)

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from vdpa_agent.model.backoff import Backoff
 from vdpa_agent.model.daemon import SERVED, Device, DeviceFacts, DeviceState, VhostMode
-from vdpa_agent.model.front_end import NO_FRONT_END, NOTHING_REFUSED, FrontEnd
+from vdpa_agent.model.front_end import NEVER_REFUSED, NO_FRONT_END, NOTHING_REFUSED, FrontEnd
 
 RETRY: Final = Backoff(first_s=1.0, cap_s=4.0)
 """When a device that the daemon refused to add or remove is asked for again: within 5 s of whatever fixes it."""
@@ -118,7 +118,7 @@ class Record(NamedTuple):
     def given_up(self) -> "Record":
         """The daemon does not have it any more."""
         return self._replace(
-            device=self.device._replace(front_end=NO_FRONT_END, refusals=NOTHING_REFUSED),
+            device=self.device._replace(front_end=NO_FRONT_END, refusals=NOTHING_REFUSED, last_refusal=NEVER_REFUSED),
             added=False,
             unsure=False,
         )

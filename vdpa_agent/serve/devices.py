@@ -132,8 +132,28 @@ class DeviceService(DeviceServiceBase):
                 settings=self._settings,
                 resource_config_problem=facts.pools.problem,
                 **_pools(facts.pools.value, self._default_mode),
+                front_ends=self._front_ends(),
             )
         )
+
+    def _front_ends(self) -> pb.FrontEnds | None:
+        """The front ends of all devices together; nothing is known of those of another process's daemon."""
+        served = self._view.served
+        if served.facts.role is not Role.MANAGING:
+            return None
+        devices = tuple(served.devices.values())
+        told = pb.FrontEnds(
+            connected=sum(device.front_end.is_connected for device in devices),
+            configured=sum(device.front_end.is_configured for device in devices),
+            refused=min(sum(count for device in devices for count in device.refusals.values()), 2**64 - 1),
+        )
+        refused = [device for device in devices if device.last_refusal.reason]
+        if refused:
+            last = max(refused, key=lambda device: device.last_refusal.seen_s)
+            told.last_refused_pci_address, told.last_refusal = last.address, last.last_refusal.reason
+            age_s = asyncio.get_running_loop().time() - last.last_refusal.seen_s
+            told.last_refusal_age.FromMilliseconds(int(age_s * 1000))
+        return told
 
     def _state(self) -> "_State":
         """What is true of all devices now, made once for everybody."""

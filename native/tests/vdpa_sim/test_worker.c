@@ -521,6 +521,40 @@ static void a_change_goes_before_readers(void **state) {
     assert_false(early);
 }
 
+static atomic_uint crowded_percent;
+
+static void note_crowded(void *context, unsigned int percent) {
+    (void)context;
+    atomic_store(&crowded_percent, percent);
+}
+
+/* A front end that polls on the only CPU of the worker: that is reported, with the share of time that is
+ * lost. */
+static void says_that_it_waits_for_a_cpu(void **state) {
+    struct fixture *f = *state;
+    struct traffic traffic = {.f = f};
+    const time_t end = time(NULL) + 12 * WAIT_MS / 1000;
+    pthread_t thread;
+    cpu_set_t cpus;
+
+    atomic_store(&crowded_percent, 0);
+    assert_int_equal(sched_getaffinity(0, sizeof(cpus), &cpus), 0);
+    for (size_t cpu = 0, found = 0; cpu < CPU_SETSIZE; cpu++) {
+        found += CPU_ISSET(cpu, &cpus) ? 1 : 0;
+        if (found > 1)
+            CPU_CLR(cpu, &cpus);
+    }
+    f->worker.crowded = note_crowded;
+    assert_int_equal(pthread_setaffinity_np(f->worker.thread, sizeof(cpus), &cpus), 0);
+    assert_int_equal(pthread_create(&thread, NULL, send_without_end, &traffic), 0);
+    assert_int_equal(pthread_setaffinity_np(thread, sizeof(cpus), &cpus), 0);
+    while (atomic_load(&crowded_percent) == 0 && time(NULL) <= end)
+        usleep(10000);
+    atomic_store(&traffic.stop, true);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_in_range(atomic_load(&crowded_percent), 25, 100);
+}
+
 static void refuses_what_it_cannot_serve(void **state) {
     struct fixture *f = *state;
     struct worker_config config = {.pairs = PAIRS, .memory = f->guest.memory};
@@ -563,6 +597,7 @@ int main(void) {
         TEST(changes_queues_under_traffic),
         TEST(changes_queues_while_it_never_rests),
         TEST(a_change_goes_before_readers),
+        TEST(says_that_it_waits_for_a_cpu),
         TEST(refuses_what_it_cannot_serve),
     };
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"vdpa_agent/v1/device_service.proto\x12\rvdpa_agent.v1\x1a\x1egoogle/protobuf/duration.proto\"0\n\x12ListDevicesRequest\x12\x1a\n\x12include_statistics\x18\x01 \x01(\x08\"=\n\x13ListDevicesResponse\x12&\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x15.vdpa_agent.v1.Device\"\'\n\x10GetDeviceRequest\x12\x13\n\x0bpci_address\x18\x01 \x01(\t\":\n\x11GetDeviceResponse\x12%\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x15.vdpa_agent.v1.Device\"\x15\n\x13WatchDevicesRequest\"n\n\x14WatchDevicesResponse\x12\x0f\n\x07initial\x18\x01 \x01(\x08\x12&\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x15.vdpa_agent.v1.Device\x12\x1d\n\x15removed_pci_addresses\x18\x03 \x03(\t\"\x12\n\x10GetStatusRequest\"\xef\x05\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\x06uptime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x04role\x18\x03 \x01(\x0e\x32\x13.vdpa_agent.v1.Role\x12+\n\x06\x64\x61\x65mon\x18\x04 \x01(\x0b\x32\x1b.vdpa_agent.v1.DaemonStatus\x12\x0c\n\x04live\x18\x05 \x01(\x08\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x19\n\x11not_ready_reasons\x18\x07 \x03(\t\x12\x1b\n\x13\x64\x65vice_list_problem\x18\x08 \x01(\t\x12\x17\n\x0fmapping_problem\x18\t \x01(\t\x12@\n\x08settings\x18\n \x03(\x0b\x32..vdpa_agent.v1.GetStatusResponse.SettingsEntry\x12\x18\n\x10\x64\x65graded_reasons\x18\x0b \x03(\t\x12\x13\n\x0bwaiting_for\x18\x0c \x01(\t\x12>\n\x07\x64\x61\x65mons\x18\r \x03(\x0b\x32-.vdpa_agent.v1.GetStatusResponse.DaemonsEntry\x12\x1f\n\x17resource_config_problem\x18\x0e \x01(\t\x12\"\n\x05pools\x18\x0f \x03(\x0b\x32\x13.vdpa_agent.v1.Pool\x12\x39\n\x11vfs_outside_pools\x18\x10 \x03(\x0b\x32\x1e.vdpa_agent.v1.VfsOutsidePools\x12\x31\n\rcontested_vfs\x18\x11 \x03(\x0b\x32\x1a.vdpa_agent.v1.ContestedVf\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aK\n\x0c\x44\x61\x65monsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.vdpa_agent.v1.DaemonStatus:\x02\x38\x01\"\x89\x01\n\x04Pool\x12\x10\n\x08resource\x18\x01 \x01(\t\x12,\n\nvhost_mode\x18\x02 \x01(\x0e\x32\x18.vdpa_agent.v1.VhostMode\x12\x15\n\rpci_addresses\x18\x03 \x03(\t\x12*\n\tselectors\x18\x04 \x03(\x0b\x32\x17.vdpa_agent.v1.Selector\")\n\x08Selector\x12\x10\n\x08selector\x18\x01 \x01(\t\x12\x0b\n\x03vfs\x18\x02 \x01(\r\"8\n\x0fVfsOutsidePools\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x15\n\rpci_addresses\x18\x02 \x03(\t\"L\n\x0b\x43ontestedVf\x12\x13\n\x0bpci_address\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\x16\n\x0eother_resource\x18\x03 \x01(\t\"\x92\x01\n\x0c\x44\x61\x65monStatus\x12)\n\x05state\x18\x01 \x01(\x0e\x32\x1a.vdpa_agent.v1.DaemonState\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x10\n\x08restarts\x18\x03 \x01(\r\x12\x12\n\ncrash_loop\x18\x04 \x01(\x08\x12\x11\n\tlast_exit\x18\x05 \x01(\t\x12\x11\n\tunhealthy\x18\x06 \x01(\t\"\xf5\x04\n\x06\x44\x65vice\x12\x13\n\x0bpci_address\x18\x01 \x01(\t\x12\x13\n\x0bsocket_path\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.vdpa_agent.v1.DeviceState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\nvhost_mode\x18\x05 \x01(\x0e\x32\x18.vdpa_agent.v1.VhostMode\x12\x1b\n\x13\x66ront_end_connected\x18\x06 \x01(\x08\x12\x13\n\x0bqueue_pairs\x18\x07 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x08 \x01(\x06\x12\x19\n\x11protocol_features\x18\t \x01(\x06\x12\x0e\n\x06\x64river\x18\n \x01(\t\x12\x16\n\tnuma_node\x18\x0b \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04type\x18\x0c \x01(\t\x12\x32\n\nstatistics\x18\r \x03(\x0b\x32\x1e.vdpa_agent.v1.QueueStatistics\x12\x1c\n\x14\x66ront_end_configured\x18\x0e \x01(\x08\x12\x1a\n\x12queue_pairs_in_use\x18\x0f \x01(\r\x12G\n\x12\x66ront_ends_refused\x18\x10 \x03(\x0b\x32+.vdpa_agent.v1.Device.FrontEndsRefusedEntry\x12\x10\n\x08resource\x18\x11 \x01(\t\x12\x0e\n\x06remark\x18\x12 \x01(\t\x12#\n\x05owner\x18\x13 \x01(\x0b\x32\x14.vdpa_agent.v1.Owner\x1a\x37\n\x15\x46rontEndsRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x0c\n\n_numa_node\":\n\x05Owner\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\x12\x11\n\tcontainer\x18\x03 \x01(\t\"\x91\x01\n\x0fQueueStatistics\x12\r\n\x05queue\x18\x01 \x01(\r\x12>\n\x08\x63ounters\x18\x02 \x03(\x0b\x32,.vdpa_agent.v1.QueueStatistics.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*S\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_WAITING\x10\x01\x12\x11\n\rROLE_MANAGING\x10\x02\x12\x10\n\x0cROLE_SERVING\x10\x03*\xc6\x01\n\x0b\x44\x61\x65monState\x12\x1c\n\x18\x44\x41\x45MON_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41\x45MON_STATE_IDLE\x10\x01\x12\x19\n\x15\x44\x41\x45MON_STATE_STARTING\x10\x02\x12\x18\n\x14\x44\x41\x45MON_STATE_RUNNING\x10\x03\x12\x18\n\x14\x44\x41\x45MON_STATE_BACKOFF\x10\x04\x12\x19\n\x15\x44\x41\x45MON_STATE_STOPPING\x10\x05\x12\x18\n\x14\x44\x41\x45MON_STATE_STOPPED\x10\x06*\xc7\x01\n\x0b\x44\x65viceState\x12\x1c\n\x18\x44\x45VICE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45VICE_STATE_WANTED\x10\x01\x12\x19\n\x15\x44\x45VICE_STATE_STARTING\x10\x02\x12\x16\n\x12\x44\x45VICE_STATE_READY\x10\x03\x12\x1a\n\x16\x44\x45VICE_STATE_CONNECTED\x10\x04\x12\x17\n\x13\x44\x45VICE_STATE_FAILED\x10\x05\x12\x19\n\x15\x44\x45VICE_STATE_REMOVING\x10\x06*U\n\tVhostMode\x12\x1a\n\x16VHOST_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11VHOST_MODE_SERVER\x10\x01\x12\x15\n\x11VHOST_MODE_CLIENT\x10\x02\x32\xe0\x02\n\rDeviceService\x12T\n\x0bListDevices\x12!.vdpa_agent.v1.ListDevicesRequest\x1a\".vdpa_agent.v1.ListDevicesResponse\x12N\n\tGetDevice\x12\x1f.vdpa_agent.v1.GetDeviceRequest\x1a .vdpa_agent.v1.GetDeviceResponse\x12Y\n\x0cWatchDevices\x12\".vdpa_agent.v1.WatchDevicesRequest\x1a#.vdpa_agent.v1.WatchDevicesResponse0\x01\x12N\n\tGetStatus\x12\x1f.vdpa_agent.v1.GetStatusRequest\x1a .vdpa_agent.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"vdpa_agent/v1/device_service.proto\x12\rvdpa_agent.v1\x1a\x1egoogle/protobuf/duration.proto\"0\n\x12ListDevicesRequest\x12\x1a\n\x12include_statistics\x18\x01 \x01(\x08\"=\n\x13ListDevicesResponse\x12&\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x15.vdpa_agent.v1.Device\"\'\n\x10GetDeviceRequest\x12\x13\n\x0bpci_address\x18\x01 \x01(\t\":\n\x11GetDeviceResponse\x12%\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x15.vdpa_agent.v1.Device\"\x15\n\x13WatchDevicesRequest\"n\n\x14WatchDevicesResponse\x12\x0f\n\x07initial\x18\x01 \x01(\x08\x12&\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x15.vdpa_agent.v1.Device\x12\x1d\n\x15removed_pci_addresses\x18\x03 \x03(\t\"\x12\n\x10GetStatusRequest\"\x9d\x06\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\x06uptime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x04role\x18\x03 \x01(\x0e\x32\x13.vdpa_agent.v1.Role\x12+\n\x06\x64\x61\x65mon\x18\x04 \x01(\x0b\x32\x1b.vdpa_agent.v1.DaemonStatus\x12\x0c\n\x04live\x18\x05 \x01(\x08\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x19\n\x11not_ready_reasons\x18\x07 \x03(\t\x12\x1b\n\x13\x64\x65vice_list_problem\x18\x08 \x01(\t\x12\x17\n\x0fmapping_problem\x18\t \x01(\t\x12@\n\x08settings\x18\n \x03(\x0b\x32..vdpa_agent.v1.GetStatusResponse.SettingsEntry\x12\x18\n\x10\x64\x65graded_reasons\x18\x0b \x03(\t\x12\x13\n\x0bwaiting_for\x18\x0c \x01(\t\x12>\n\x07\x64\x61\x65mons\x18\r \x03(\x0b\x32-.vdpa_agent.v1.GetStatusResponse.DaemonsEntry\x12\x1f\n\x17resource_config_problem\x18\x0e \x01(\t\x12\"\n\x05pools\x18\x0f \x03(\x0b\x32\x13.vdpa_agent.v1.Pool\x12\x39\n\x11vfs_outside_pools\x18\x10 \x03(\x0b\x32\x1e.vdpa_agent.v1.VfsOutsidePools\x12\x31\n\rcontested_vfs\x18\x11 \x03(\x0b\x32\x1a.vdpa_agent.v1.ContestedVf\x12,\n\nfront_ends\x18\x12 \x01(\x0b\x32\x18.vdpa_agent.v1.FrontEnds\x1a/\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aK\n\x0c\x44\x61\x65monsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.vdpa_agent.v1.DaemonStatus:\x02\x38\x01\"\xb0\x01\n\tFrontEnds\x12\x11\n\tconnected\x18\x01 \x01(\r\x12\x12\n\nconfigured\x18\x02 \x01(\r\x12\x0f\n\x07refused\x18\x03 \x01(\x04\x12 \n\x18last_refused_pci_address\x18\x04 \x01(\t\x12\x14\n\x0clast_refusal\x18\x05 \x01(\t\x12\x33\n\x10last_refusal_age\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x89\x01\n\x04Pool\x12\x10\n\x08resource\x18\x01 \x01(\t\x12,\n\nvhost_mode\x18\x02 \x01(\x0e\x32\x18.vdpa_agent.v1.VhostMode\x12\x15\n\rpci_addresses\x18\x03 \x03(\t\x12*\n\tselectors\x18\x04 \x03(\x0b\x32\x17.vdpa_agent.v1.Selector\")\n\x08Selector\x12\x10\n\x08selector\x18\x01 \x01(\t\x12\x0b\n\x03vfs\x18\x02 \x01(\r\"8\n\x0fVfsOutsidePools\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x15\n\rpci_addresses\x18\x02 \x03(\t\"L\n\x0b\x43ontestedVf\x12\x13\n\x0bpci_address\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\x16\n\x0eother_resource\x18\x03 \x01(\t\"\x92\x01\n\x0c\x44\x61\x65monStatus\x12)\n\x05state\x18\x01 \x01(\x0e\x32\x1a.vdpa_agent.v1.DaemonState\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x10\n\x08restarts\x18\x03 \x01(\r\x12\x12\n\ncrash_loop\x18\x04 \x01(\x08\x12\x11\n\tlast_exit\x18\x05 \x01(\t\x12\x11\n\tunhealthy\x18\x06 \x01(\t\"\xf5\x04\n\x06\x44\x65vice\x12\x13\n\x0bpci_address\x18\x01 \x01(\t\x12\x13\n\x0bsocket_path\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.vdpa_agent.v1.DeviceState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\nvhost_mode\x18\x05 \x01(\x0e\x32\x18.vdpa_agent.v1.VhostMode\x12\x1b\n\x13\x66ront_end_connected\x18\x06 \x01(\x08\x12\x13\n\x0bqueue_pairs\x18\x07 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x08 \x01(\x06\x12\x19\n\x11protocol_features\x18\t \x01(\x06\x12\x0e\n\x06\x64river\x18\n \x01(\t\x12\x16\n\tnuma_node\x18\x0b \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04type\x18\x0c \x01(\t\x12\x32\n\nstatistics\x18\r \x03(\x0b\x32\x1e.vdpa_agent.v1.QueueStatistics\x12\x1c\n\x14\x66ront_end_configured\x18\x0e \x01(\x08\x12\x1a\n\x12queue_pairs_in_use\x18\x0f \x01(\r\x12G\n\x12\x66ront_ends_refused\x18\x10 \x03(\x0b\x32+.vdpa_agent.v1.Device.FrontEndsRefusedEntry\x12\x10\n\x08resource\x18\x11 \x01(\t\x12\x0e\n\x06remark\x18\x12 \x01(\t\x12#\n\x05owner\x18\x13 \x01(\x0b\x32\x14.vdpa_agent.v1.Owner\x1a\x37\n\x15\x46rontEndsRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x42\x0c\n\n_numa_node\":\n\x05Owner\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\x12\x11\n\tcontainer\x18\x03 \x01(\t\"\x91\x01\n\x0fQueueStatistics\x12\r\n\x05queue\x18\x01 \x01(\r\x12>\n\x08\x63ounters\x18\x02 \x03(\x0b\x32,.vdpa_agent.v1.QueueStatistics.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*S\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_WAITING\x10\x01\x12\x11\n\rROLE_MANAGING\x10\x02\x12\x10\n\x0cROLE_SERVING\x10\x03*\xc6\x01\n\x0b\x44\x61\x65monState\x12\x1c\n\x18\x44\x41\x45MON_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41\x45MON_STATE_IDLE\x10\x01\x12\x19\n\x15\x44\x41\x45MON_STATE_STARTING\x10\x02\x12\x18\n\x14\x44\x41\x45MON_STATE_RUNNING\x10\x03\x12\x18\n\x14\x44\x41\x45MON_STATE_BACKOFF\x10\x04\x12\x19\n\x15\x44\x41\x45MON_STATE_STOPPING\x10\x05\x12\x18\n\x14\x44\x41\x45MON_STATE_STOPPED\x10\x06*\xc7\x01\n\x0b\x44\x65viceState\x12\x1c\n\x18\x44\x45VICE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45VICE_STATE_WANTED\x10\x01\x12\x19\n\x15\x44\x45VICE_STATE_STARTING\x10\x02\x12\x16\n\x12\x44\x45VICE_STATE_READY\x10\x03\x12\x1a\n\x16\x44\x45VICE_STATE_CONNECTED\x10\x04\x12\x17\n\x13\x44\x45VICE_STATE_FAILED\x10\x05\x12\x19\n\x15\x44\x45VICE_STATE_REMOVING\x10\x06*U\n\tVhostMode\x12\x1a\n\x16VHOST_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11VHOST_MODE_SERVER\x10\x01\x12\x15\n\x11VHOST_MODE_CLIENT\x10\x02\x32\xe0\x02\n\rDeviceService\x12T\n\x0bListDevices\x12!.vdpa_agent.v1.ListDevicesRequest\x1a\".vdpa_agent.v1.ListDevicesResponse\x12N\n\tGetDevice\x12\x1f.vdpa_agent.v1.GetDeviceRequest\x1a .vdpa_agent.v1.GetDeviceResponse\x12Y\n\x0cWatchDevices\x12\".vdpa_agent.v1.WatchDevicesRequest\x1a#.vdpa_agent.v1.WatchDevicesResponse0\x01\x12N\n\tGetStatus\x12\x1f.vdpa_agent.v1.GetStatusRequest\x1a .vdpa_agent.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,14 +40,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICE_FRONTENDSREFUSEDENTRY']._serialized_options = b'8\001'
   _globals['_QUEUESTATISTICS_COUNTERSENTRY']._loaded_options = None
   _globals['_QUEUESTATISTICS_COUNTERSENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=2516
-  _globals['_ROLE']._serialized_end=2599
-  _globals['_DAEMONSTATE']._serialized_start=2602
-  _globals['_DAEMONSTATE']._serialized_end=2800
-  _globals['_DEVICESTATE']._serialized_start=2803
-  _globals['_DEVICESTATE']._serialized_end=3002
-  _globals['_VHOSTMODE']._serialized_start=3004
-  _globals['_VHOSTMODE']._serialized_end=3089
+  _globals['_ROLE']._serialized_start=2741
+  _globals['_ROLE']._serialized_end=2824
+  _globals['_DAEMONSTATE']._serialized_start=2827
+  _globals['_DAEMONSTATE']._serialized_end=3025
+  _globals['_DEVICESTATE']._serialized_start=3028
+  _globals['_DEVICESTATE']._serialized_end=3227
+  _globals['_VHOSTMODE']._serialized_start=3229
+  _globals['_VHOSTMODE']._serialized_end=3314
   _globals['_LISTDEVICESREQUEST']._serialized_start=85
   _globals['_LISTDEVICESREQUEST']._serialized_end=133
   _globals['_LISTDEVICESRESPONSE']._serialized_start=135
@@ -63,31 +63,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=434
   _globals['_GETSTATUSREQUEST']._serialized_end=452
   _globals['_GETSTATUSRESPONSE']._serialized_start=455
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1206
-  _globals['_GETSTATUSRESPONSE_SETTINGSENTRY']._serialized_start=1082
-  _globals['_GETSTATUSRESPONSE_SETTINGSENTRY']._serialized_end=1129
-  _globals['_GETSTATUSRESPONSE_DAEMONSENTRY']._serialized_start=1131
-  _globals['_GETSTATUSRESPONSE_DAEMONSENTRY']._serialized_end=1206
-  _globals['_POOL']._serialized_start=1209
-  _globals['_POOL']._serialized_end=1346
-  _globals['_SELECTOR']._serialized_start=1348
-  _globals['_SELECTOR']._serialized_end=1389
-  _globals['_VFSOUTSIDEPOOLS']._serialized_start=1391
-  _globals['_VFSOUTSIDEPOOLS']._serialized_end=1447
-  _globals['_CONTESTEDVF']._serialized_start=1449
-  _globals['_CONTESTEDVF']._serialized_end=1525
-  _globals['_DAEMONSTATUS']._serialized_start=1528
-  _globals['_DAEMONSTATUS']._serialized_end=1674
-  _globals['_DEVICE']._serialized_start=1677
-  _globals['_DEVICE']._serialized_end=2306
-  _globals['_DEVICE_FRONTENDSREFUSEDENTRY']._serialized_start=2237
-  _globals['_DEVICE_FRONTENDSREFUSEDENTRY']._serialized_end=2292
-  _globals['_OWNER']._serialized_start=2308
-  _globals['_OWNER']._serialized_end=2366
-  _globals['_QUEUESTATISTICS']._serialized_start=2369
-  _globals['_QUEUESTATISTICS']._serialized_end=2514
-  _globals['_QUEUESTATISTICS_COUNTERSENTRY']._serialized_start=2467
-  _globals['_QUEUESTATISTICS_COUNTERSENTRY']._serialized_end=2514
-  _globals['_DEVICESERVICE']._serialized_start=3092
-  _globals['_DEVICESERVICE']._serialized_end=3444
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1252
+  _globals['_GETSTATUSRESPONSE_SETTINGSENTRY']._serialized_start=1128
+  _globals['_GETSTATUSRESPONSE_SETTINGSENTRY']._serialized_end=1175
+  _globals['_GETSTATUSRESPONSE_DAEMONSENTRY']._serialized_start=1177
+  _globals['_GETSTATUSRESPONSE_DAEMONSENTRY']._serialized_end=1252
+  _globals['_FRONTENDS']._serialized_start=1255
+  _globals['_FRONTENDS']._serialized_end=1431
+  _globals['_POOL']._serialized_start=1434
+  _globals['_POOL']._serialized_end=1571
+  _globals['_SELECTOR']._serialized_start=1573
+  _globals['_SELECTOR']._serialized_end=1614
+  _globals['_VFSOUTSIDEPOOLS']._serialized_start=1616
+  _globals['_VFSOUTSIDEPOOLS']._serialized_end=1672
+  _globals['_CONTESTEDVF']._serialized_start=1674
+  _globals['_CONTESTEDVF']._serialized_end=1750
+  _globals['_DAEMONSTATUS']._serialized_start=1753
+  _globals['_DAEMONSTATUS']._serialized_end=1899
+  _globals['_DEVICE']._serialized_start=1902
+  _globals['_DEVICE']._serialized_end=2531
+  _globals['_DEVICE_FRONTENDSREFUSEDENTRY']._serialized_start=2462
+  _globals['_DEVICE_FRONTENDSREFUSEDENTRY']._serialized_end=2517
+  _globals['_OWNER']._serialized_start=2533
+  _globals['_OWNER']._serialized_end=2591
+  _globals['_QUEUESTATISTICS']._serialized_start=2594
+  _globals['_QUEUESTATISTICS']._serialized_end=2739
+  _globals['_QUEUESTATISTICS_COUNTERSENTRY']._serialized_start=2692
+  _globals['_QUEUESTATISTICS_COUNTERSENTRY']._serialized_end=2739
+  _globals['_DEVICESERVICE']._serialized_start=3317
+  _globals['_DEVICESERVICE']._serialized_end=3669
 # @@protoc_insertion_point(module_scope)

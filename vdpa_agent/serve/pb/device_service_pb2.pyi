@@ -107,7 +107,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "uptime", "role", "daemon", "live", "ready", "not_ready_reasons", "device_list_problem", "mapping_problem", "settings", "degraded_reasons", "waiting_for", "daemons", "resource_config_problem", "pools", "vfs_outside_pools", "contested_vfs")
+    __slots__ = ("version", "uptime", "role", "daemon", "live", "ready", "not_ready_reasons", "device_list_problem", "mapping_problem", "settings", "degraded_reasons", "waiting_for", "daemons", "resource_config_problem", "pools", "vfs_outside_pools", "contested_vfs", "front_ends")
     class SettingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -139,6 +139,7 @@ class GetStatusResponse(_message.Message):
     POOLS_FIELD_NUMBER: _ClassVar[int]
     VFS_OUTSIDE_POOLS_FIELD_NUMBER: _ClassVar[int]
     CONTESTED_VFS_FIELD_NUMBER: _ClassVar[int]
+    FRONT_ENDS_FIELD_NUMBER: _ClassVar[int]
     version: str
     uptime: _duration_pb2.Duration
     role: Role
@@ -156,7 +157,24 @@ class GetStatusResponse(_message.Message):
     pools: _containers.RepeatedCompositeFieldContainer[Pool]
     vfs_outside_pools: _containers.RepeatedCompositeFieldContainer[VfsOutsidePools]
     contested_vfs: _containers.RepeatedCompositeFieldContainer[ContestedVf]
-    def __init__(self, version: _Optional[str] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., role: _Optional[_Union[Role, str]] = ..., daemon: _Optional[_Union[DaemonStatus, _Mapping]] = ..., live: _Optional[bool] = ..., ready: _Optional[bool] = ..., not_ready_reasons: _Optional[_Iterable[str]] = ..., device_list_problem: _Optional[str] = ..., mapping_problem: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., degraded_reasons: _Optional[_Iterable[str]] = ..., waiting_for: _Optional[str] = ..., daemons: _Optional[_Mapping[str, DaemonStatus]] = ..., resource_config_problem: _Optional[str] = ..., pools: _Optional[_Iterable[_Union[Pool, _Mapping]]] = ..., vfs_outside_pools: _Optional[_Iterable[_Union[VfsOutsidePools, _Mapping]]] = ..., contested_vfs: _Optional[_Iterable[_Union[ContestedVf, _Mapping]]] = ...) -> None: ...
+    front_ends: FrontEnds
+    def __init__(self, version: _Optional[str] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., role: _Optional[_Union[Role, str]] = ..., daemon: _Optional[_Union[DaemonStatus, _Mapping]] = ..., live: _Optional[bool] = ..., ready: _Optional[bool] = ..., not_ready_reasons: _Optional[_Iterable[str]] = ..., device_list_problem: _Optional[str] = ..., mapping_problem: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., degraded_reasons: _Optional[_Iterable[str]] = ..., waiting_for: _Optional[str] = ..., daemons: _Optional[_Mapping[str, DaemonStatus]] = ..., resource_config_problem: _Optional[str] = ..., pools: _Optional[_Iterable[_Union[Pool, _Mapping]]] = ..., vfs_outside_pools: _Optional[_Iterable[_Union[VfsOutsidePools, _Mapping]]] = ..., contested_vfs: _Optional[_Iterable[_Union[ContestedVf, _Mapping]]] = ..., front_ends: _Optional[_Union[FrontEnds, _Mapping]] = ...) -> None: ...
+
+class FrontEnds(_message.Message):
+    __slots__ = ("connected", "configured", "refused", "last_refused_pci_address", "last_refusal", "last_refusal_age")
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    LAST_REFUSED_PCI_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LAST_REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    LAST_REFUSAL_AGE_FIELD_NUMBER: _ClassVar[int]
+    connected: int
+    configured: int
+    refused: int
+    last_refused_pci_address: str
+    last_refusal: str
+    last_refusal_age: _duration_pb2.Duration
+    def __init__(self, connected: _Optional[int] = ..., configured: _Optional[int] = ..., refused: _Optional[int] = ..., last_refused_pci_address: _Optional[str] = ..., last_refusal: _Optional[str] = ..., last_refusal_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Pool(_message.Message):
     __slots__ = ("resource", "vhost_mode", "pci_addresses", "selectors")

@@ -610,7 +610,9 @@ type GetStatusResponse struct {
 	// The VFs that belong to none of them, by the reason.
 	VfsOutsidePools []*VfsOutsidePools `protobuf:"bytes,16,rep,name=vfs_outside_pools,json=vfsOutsidePools,proto3" json:"vfs_outside_pools,omitempty"`
 	// The VFs that two of them claim.
-	ContestedVfs  []*ContestedVf `protobuf:"bytes,17,rep,name=contested_vfs,json=contestedVfs,proto3" json:"contested_vfs,omitempty"`
+	ContestedVfs []*ContestedVf `protobuf:"bytes,17,rep,name=contested_vfs,json=contestedVfs,proto3" json:"contested_vfs,omitempty"`
+	// The front ends of all devices together; absent unless the agent manages a daemon.
+	FrontEnds     *FrontEnds `protobuf:"bytes,18,opt,name=front_ends,json=frontEnds,proto3" json:"front_ends,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -764,6 +766,104 @@ func (x *GetStatusResponse) GetContestedVfs() []*ContestedVf {
 	return nil
 }
 
+func (x *GetStatusResponse) GetFrontEnds() *FrontEnds {
+	if x != nil {
+		return x.FrontEnds
+	}
+	return nil
+}
+
+// What uses the devices.
+type FrontEnds struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many devices have a front end connected, the configured ones among them.
+	Connected uint32 `protobuf:"varint,1,opt,name=connected,proto3" json:"connected,omitempty"`
+	// How many have one configured, so that packets can pass.
+	Configured uint32 `protobuf:"varint,2,opt,name=configured,proto3" json:"configured,omitempty"`
+	// How many front ends were refused since the daemon has their devices; up to 10 s old, as are the next three.
+	Refused uint64 `protobuf:"varint,3,opt,name=refused,proto3" json:"refused,omitempty"`
+	// The device whose front end was refused last; empty if none was.
+	LastRefusedPciAddress string `protobuf:"bytes,4,opt,name=last_refused_pci_address,json=lastRefusedPciAddress,proto3" json:"last_refused_pci_address,omitempty"`
+	// Why, in the daemon's word for it: one of the reasons in front_ends_refused of the device.
+	LastRefusal string `protobuf:"bytes,5,opt,name=last_refusal,json=lastRefusal,proto3" json:"last_refusal,omitempty"`
+	// How long ago that was.
+	LastRefusalAge *durationpb.Duration `protobuf:"bytes,6,opt,name=last_refusal_age,json=lastRefusalAge,proto3" json:"last_refusal_age,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *FrontEnds) Reset() {
+	*x = FrontEnds{}
+	mi := &file_device_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FrontEnds) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FrontEnds) ProtoMessage() {}
+
+func (x *FrontEnds) ProtoReflect() protoreflect.Message {
+	mi := &file_device_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FrontEnds.ProtoReflect.Descriptor instead.
+func (*FrontEnds) Descriptor() ([]byte, []int) {
+	return file_device_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *FrontEnds) GetConnected() uint32 {
+	if x != nil {
+		return x.Connected
+	}
+	return 0
+}
+
+func (x *FrontEnds) GetConfigured() uint32 {
+	if x != nil {
+		return x.Configured
+	}
+	return 0
+}
+
+func (x *FrontEnds) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *FrontEnds) GetLastRefusedPciAddress() string {
+	if x != nil {
+		return x.LastRefusedPciAddress
+	}
+	return ""
+}
+
+func (x *FrontEnds) GetLastRefusal() string {
+	if x != nil {
+		return x.LastRefusal
+	}
+	return ""
+}
+
+func (x *FrontEnds) GetLastRefusalAge() *durationpb.Duration {
+	if x != nil {
+		return x.LastRefusalAge
+	}
+	return nil
+}
+
 // A resource of the kubelet: some VFs that are as good as each other.
 type Pool struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -781,7 +881,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_device_service_proto_msgTypes[8]
+	mi := &file_device_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -793,7 +893,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_device_service_proto_msgTypes[8]
+	mi := &file_device_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -806,7 +906,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_device_service_proto_rawDescGZIP(), []int{8}
+	return file_device_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Pool) GetResource() string {
@@ -849,7 +949,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_device_service_proto_msgTypes[9]
+	mi := &file_device_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +961,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_device_service_proto_msgTypes[9]
+	mi := &file_device_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +974,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_device_service_proto_rawDescGZIP(), []int{9}
+	return file_device_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Selector) GetSelector() string {
@@ -901,7 +1001,7 @@ type VfsOutsidePools struct {
 
 func (x *VfsOutsidePools) Reset() {
 	*x = VfsOutsidePools{}
-	mi := &file_device_service_proto_msgTypes[10]
+	mi := &file_device_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -913,7 +1013,7 @@ func (x *VfsOutsidePools) String() string {
 func (*VfsOutsidePools) ProtoMessage() {}
 
 func (x *VfsOutsidePools) ProtoReflect() protoreflect.Message {
-	mi := &file_device_service_proto_msgTypes[10]
+	mi := &file_device_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -926,7 +1026,7 @@ func (x *VfsOutsidePools) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VfsOutsidePools.ProtoReflect.Descriptor instead.
 func (*VfsOutsidePools) Descriptor() ([]byte, []int) {
-	return file_device_service_proto_rawDescGZIP(), []int{10}
+	return file_device_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *VfsOutsidePools) GetReason() string {
@@ -956,7 +1056,7 @@ type ContestedVf struct {
 
 func (x *ContestedVf) Reset() {
 	*x = ContestedVf{}
-	mi := &file_device_service_proto_msgTypes[11]
+	mi := &file_device_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1068,7 @@ func (x *ContestedVf) String() string {
 func (*ContestedVf) ProtoMessage() {}
 
 func (x *ContestedVf) ProtoReflect() protoreflect.Message {
-	mi := &file_device_service_proto_msgTypes[11]
+	mi := &file_device_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1081,7 @@ func (x *ContestedVf) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContestedVf.ProtoReflect.Descriptor instead.
 func (*ContestedVf) Descriptor() ([]byte, []int) {
-	return file_device_service_proto_rawDescGZIP(), []int{11}
+	return file_device_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ContestedVf) GetPciAddress() string {
@@ -1025,7 +1125,7 @@ type DaemonStatus struct {
 
 func (x *DaemonStatus) Reset() {
 	*x = DaemonStatus{}
-	mi := &file_device_service_proto_msgTypes[12]
+	mi := &file_device_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1137,7 @@ func (x *DaemonStatus) String() string {
 func (*DaemonStatus) ProtoMessage() {}
 
 func (x *DaemonStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_device_service_proto_msgTypes[12]
+	mi := &file_device_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1150,7 @@ func (x *DaemonStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DaemonStatus.ProtoReflect.Descriptor instead.
 func (*DaemonStatus) Descriptor() ([]byte, []int) {
-	return file_device_service_proto_rawDescGZIP(), []int{12}
+	return file_device_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DaemonStatus) GetState() DaemonState {
@@ -1142,7 +1242,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_device_service_proto_msgTypes[13]
+	mi := &file_device_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1254,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_device_service_proto_msgTypes[13]
+	mi := &file_device_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1267,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_device_service_proto_rawDescGZIP(), []int{13}
+	return file_device_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Device) GetPciAddress() string {
@@ -1315,7 +1415,7 @@ type Owner struct {
 
 func (x *Owner) Reset() {
 	*x = Owner{}
-	mi := &file_device_service_proto_msgTypes[14]
+	mi := &file_device_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1427,7 @@ func (x *Owner) String() string {
 func (*Owner) ProtoMessage() {}
 
 func (x *Owner) ProtoReflect() protoreflect.Message {
-	mi := &file_device_service_proto_msgTypes[14]
+	mi := &file_device_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1440,7 @@ func (x *Owner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Owner.ProtoReflect.Descriptor instead.
 func (*Owner) Descriptor() ([]byte, []int) {
-	return file_device_service_proto_rawDescGZIP(), []int{14}
+	return file_device_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Owner) GetNamespace() string {
@@ -1376,7 +1476,7 @@ type QueueStatistics struct {
 
 func (x *QueueStatistics) Reset() {
 	*x = QueueStatistics{}
-	mi := &file_device_service_proto_msgTypes[15]
+	mi := &file_device_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +1488,7 @@ func (x *QueueStatistics) String() string {
 func (*QueueStatistics) ProtoMessage() {}
 
 func (x *QueueStatistics) ProtoReflect() protoreflect.Message {
-	mi := &file_device_service_proto_msgTypes[15]
+	mi := &file_device_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +1501,7 @@ func (x *QueueStatistics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueStatistics.ProtoReflect.Descriptor instead.
 func (*QueueStatistics) Descriptor() ([]byte, []int) {
-	return file_device_service_proto_rawDescGZIP(), []int{15}
+	return file_device_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *QueueStatistics) GetQueue() uint32 {
@@ -1437,7 +1537,7 @@ const file_device_service_proto_rawDesc = "" +
 	"\ainitial\x18\x01 \x01(\bR\ainitial\x12/\n" +
 	"\adevices\x18\x02 \x03(\v2\x15.vdpa_agent.v1.DeviceR\adevices\x122\n" +
 	"\x15removed_pci_addresses\x18\x03 \x03(\tR\x13removedPciAddresses\"\x12\n" +
-	"\x10GetStatusRequest\"\xd4\a\n" +
+	"\x10GetStatusRequest\"\x8d\b\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x121\n" +
 	"\x06uptime\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06uptime\x12'\n" +
@@ -1457,13 +1557,24 @@ const file_device_service_proto_rawDesc = "" +
 	"\x17resource_config_problem\x18\x0e \x01(\tR\x15resourceConfigProblem\x12)\n" +
 	"\x05pools\x18\x0f \x03(\v2\x13.vdpa_agent.v1.PoolR\x05pools\x12J\n" +
 	"\x11vfs_outside_pools\x18\x10 \x03(\v2\x1e.vdpa_agent.v1.VfsOutsidePoolsR\x0fvfsOutsidePools\x12?\n" +
-	"\rcontested_vfs\x18\x11 \x03(\v2\x1a.vdpa_agent.v1.ContestedVfR\fcontestedVfs\x1a;\n" +
+	"\rcontested_vfs\x18\x11 \x03(\v2\x1a.vdpa_agent.v1.ContestedVfR\fcontestedVfs\x127\n" +
+	"\n" +
+	"front_ends\x18\x12 \x01(\v2\x18.vdpa_agent.v1.FrontEndsR\tfrontEnds\x1a;\n" +
 	"\rSettingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aW\n" +
 	"\fDaemonsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x121\n" +
-	"\x05value\x18\x02 \x01(\v2\x1b.vdpa_agent.v1.DaemonStatusR\x05value:\x028\x01\"\xb7\x01\n" +
+	"\x05value\x18\x02 \x01(\v2\x1b.vdpa_agent.v1.DaemonStatusR\x05value:\x028\x01\"\x84\x02\n" +
+	"\tFrontEnds\x12\x1c\n" +
+	"\tconnected\x18\x01 \x01(\rR\tconnected\x12\x1e\n" +
+	"\n" +
+	"configured\x18\x02 \x01(\rR\n" +
+	"configured\x12\x18\n" +
+	"\arefused\x18\x03 \x01(\x04R\arefused\x127\n" +
+	"\x18last_refused_pci_address\x18\x04 \x01(\tR\x15lastRefusedPciAddress\x12!\n" +
+	"\flast_refusal\x18\x05 \x01(\tR\vlastRefusal\x12C\n" +
+	"\x10last_refusal_age\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x0elastRefusalAge\"\xb7\x01\n" +
 	"\x04Pool\x12\x1a\n" +
 	"\bresource\x18\x01 \x01(\tR\bresource\x127\n" +
 	"\n" +
@@ -1575,7 +1686,7 @@ func file_device_service_proto_rawDescGZIP() []byte {
 }
 
 var file_device_service_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_device_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_device_service_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_device_service_proto_goTypes = []any{
 	(Role)(0),                    // 0: vdpa_agent.v1.Role
 	(DaemonState)(0),             // 1: vdpa_agent.v1.DaemonState
@@ -1589,55 +1700,58 @@ var file_device_service_proto_goTypes = []any{
 	(*WatchDevicesResponse)(nil), // 9: vdpa_agent.v1.WatchDevicesResponse
 	(*GetStatusRequest)(nil),     // 10: vdpa_agent.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),    // 11: vdpa_agent.v1.GetStatusResponse
-	(*Pool)(nil),                 // 12: vdpa_agent.v1.Pool
-	(*Selector)(nil),             // 13: vdpa_agent.v1.Selector
-	(*VfsOutsidePools)(nil),      // 14: vdpa_agent.v1.VfsOutsidePools
-	(*ContestedVf)(nil),          // 15: vdpa_agent.v1.ContestedVf
-	(*DaemonStatus)(nil),         // 16: vdpa_agent.v1.DaemonStatus
-	(*Device)(nil),               // 17: vdpa_agent.v1.Device
-	(*Owner)(nil),                // 18: vdpa_agent.v1.Owner
-	(*QueueStatistics)(nil),      // 19: vdpa_agent.v1.QueueStatistics
-	nil,                          // 20: vdpa_agent.v1.GetStatusResponse.SettingsEntry
-	nil,                          // 21: vdpa_agent.v1.GetStatusResponse.DaemonsEntry
-	nil,                          // 22: vdpa_agent.v1.Device.FrontEndsRefusedEntry
-	nil,                          // 23: vdpa_agent.v1.QueueStatistics.CountersEntry
-	(*durationpb.Duration)(nil),  // 24: google.protobuf.Duration
+	(*FrontEnds)(nil),            // 12: vdpa_agent.v1.FrontEnds
+	(*Pool)(nil),                 // 13: vdpa_agent.v1.Pool
+	(*Selector)(nil),             // 14: vdpa_agent.v1.Selector
+	(*VfsOutsidePools)(nil),      // 15: vdpa_agent.v1.VfsOutsidePools
+	(*ContestedVf)(nil),          // 16: vdpa_agent.v1.ContestedVf
+	(*DaemonStatus)(nil),         // 17: vdpa_agent.v1.DaemonStatus
+	(*Device)(nil),               // 18: vdpa_agent.v1.Device
+	(*Owner)(nil),                // 19: vdpa_agent.v1.Owner
+	(*QueueStatistics)(nil),      // 20: vdpa_agent.v1.QueueStatistics
+	nil,                          // 21: vdpa_agent.v1.GetStatusResponse.SettingsEntry
+	nil,                          // 22: vdpa_agent.v1.GetStatusResponse.DaemonsEntry
+	nil,                          // 23: vdpa_agent.v1.Device.FrontEndsRefusedEntry
+	nil,                          // 24: vdpa_agent.v1.QueueStatistics.CountersEntry
+	(*durationpb.Duration)(nil),  // 25: google.protobuf.Duration
 }
 var file_device_service_proto_depIdxs = []int32{
-	17, // 0: vdpa_agent.v1.ListDevicesResponse.devices:type_name -> vdpa_agent.v1.Device
-	17, // 1: vdpa_agent.v1.GetDeviceResponse.device:type_name -> vdpa_agent.v1.Device
-	17, // 2: vdpa_agent.v1.WatchDevicesResponse.devices:type_name -> vdpa_agent.v1.Device
-	24, // 3: vdpa_agent.v1.GetStatusResponse.uptime:type_name -> google.protobuf.Duration
+	18, // 0: vdpa_agent.v1.ListDevicesResponse.devices:type_name -> vdpa_agent.v1.Device
+	18, // 1: vdpa_agent.v1.GetDeviceResponse.device:type_name -> vdpa_agent.v1.Device
+	18, // 2: vdpa_agent.v1.WatchDevicesResponse.devices:type_name -> vdpa_agent.v1.Device
+	25, // 3: vdpa_agent.v1.GetStatusResponse.uptime:type_name -> google.protobuf.Duration
 	0,  // 4: vdpa_agent.v1.GetStatusResponse.role:type_name -> vdpa_agent.v1.Role
-	16, // 5: vdpa_agent.v1.GetStatusResponse.daemon:type_name -> vdpa_agent.v1.DaemonStatus
-	20, // 6: vdpa_agent.v1.GetStatusResponse.settings:type_name -> vdpa_agent.v1.GetStatusResponse.SettingsEntry
-	21, // 7: vdpa_agent.v1.GetStatusResponse.daemons:type_name -> vdpa_agent.v1.GetStatusResponse.DaemonsEntry
-	12, // 8: vdpa_agent.v1.GetStatusResponse.pools:type_name -> vdpa_agent.v1.Pool
-	14, // 9: vdpa_agent.v1.GetStatusResponse.vfs_outside_pools:type_name -> vdpa_agent.v1.VfsOutsidePools
-	15, // 10: vdpa_agent.v1.GetStatusResponse.contested_vfs:type_name -> vdpa_agent.v1.ContestedVf
-	3,  // 11: vdpa_agent.v1.Pool.vhost_mode:type_name -> vdpa_agent.v1.VhostMode
-	13, // 12: vdpa_agent.v1.Pool.selectors:type_name -> vdpa_agent.v1.Selector
-	1,  // 13: vdpa_agent.v1.DaemonStatus.state:type_name -> vdpa_agent.v1.DaemonState
-	2,  // 14: vdpa_agent.v1.Device.state:type_name -> vdpa_agent.v1.DeviceState
-	3,  // 15: vdpa_agent.v1.Device.vhost_mode:type_name -> vdpa_agent.v1.VhostMode
-	19, // 16: vdpa_agent.v1.Device.statistics:type_name -> vdpa_agent.v1.QueueStatistics
-	22, // 17: vdpa_agent.v1.Device.front_ends_refused:type_name -> vdpa_agent.v1.Device.FrontEndsRefusedEntry
-	18, // 18: vdpa_agent.v1.Device.owner:type_name -> vdpa_agent.v1.Owner
-	23, // 19: vdpa_agent.v1.QueueStatistics.counters:type_name -> vdpa_agent.v1.QueueStatistics.CountersEntry
-	16, // 20: vdpa_agent.v1.GetStatusResponse.DaemonsEntry.value:type_name -> vdpa_agent.v1.DaemonStatus
-	4,  // 21: vdpa_agent.v1.DeviceService.ListDevices:input_type -> vdpa_agent.v1.ListDevicesRequest
-	6,  // 22: vdpa_agent.v1.DeviceService.GetDevice:input_type -> vdpa_agent.v1.GetDeviceRequest
-	8,  // 23: vdpa_agent.v1.DeviceService.WatchDevices:input_type -> vdpa_agent.v1.WatchDevicesRequest
-	10, // 24: vdpa_agent.v1.DeviceService.GetStatus:input_type -> vdpa_agent.v1.GetStatusRequest
-	5,  // 25: vdpa_agent.v1.DeviceService.ListDevices:output_type -> vdpa_agent.v1.ListDevicesResponse
-	7,  // 26: vdpa_agent.v1.DeviceService.GetDevice:output_type -> vdpa_agent.v1.GetDeviceResponse
-	9,  // 27: vdpa_agent.v1.DeviceService.WatchDevices:output_type -> vdpa_agent.v1.WatchDevicesResponse
-	11, // 28: vdpa_agent.v1.DeviceService.GetStatus:output_type -> vdpa_agent.v1.GetStatusResponse
-	25, // [25:29] is the sub-list for method output_type
-	21, // [21:25] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	17, // 5: vdpa_agent.v1.GetStatusResponse.daemon:type_name -> vdpa_agent.v1.DaemonStatus
+	21, // 6: vdpa_agent.v1.GetStatusResponse.settings:type_name -> vdpa_agent.v1.GetStatusResponse.SettingsEntry
+	22, // 7: vdpa_agent.v1.GetStatusResponse.daemons:type_name -> vdpa_agent.v1.GetStatusResponse.DaemonsEntry
+	13, // 8: vdpa_agent.v1.GetStatusResponse.pools:type_name -> vdpa_agent.v1.Pool
+	15, // 9: vdpa_agent.v1.GetStatusResponse.vfs_outside_pools:type_name -> vdpa_agent.v1.VfsOutsidePools
+	16, // 10: vdpa_agent.v1.GetStatusResponse.contested_vfs:type_name -> vdpa_agent.v1.ContestedVf
+	12, // 11: vdpa_agent.v1.GetStatusResponse.front_ends:type_name -> vdpa_agent.v1.FrontEnds
+	25, // 12: vdpa_agent.v1.FrontEnds.last_refusal_age:type_name -> google.protobuf.Duration
+	3,  // 13: vdpa_agent.v1.Pool.vhost_mode:type_name -> vdpa_agent.v1.VhostMode
+	14, // 14: vdpa_agent.v1.Pool.selectors:type_name -> vdpa_agent.v1.Selector
+	1,  // 15: vdpa_agent.v1.DaemonStatus.state:type_name -> vdpa_agent.v1.DaemonState
+	2,  // 16: vdpa_agent.v1.Device.state:type_name -> vdpa_agent.v1.DeviceState
+	3,  // 17: vdpa_agent.v1.Device.vhost_mode:type_name -> vdpa_agent.v1.VhostMode
+	20, // 18: vdpa_agent.v1.Device.statistics:type_name -> vdpa_agent.v1.QueueStatistics
+	23, // 19: vdpa_agent.v1.Device.front_ends_refused:type_name -> vdpa_agent.v1.Device.FrontEndsRefusedEntry
+	19, // 20: vdpa_agent.v1.Device.owner:type_name -> vdpa_agent.v1.Owner
+	24, // 21: vdpa_agent.v1.QueueStatistics.counters:type_name -> vdpa_agent.v1.QueueStatistics.CountersEntry
+	17, // 22: vdpa_agent.v1.GetStatusResponse.DaemonsEntry.value:type_name -> vdpa_agent.v1.DaemonStatus
+	4,  // 23: vdpa_agent.v1.DeviceService.ListDevices:input_type -> vdpa_agent.v1.ListDevicesRequest
+	6,  // 24: vdpa_agent.v1.DeviceService.GetDevice:input_type -> vdpa_agent.v1.GetDeviceRequest
+	8,  // 25: vdpa_agent.v1.DeviceService.WatchDevices:input_type -> vdpa_agent.v1.WatchDevicesRequest
+	10, // 26: vdpa_agent.v1.DeviceService.GetStatus:input_type -> vdpa_agent.v1.GetStatusRequest
+	5,  // 27: vdpa_agent.v1.DeviceService.ListDevices:output_type -> vdpa_agent.v1.ListDevicesResponse
+	7,  // 28: vdpa_agent.v1.DeviceService.GetDevice:output_type -> vdpa_agent.v1.GetDeviceResponse
+	9,  // 29: vdpa_agent.v1.DeviceService.WatchDevices:output_type -> vdpa_agent.v1.WatchDevicesResponse
+	11, // 30: vdpa_agent.v1.DeviceService.GetStatus:output_type -> vdpa_agent.v1.GetStatusResponse
+	27, // [27:31] is the sub-list for method output_type
+	23, // [23:27] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_device_service_proto_init() }
@@ -1645,14 +1759,14 @@ func file_device_service_proto_init() {
 	if File_device_service_proto != nil {
 		return
 	}
-	file_device_service_proto_msgTypes[13].OneofWrappers = []any{}
+	file_device_service_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_device_service_proto_rawDesc), len(file_device_service_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
