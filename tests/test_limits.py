@@ -13,10 +13,13 @@ from typing import Final
 
 import pytest
 
-from tests.processes import PATIENCE_S, ROOT, AgentProcess, eventually, get_page, running
+from tests.e2e.conftest import simulated
+from tests.processes import PATIENCE_S, ROOT, AgentProcess, eventually, get_page, running, write_list
 from vdpa_agent.errors import NoThread, Starved, starved
 
 MIB: Final = 2**20
+VF: Final = "0000:82:00.2"
+REFUSAL: Final = "file too large"
 REMEDY: Final = re.compile(r"vdpa-agent: [^\n]*; [^\n]*raise [^\n]*limit[^\n]*\n")
 """One line that names a limit."""
 
@@ -94,6 +97,31 @@ def _end(agent: AgentProcess) -> None:
     agent.process.send_signal(signal.SIGTERM)
     eventually("its end", lambda: agent.process.poll() is not None)
     assert agent.process.returncode == 0
+
+
+@pytest.mark.parametrize("limits", [("--stack=131072:",), ("--stack=262144",), ("--memlock=0",)])
+def test_a_daemon_under_small_limits_serves(run_dir: Path, limits: tuple[str, ...]) -> None:
+    write_list(run_dir / "pciList.dat", [VF])
+    with running(run_dir, *simulated("native", "native"), under=("prlimit", *limits)) as agent:
+        agent.wait_answer(VF, str(run_dir / "vhost" / "vdpa-0"))
+
+
+def test_a_stack_that_is_too_small_for_the_daemon_is_named(run_dir: Path) -> None:
+    write_list(run_dir / "pciList.dat", [VF])
+    with running(run_dir, *simulated("native", "native"), under=("prlimit", "--stack=163840:163840")) as agent:
+        ended = agent.wait_logged("daemon_ended")
+    assert ended["reason"] == "exit code 1: the limit of the stack is 160 KiB, DPDK needs 256: raise it (ulimit -s)"
+
+
+def test_where_no_file_may_grow_devices_are_served_and_the_limit_is_named(run_dir: Path) -> None:
+    write_list(run_dir / "pciList.dat", [VF])
+    with running(run_dir, *simulated("native", "native"), under=("prlimit", "--fsize=0")) as agent:
+        agent.wait_answer(VF, str(run_dir / "vhost" / "vdpa-0"))
+        unwritten = agent.wait_logged("mapping_not_written")
+        names = agent.wait_logged("names_not_written")
+        assert not agent.log.named("daemon_ended")
+    assert "File too large: raise the limit of file size (ulimit -f)" in unwritten["reason"]
+    assert names["reason"] == f"{REFUSAL}; raise the agent's limit of file size (ulimit -f)"
 
 
 @pytest.mark.parametrize(
