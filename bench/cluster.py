@@ -13,15 +13,27 @@ from pathlib import Path
 from typing import Final
 
 from tests.cluster.cluster import NAMESPACE, Cluster
-from tests.cluster.node import Node
+from tests.cluster.node import temporary
 from tests.cluster.pods import NET, limited, lines, received, wait_more
 from tests.cluster.services import NAME
 from tests.kubelet.fake_kubelet import kubelet
-from tests.processes import ROOT, built, eventually, running
+from tests.processes import built, eventually, running
 
 POOLS: Final = [{"resourceName": "net", "vhostMode": "client", "simulated": 2}]
 VALUES: Final = (f"--set-json=resourceConfig={json.dumps({'resourceList': POOLS})}", "--set=config.vhostMode=client")
 RATE: Final = 1000
+PEER: Final = {
+    "apiVersion": "apps/v1",
+    "kind": "DaemonSet",
+    "metadata": {"name": "peer"},
+    "spec": {
+        "selector": {"matchLabels": {"app": "peer"}},
+        "template": {
+            "metadata": {"labels": {"app": "peer"}},
+            "spec": {"containers": [{"name": "pause", "image": "localhost/pause:1", "imagePullPolicy": "Never"}]},
+        },
+    },
+}
 LONG_S: Final = 300.0
 
 
@@ -30,14 +42,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cluster", description=__doc__)
     parser.add_argument("--rounds", type=int, default=20, help="how often the agent's pod is deleted")
     rounds = parser.parse_args().rounds
-    with tempfile.TemporaryDirectory(prefix="node-", dir=ROOT / "build/cluster") as directory:
-        node = Node(Path(directory) / "disk")
+    with temporary() as node:
         cluster = Cluster(node)
-        try:
-            cluster.boot()
-            _on_the_node(cluster, rounds)
-        finally:
-            node.remove()
+        cluster.boot()
+        _on_the_node(cluster, rounds)
     _allocations(64)
     _memory()
 
@@ -53,21 +61,26 @@ def _on_the_node(cluster: Cluster, rounds: int) -> None:
     eventually("packets", lambda: _passes(cluster), timeout_s=LONG_S)
     _row("pod applied to packets, s", [time.monotonic() - applied])
 
-    ready, outages = [], []
+    ready, peers, outages = [], [], []
+    cluster.apply(PEER)
+    cluster.wait("daemonset/peer", "jsonpath={.status.numberReady}=1")
     for _ in range(rounds):
         began = time.monotonic()
         cluster.replace_agent()
         ready.append(time.monotonic() - began)
         wait_more(cluster, "front", "default")
+        peers.append(_replace_peer(cluster))
     _row(f"agent's pod deleted to Ready, s, of {rounds}", ready)
+    _row("the same of a pod that does nothing, s", peers)
+    cluster.kubectl("delete", "daemonset", "peer")
 
     for level in ("debug", "info", "debug", "info", "debug"):
-        lost = _lost(cluster)
+        before = len(_recoveries(cluster))
         cluster.install(*VALUES, f"--set=config.logLevel={level}", wait=False)
         cluster.kubectl("rollout", "status", "daemonset/vdpa-agent", f"--namespace={NAMESPACE}", "--timeout=120s")
-        wait_more(cluster, "front", "default")
-        outages.append((_lost(cluster) - lost) / RATE)
-    _row("rolling update under a pod: lost packets / rate, s, of 5", outages)
+        eventually("packets again", lambda n=before: len(_recoveries(cluster)) > n, timeout_s=LONG_S)  # type: ignore[misc]
+        outages.append(_recoveries(cluster)[-1])
+    _row("rolling update under a pod: no packets for, s, of 5", outages)
 
     agent = cluster.agent()
     registered = []
@@ -89,6 +102,20 @@ def _on_the_node(cluster: Cluster, rounds: int) -> None:
     _row("power on to allocatable, s", [time.monotonic() - began])
 
 
+def _replace_peer(cluster: Cluster) -> float:
+    """How long a pod takes whose program does nothing and is ready at once: what Kubernetes itself takes."""
+    (old,) = cluster.pods("app=peer")
+    began = time.monotonic()
+    cluster.kubectl("delete", "pod", old["metadata"]["name"])
+
+    def ready() -> bool:
+        conditions = [c for pod in cluster.pods("app=peer") for c in pod["status"].get("conditions", [])]
+        return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+    eventually("the peer", ready, timeout_s=LONG_S)
+    return time.monotonic() - began
+
+
 def _until_allocatable(cluster: Cluster) -> None:
     def there() -> bool:
         return bool(cluster.get("node", NAME)["status"]["allocatable"].get(NET) == "2")
@@ -102,10 +129,10 @@ def _passes(cluster: Cluster) -> bool:
     return False
 
 
-def _lost(cluster: Cluster) -> int:
-    """How many packets of the front end have not come back."""
-    said = [line for line in lines(cluster, "front", "default") if "sent" in line and "received" in line]
-    return int(said[-1]["sent"] - said[-1]["received"])
+def _recoveries(cluster: Cluster) -> list[float]:
+    """How long each outage of the front end was, in seconds, by its own clock."""
+    said = lines(cluster, "front", "default")
+    return [line["recovered_after_ms"] / 1000 for line in said if line["event"] == "recovered"]
 
 
 def _registrations(cluster: Cluster, agent: str) -> int:
@@ -153,7 +180,13 @@ def _options(directory: Path, devices: int) -> tuple[str, ...]:
     config = {"resourceList": [{"resourceName": "net", "vhostMode": "client", "simulated": devices}]}
     (directory / "config.json").write_text(json.dumps(config))
     vdpad = built("native/vdpad/vdpad", "native")
-    return ("--simulate", "--memory=none", f"--vdpad={vdpad}", f"--resource-config={directory / 'config.json'}")
+    return (
+        "--simulate",
+        "--memory=none",
+        "--hold-timeout=8",
+        f"--vdpad={vdpad}",
+        f"--resource-config={directory / 'config.json'}",
+    )
 
 
 def _row(name: str, values: list[float]) -> None:
