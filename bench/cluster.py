@@ -22,6 +22,9 @@ from tests.processes import built, eventually, running
 POOLS: Final = [{"resourceName": "net", "vhostMode": "client", "simulated": 2}]
 VALUES: Final = (f"--set-json=resourceConfig={json.dumps({'resourceList': POOLS})}", "--set=config.vhostMode=client")
 RATE: Final = 1000
+SETTLE_S: Final = 3.0
+"""How long a pod has been Ready before it is deleted: a kubelet puts off for a second or two what comes sooner."""
+
 PEER: Final = {
     "apiVersion": "apps/v1",
     "kind": "DaemonSet",
@@ -65,6 +68,7 @@ def _on_the_node(cluster: Cluster, rounds: int) -> None:
     cluster.apply(PEER)
     cluster.wait("daemonset/peer", "jsonpath={.status.numberReady}=1")
     for _ in range(rounds):
+        time.sleep(SETTLE_S)
         began = time.monotonic()
         cluster.replace_agent()
         ready.append(time.monotonic() - began)
