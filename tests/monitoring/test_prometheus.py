@@ -17,6 +17,7 @@ from typing import Any, Final
 import pytest
 
 from tests.e2e.conftest import FOUR, simulated
+from tests.kubelet.fake_kubelet import kubelet
 from tests.processes import (
     ROOT,
     WITH_HTTP,
@@ -33,6 +34,7 @@ from vdpa_agent.serve.http.metrics import DEVICE_POD, FAMILIES
 FILES: Final = ROOT / "charts" / "vdpa-agent" / "files"
 DASHBOARD: Final[dict[str, Any]] = json.loads((FILES / "dashboard.json").read_text())
 RULES: Final = FILES / "rules.yaml"
+PAGE: Final = (ROOT / "docs" / "metrics.md").read_text()
 
 EMPTY: Final = {"Log lines dropped": "nobody drops log lines here; tests/e2e/test_metrics.py moves that counter"}
 """Panels without data, each with the reason."""
@@ -91,14 +93,14 @@ def test_each_alert_leads_to_its_entry_of_the_runbook(alert: str) -> None:
 
 
 @contextmanager
-def prometheus(directory: Path, target: str) -> Iterator[str]:
-    """A Prometheus that scrapes `target`; its address."""
+def prometheus(directory: Path, target: str, **scrape: Any) -> Iterator[str]:
+    """A Prometheus that scrapes `target`, with further settings of that; its address."""
     (directory / "prometheus.yml").write_text(
         json.dumps(
             {
                 "global": {"scrape_interval": "250ms", "scrape_timeout": "250ms", "evaluation_interval": "250ms"},
                 "rule_files": [str(RULES)],
-                "scrape_configs": [{"job_name": "vdpa-agent", "static_configs": [{"targets": [target]}]}],
+                "scrape_configs": [{"job_name": "vdpa-agent", "static_configs": [{"targets": [target]}]} | scrape],
             }
         )
     )
@@ -192,6 +194,38 @@ def test_prometheus_answers_all_queries_of_the_dashboard(run_dir: Path) -> None:
         rules = json.loads(get_page(address, "/api/v1/rules")[1])["data"]["groups"][0]["rules"]
         assert {rule["name"] for rule in rules} == set(alerts())
         assert [rule["lastError"] for rule in rules if rule["health"] != "ok"] == []
+
+
+def test_each_series_of_a_device_gets_its_pod_by_the_query_of_the_page(run_dir: Path) -> None:
+    (expression,) = re.findall(
+        r"^.* group_left \(namespace, pod, container\) vdpa_agent_device_pod$", PAGE, re.MULTILINE
+    )
+    (run_dir / "prometheus").mkdir()
+    config = {"resourceList": [{"resourceName": "net", "simulated": 2}]}
+    (run_dir / "config.json").write_text(json.dumps(config))
+    # What the operator's PodMonitor adds to each target, among it the agent's own pod, and the chart's honorLabels.
+    own = {"namespace": "kube-system", "pod": "vdpa-agent-x7k2p", "container": "vdpa-agent", "node": "node1"}
+    with (
+        kubelet(run_dir / "kubelet") as node,
+        running(
+            run_dir,
+            *simulated("native", "native"),
+            f"--resource-config={run_dir / 'config.json'}",
+            f"--kubelet-dir={node.root}",
+            WITH_HTTP,
+        ) as agent,
+    ):
+        node.pods = [("apps", "web-0", "dpdk", "vdpa.io/net", ("ffff:00:00.1",))]
+        agent.wait_metric("vdpa_agent_devices", 2, state="ready")
+        target = agent.wait_logged("http_listening")["address"]
+        labelled = [{"targets": [target], "labels": own}]
+        with prometheus(run_dir / "prometheus", target, static_configs=labelled, honor_labels=True) as address:
+            samples = eventually("the pod's series", partial(query, address, expression))
+            found = {tuple(sample["metric"][name] for name in (*own, "pciAddr")) for sample in samples}
+            assert found == {("apps", "web-0", "dpdk", "node1", "ffff:00:00.1")}
+            # The other device is nobody's, and keeps the labels of its scrape.
+            (ready,) = query(address, 'vdpa_agent_device_ready{pciAddr="ffff:00:00.0"}')
+            assert ready["metric"]["pod"] == own["pod"]
 
 
 def trouble(agent: AgentProcess) -> None:
