@@ -9,7 +9,8 @@ and how long that took), `runaway` (leaves a process in a session of its own, wh
 of its first device), `does:METHOD` (does it all the same), `no-socket` (makes none), `no-file` (does not say which file
 a socket is), `one-file` (makes the second device's socket a link to the first one's), `datagram` (makes sockets of
 another type), `other-mode` (says that it runs in another vhost mode).
-FAKE_ANSWERS is a JSON object of lines to answer by method, in place of what is right; `@id` in them is the request's.
+FAKE_ANSWERS is a JSON object of lines to answer by method, in place of what is right; `@id` in them is the request's,
+`@file` the file of a socket that is made then.
 """
 
 import itertools
@@ -37,7 +38,10 @@ def main() -> None:
     for line in control.makefile():
         request: dict[str, Any] = json.loads(line)
         if request["method"] in lines:
-            control.sendall(lines[request["method"]].replace("@id", str(request["id"])).encode() + b"\n")
+            said = lines[request["method"]].replace("@id", str(request["id"]))
+            if "@file" in said:
+                said = said.replace("@file", daemon.open(request["params"]["device"], request["params"]["socket"]))
+            control.sendall(said.encode() + b"\n")
             continue
         reply = daemon.answer(request["method"], request["params"])
         if reply is not None:
@@ -93,7 +97,9 @@ class Daemon:
             return {"error": {"code": -32003, "message": f"{params['device']}: no such VF: bind it to vfio-pci"}}
         if method == "device.add":
             self._mapping[params["device"]] = params["socket"]
-            result = self._open(params["device"], params["socket"])
+            result = {"socket_file": self.open(params["device"], params["socket"])}
+            if "no-file" in self._faults:
+                result = {}
         elif method == "device.remove":
             if self._mapping.pop(params["device"], None) is None:
                 return {"error": {"code": -32001, "message": f"no device {params['device']}"}}
@@ -102,17 +108,18 @@ class Daemon:
         self._write()
         return {"result": result}
 
-    def _open(self, device: str, path: str) -> dict[str, str]:
-        first = next(iter(self._mapping.values()))
+    def open(self, device: str, path: str) -> str:
+        """Makes a device's socket; returns which file it is."""
+        first = next(iter(self._mapping.values()), path)
         if "no-socket" in self._faults:
-            return {"socket_file": "1:2"}
+            return "1:2"
         if "one-file" in self._faults and path != first:
             os.link(first, path)
         else:
             kind = socket.SOCK_DGRAM if "datagram" in self._faults else socket.SOCK_STREAM
             self._sockets[device] = _listen(path, kind)
         found = os.stat(path)  # noqa: PTH116
-        return {} if "no-file" in self._faults else {"socket_file": f"{found.st_dev}:{found.st_ino}"}
+        return f"{found.st_dev}:{found.st_ino}"
 
     def _write(self) -> None:
         entries = [{"pciAddress": address, "socketpath": path} for address, path in self._mapping.items()]

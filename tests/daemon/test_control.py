@@ -14,7 +14,7 @@ from tests.processes import PATIENCE_S
 from vdpa_agent.daemon.answers import parse_facts, parse_front_ends, parse_statistics, parse_version
 from vdpa_agent.daemon.control import Control, open_control
 from vdpa_agent.daemon.messages import ErrorCode
-from vdpa_agent.errors import DaemonLost, RequestRefused
+from vdpa_agent.errors import DaemonLost, RequestRefused, Unanswered
 from vdpa_agent.model.daemon import NOTHING_KNOWN
 
 pytestmark = pytest.mark.anyio
@@ -209,6 +209,40 @@ async def test_a_flood_leaves_the_loop_to_others_and_makes_the_daemon_wait() -> 
         assert not call.done()
         assert not running.done()
         call.cancel()
+
+
+async def test_a_request_that_a_later_answer_overtakes_says_so_once_and_is_waited_for_still() -> None:
+    async with _connected() as (control, peer, _):
+        said: list[str] = []
+        calls = {
+            method: asyncio.ensure_future(
+                control.call(method, timeout_s=PATIENCE_S, passed=lambda method=method: said.append(method))  # type: ignore[misc]
+            )
+            for method in ("a", "b", "c")
+        }
+        later = asyncio.ensure_future(control.call("version", timeout_s=PATIENCE_S))
+        asked = {request["method"]: request["id"] for request in [await peer.request() for _ in range(4)]}
+        peer.answer(asked["b"], result="b")
+        assert (await calls["b"], said) == ("b", ["a"])
+        peer.answer(asked["version"], result="v")
+        assert (await later, said) == ("v", ["a", "c"])
+        for method in ("c", "a"):
+            peer.answer(asked[method], result=method)
+            assert await calls[method] == method
+        assert said == ["a", "c"]
+        assert not control._passed
+
+
+async def test_a_request_that_is_not_answered_is_forgotten_and_its_late_answer_too() -> None:
+    async with _connected() as (control, peer, running):
+        with pytest.raises(Unanswered, match=r"vdpad did not answer a within 0\.01 s"):
+            await control.call("a", timeout_s=0.01, passed=lambda: None)
+        peer.answer((await peer.request())["id"], result="late")
+        call = asyncio.ensure_future(control.call("b", timeout_s=PATIENCE_S))
+        peer.answer((await peer.request())["id"], result="b")
+        assert await call == "b"
+        assert not running.done()
+        assert not control._passed
 
 
 async def test_an_answer_that_was_asked_for_costs_nothing() -> None:

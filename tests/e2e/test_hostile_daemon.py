@@ -36,10 +36,10 @@ ODD: Final = {
     "reason with a surrogate": ("device.add", r'{"id":@id,"error":{"code":1,"message":"\ud800bad"}}'),
     "reason with escapes": ("device.add", r'{"id":@id,"error":{"code":1,"message":"\u001b[2J\n{}\u0000\u202e"}}'),
     "long reason": ("device.add", '{"id":@id,"error":{"code":1,"message":"' + "A" * 100_000 + '"}}'),
-    "odd names": ("device.add", r'{"id":@id,"result":{"driver":"\ud800\u0007","type":"\udfff"}}'),
+    "odd names": ("device.add", r'{"id":@id,"result":{"socket_file":"@file","driver":"\ud800\u0007","type":"\udfff"}}'),
     "odd numbers": (
         "device.add",
-        '{"id":@id,"result":{"queue_pairs":1180591620717411303424,"features":-1,"protocol_features":1e999,"numa_node":true}}',
+        '{"id":@id,"result":{"socket_file":"@file","queue_pairs":1180591620717411303424,"features":-1,"protocol_features":1e999,"numa_node":true}}',
     ),
     "infinite statistics": ("device.stats", '{"id":@id,"result":{"queues":[{"queue":1e999,"stats":{"a":-1e999}}]}}'),
     "odd statistics": (

@@ -74,32 +74,46 @@ def supervision_of(
     directory = SocketDirectory(config.socket_dir, steps, touched)
     given = Names(config.socket_naming, wanted=wanted, store=names, steps=steps)
     repair = MappingRepair(mapping, retire=retire_mapping, steps=steps)
+    starts = asyncio.Semaphore(STARTS_AT_ONCE)
 
-    def one(address: PciAddress, its: Latest[Loaded[DeviceList]], changed: Callable[[], None]) -> Supervision:
-        devices = Devices(
-            config,
-            wanted=its,
-            names=given,
-            pools=pools,
-            directory=directory,
-            repair=None,
-            spread=spread,
-            changed=changed,
-        )
-        program = Vdpad(config, devices=devices, directory=directory, names=given, socket_list=None, alone=address)
+    def supervise(
+        its: Latest[Loaded[DeviceList]], alone: PciAddress | None = None, changed: Callable[[], None] | None = None
+    ) -> Supervisor:
+        """What runs one daemon, of all devices or of one alone."""
+        program: Program
+        if config.mode is DaemonMode.COMMAND:
+            program = Command(config, socket_list, its, mapping, touched)
+        else:
+            devices = Devices(
+                config,
+                wanted=its,
+                names=given,
+                pools=pools,
+                directory=directory,
+                repair=None if alone else repair,
+                spread=spread,
+                changed=changed,
+            )
+            list_of_all = None if alone else socket_list
+            program = Vdpad(
+                config, devices=devices, directory=directory, names=given, socket_list=list_of_all, alone=alone
+            )
         return Supervisor(
             config,
             program,
             role=role,
             wanted=its,
-            retire_mapping=_nothing,
+            retire_mapping=_nothing if alone else retire_mapping,
             reaper=reaper,
             restarts=restarts,
-            starts=starts,
-            device=address,
+            starts=starts if alone else None,
+            device=alone or "",
             changed=changed,
             spread=spread,
         )
+
+    if config.isolation is not Isolation.DEVICE or config.mode is DaemonMode.NONE:
+        return supervise(wanted), Latest(MappingProxyType({}))
 
     async def begin() -> None:
         await retire_mapping()
@@ -107,30 +121,15 @@ def supervision_of(
             with suppress(Stuck):  # each start looks at its own socket again
                 await directory.remove_stale()
 
-    if config.isolation is Isolation.DEVICE and config.mode is not DaemonMode.NONE:
-        starts = asyncio.Semaphore(STARTS_AT_ONCE)
-        output = MappingOutput(write_mapping, retire=retire_mapping, repair=repair)
-        fleet = Fleet(one, role=role, wanted=wanted, output=output, begin=begin, restarts=restarts)
-        return fleet, fleet.daemons
-    program: Program
-    if config.mode is DaemonMode.COMMAND:
-        program = Command(config, socket_list, wanted, mapping, touched)
-    else:
-        devices = Devices(
-            config, wanted=wanted, names=given, pools=pools, directory=directory, repair=repair, spread=spread
-        )
-        program = Vdpad(config, devices=devices, directory=directory, names=given, socket_list=socket_list)
-    supervisor = Supervisor(
-        config,
-        program,
+    fleet = Fleet(
+        lambda address, its, changed: supervise(its, address, changed),
         role=role,
         wanted=wanted,
-        retire_mapping=retire_mapping,
-        reaper=reaper,
+        output=MappingOutput(write_mapping, retire=retire_mapping, repair=repair),
+        begin=begin,
         restarts=restarts,
-        spread=spread,
     )
-    return supervisor, Latest(MappingProxyType({}))
+    return fleet, fleet.daemons
 
 
 async def _nothing() -> None:
