@@ -22,6 +22,7 @@ from tests.abuse.wire import HEADERS, KNOWN, KNOWN_SOCKET, PATH, message, reques
 from tests.served import Served, heard, receive
 from vdpa_agent.rpc.calls import Calls
 from vdpa_agent.rpc.connection import Connection
+from vdpa_agent.rpc.limits import Reason
 from vdpa_agent.rpc.nghttp2 import ErrorCode, load
 
 pytestmark = pytest.mark.anyio
@@ -215,6 +216,31 @@ async def test_a_defect_of_what_is_called_back_ends_its_connection_alone(
     other.ask(1)
     other.send()
     assert _answered(other.heard())
+
+
+@pytest.mark.parametrize("stream", [0, 1])
+@pytest.mark.parametrize("increment", [b"\x00\x00\x00\x00", b"\x80\x00\x00\x00"], ids=["nothing", "reserved-bit"])
+async def test_a_window_update_of_nothing_ends_the_connection(served: Served, stream: int, increment: bytes) -> None:
+    """Also on a stream that has just been answered, where the library ignores it."""
+    client = _Client(served)
+    client.ask(1)
+    client.send()
+    assert _answered(client.heard())
+    receive(client.connection, client.socket, b"\0\0\x04\x08\0" + stream.to_bytes(4, "big") + increment)
+    (goaway,) = [frame for frame in _frames(heard(client.socket)) if isinstance(frame, GoAwayFrame)]
+    assert goaway.error_code == ErrorCode.PROTOCOL_ERROR
+    assert served.gone == [client.connection]
+    assert (served.peers.turned_away[Reason.PROTOCOL], served.peers.turned_away.total()) == (1, 1)
+
+
+async def test_a_peer_that_says_goaway_is_parted_from_without_blame(served: Served) -> None:
+    client = _Client(served)
+    client.ask(1)
+    client.send()
+    assert _answered(client.heard())
+    receive(client.connection, client.socket, GoAwayFrame(0, last_stream_id=0, error_code=0).serialize())
+    assert served.gone == [client.connection]
+    assert served.peers.turned_away.total() == 0
 
 
 @pytest.mark.parametrize("function", ["mem_send", "submit_response"])
