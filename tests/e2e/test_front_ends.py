@@ -1,6 +1,7 @@
 """What a hostile or broken front end of one VF does to the others: nothing."""
 
 import os
+import resource
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -191,6 +192,28 @@ def test_memory_that_cannot_be_mapped_is_refused(vdpad: Vdpad, running: bool) ->
     settled("no descriptor is left", lambda: vdpad.descriptors() <= before)
     refusals = vdpad.device(HOSTILE)["refusals"]
     assert refusals == {"memory": 3}
+
+
+def test_memory_that_the_kernel_has_no_room_for_is_refused(vdpad: Vdpad) -> None:
+    """Far less than a front end may share, of a process that may map no more."""
+    before, pid = vdpad.descriptors(), vdpad.process.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+    with FrontEnd(vdpad.socket(HOSTILE)) as front:
+        front.share()
+        front.start_rings()
+        settled("it is served", configured(vdpad, HOSTILE))
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+        resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20), hard))
+        memory = os.memfd_create("large")
+        os.ftruncate(memory, 1 << 30)
+        front.send(SET_MEM_TABLE, struct.pack("<IIQQQQ", 1, 0, 0, 1 << 30, 0, 0), [memory])
+        os.close(memory)
+        assert front.ended()
+        resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))
+    vdpad.send_packets(NEIGHBOUR)
+    vdpad.send_packets(HOSTILE)
+    settled("no descriptor is left", lambda: vdpad.descriptors() <= before)
+    assert vdpad.device(HOSTILE)["refusals"] == {"memory": 1}
 
 
 @pytest.mark.parametrize("build", ["native", "native-sanitized"])
