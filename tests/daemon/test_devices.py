@@ -200,7 +200,7 @@ def _listed(front_end: FrontEnd, refusals: object = None) -> dict[str, Any]:
 async def test_what_no_notification_said_is_learned_from_the_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, front_end: FrontEnd
 ) -> None:
-    monkeypatch.setattr("vdpa_agent.daemon.devices._LEARN_S", 0.0)
+    monkeypatch.setattr("vdpa_agent.daemon.learning._LEARN_S", 0.0)
     world = World(tmp_path)
     world.daemon.answers["device.list"] = _listed(front_end)
     async with world.followed():
@@ -216,7 +216,7 @@ async def test_what_no_notification_said_is_learned_from_the_list(
 async def test_a_notification_that_comes_while_the_list_is_asked_for_is_newer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vdpa_agent.daemon.devices._LEARN_S", 0.0)
+    monkeypatch.setattr("vdpa_agent.daemon.learning._LEARN_S", 0.0)
     world = World(tmp_path)
 
     def meanwhile() -> None:
@@ -247,7 +247,7 @@ async def test_a_notification_that_comes_while_the_list_is_asked_for_is_newer(
 async def test_a_list_that_says_nothing_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any
 ) -> None:
-    monkeypatch.setattr("vdpa_agent.daemon.devices._LEARN_S", 0.0)
+    monkeypatch.setattr("vdpa_agent.daemon.learning._LEARN_S", 0.0)
     world = World(tmp_path)
     world.daemon.answers["device.list"] = answer
     async with world.followed():
@@ -265,7 +265,7 @@ async def test_a_list_that_says_nothing_changes_nothing(
 async def test_refused_front_ends_are_counted_and_logged_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vdpa_agent.daemon.devices._LEARN_S", 0.0)
+    monkeypatch.setattr("vdpa_agent.daemon.learning._LEARN_S", 0.0)
     world = World(tmp_path)
 
     async def see(refusals: dict[str, int]) -> None:
@@ -456,8 +456,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         "asking._LATE_S": 0.05,
         "asking._GIVEN_UP_S": 0.2,
         "repair._WRITE_S": 0.2,
-        "devices._LIST_S": 0.2,
-        "devices._LEARN_S": 0.0,
+        "learning._LIST_S": 0.2,
+        "learning._LEARN_S": 0.0,
     }.items():
         monkeypatch.setattr(f"vdpa_agent.daemon.{name}", seconds)
 

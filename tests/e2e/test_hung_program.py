@@ -94,7 +94,7 @@ def test_a_killed_agent_takes_along_what_hangs(run_dir: Path) -> None:
             eventually("its hanging", lambda: "fuse" in Path(f"/proc/{child}/wchan").read_text() or _sleeps(child))
         finally:
             agent.kill()
-        eventually("its end", lambda: not is_alive(child))
+        eventually("its end", lambda: not is_alive(child), timeout_s=20)  # before the file system fails
 
 
 @FILE_SYSTEMS

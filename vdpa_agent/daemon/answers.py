@@ -6,8 +6,9 @@ from typing import Any, Final, NamedTuple
 
 from vdpa_agent.daemon.messages import whole_number
 from vdpa_agent.errors import DaemonLost, DaemonUnusable
-from vdpa_agent.model.daemon import DeviceFacts, Statistics
+from vdpa_agent.model.daemon import DeviceFacts, Statistics, VhostMode
 from vdpa_agent.model.front_end import CONNECTED, NO_FRONT_END, FrontEnd, Refusals, configured
+from vdpa_agent.model.pci import shown
 from vdpa_agent.model.text import printable
 
 PROTOCOL: Final = 2
@@ -91,6 +92,15 @@ def parse_facts(result: object) -> DeviceFacts:
         numa_node=numa_node if numa_node is not None and numa_node < _NUMA_NODES else None,
         file=_file(answer.get("socket_file")),
     )
+
+
+def misread(result: object, mode: VhostMode, socket: str) -> str:
+    """How the answer to `device.add` differs from what was asked for; empty where it does not."""
+    answer: dict[str, Any] = result if isinstance(result, dict) else {}
+    given, of_mode = answer.get("socket", socket), answer.get("mode", mode)
+    if (given, of_mode) == (socket, mode):
+        return ""
+    return f"the daemon serves {shown(str(given))} as {shown(str(of_mode))} instead of {socket} as {mode}"
 
 
 def parse_front_end(method: str, params: dict[str, Any]) -> FrontEnd | None:

@@ -11,33 +11,28 @@ from typing import Any, Final
 import structlog
 
 from vdpa_agent.config import DaemonConfig
-from vdpa_agent.daemon.answers import Told, parse_facts, parse_front_ends
+from vdpa_agent.daemon.answers import Told, misread, parse_facts
 from vdpa_agent.daemon.asking import Asking
 from vdpa_agent.daemon.control import Control
 from vdpa_agent.daemon.directory import SocketDirectory
 from vdpa_agent.daemon.examination import Examination
 from vdpa_agent.daemon.front_ends import FrontEndLog
+from vdpa_agent.daemon.learning import FrontEndList
 from vdpa_agent.daemon.messages import ErrorCode
 from vdpa_agent.daemon.names import Names, place_of
-from vdpa_agent.daemon.repair import Mapped, MappingRepair, write_mapping
+from vdpa_agent.daemon.repair import MappingRepair, write_mapping
 from vdpa_agent.errors import DaemonLost, RequestRefused, SocketDirUnusable, Unanswered
 from vdpa_agent.latest import Latest
-from vdpa_agent.model.daemon import SERVED, Device, DeviceFacts, DeviceState, VhostMode
+from vdpa_agent.model.daemon import SERVED, Device, DeviceState, VhostMode
 from vdpa_agent.model.front_end import FrontEnd, last_refusal
 from vdpa_agent.model.loaded import Loaded
-from vdpa_agent.model.pci import DeviceList, PciAddress, shown
-from vdpa_agent.model.plan import Record, Step, next_look_s, next_step
+from vdpa_agent.model.pci import DeviceList, PciAddress
+from vdpa_agent.model.plan import Record, Step, mapped, next_look_s, next_step, settled
 from vdpa_agent.model.pools import Pools
 from vdpa_agent.node.worker import Stuck
 
 _GATHER_S: Final = 0.01
 """How long devices that become ready one after the other are gathered before they are published together."""
-
-_LIST_S: Final = 5.0
-"""How long the daemon may take to list its devices."""
-
-_LEARN_S: Final = 10.0
-"""How often the daemon is asked for all front ends: a notification may be lost, and refusals have none."""
 
 _REQUESTS: Final = frozenset({Step.ADD, Step.RENEW, Step.REMOVE})
 """The steps that take a request to the daemon."""
@@ -89,7 +84,7 @@ class Devices:
         self._asking = Asking(self._late)
         self._front_ends = FrontEndLog(self._now_s)
         self._notified: set[PciAddress] = set()
-        self._learn_due_s = 0.0
+        self._list = FrontEndList(self._now_s)
         self._present: frozenset[PciAddress] = frozenset()
         self._asked: set[PciAddress] = set()
         self._moved: set[PciAddress] = set()
@@ -98,7 +93,6 @@ class Devices:
         self._opened: set[str] = set()
         self._wake = asyncio.Event()
         self._look_is_due = asyncio.Event()
-        self._list_is_known = True
         self._publishing: asyncio.TimerHandle | None = None
 
     async def follow(self, control: Control) -> None:
@@ -108,17 +102,18 @@ class Devices:
             DaemonLost: the control channel failed.
         """
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._wake_on_change(self._wanted), name="list")
-            tasks.create_task(self._wake_on_change(self._pools), name="pools")
-            tasks.create_task(self._look_on_change(), name="sockets")
+            tasks.create_task(_on_change(self._wanted, self._wake.set), name="list")
+            tasks.create_task(_on_change(self._pools, self._wake.set), name="pools")
+            tasks.create_task(_on_change(self._directory.touched, self.look), name="sockets")
             tasks.create_task(self._look_when_due(control), name="looks")
             if self._repair is not None:
-                tasks.create_task(self._repair.run(partial(write_mapping, control), self._mapped), name="mapping")
+                mending = self._repair.run(partial(write_mapping, control), lambda: mapped(self._records))
+                tasks.create_task(mending, name="mapping")
             while True:
                 self._wake.clear()
                 await self._reconcile(control, tasks)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._pause_s()):
+                    async with asyncio.timeout_at(self._due_s()):
                         await self._wake.wait()
 
     def look(self) -> None:
@@ -136,7 +131,7 @@ class Devices:
         wanted = frozenset(self._wanted.value.value or ())
         for address in self._records:
             self._front_ends.forget(address)
-        self._learn_due_s = 0.0
+        self._list.is_due_now()
         self._records = {address: record.lost(reason) for address, record in self._records.items() if address in wanted}
         if self._repair is not None:
             self._repair.forget()
@@ -155,14 +150,6 @@ class Devices:
             self._records[address] = record.used(front_end)
             self._front_ends.changed(address, before, front_end)
             self._publish_soon()
-            self._wake.set()
-
-    async def _look_on_change(self) -> None:
-        async for _ in self._directory.touched.changes():
-            self.look()
-
-    async def _wake_on_change(self, latest: Latest[Any]) -> None:
-        async for _ in latest.changes():
             self._wake.set()
 
     async def _look_when_due(self, control: Control) -> None:
@@ -195,19 +182,20 @@ class Devices:
 
     async def _execute(self, control: Control, address: PciAddress, step: Step) -> None:
         """Has the daemon do a step of one device; a request that it does not answer keeps no other one waiting."""
+        if step is not Step.ADD and not await self._give_up(control, address):
+            return
         if step is Step.REMOVE:
-            await self._remove(control, address)
-        elif step is Step.ADD or await self._give_up(control, address):
+            self._forget_device(address)
+            self._publish_soon()
+        else:
             await self._add(control, address)
 
     def _executed(self, address: PciAddress, _step: asyncio.Task[None]) -> None:
         """A step is done; whatever else is to be done of its device is looked at with what ends a moment later."""
         self._asked.discard(address)
-        record, wanted = self._records.get(address), address in self._present
-        if record is None or address in self._moved or next_look_s(record) is not None:
-            self._is_due = True
-        else:
-            self._is_due |= next_step(record, wanted=wanted, now_s=self._now_s()) is not Step.NOTHING
+        record = self._records.get(address)
+        is_settled = record is not None and settled(record, wanted=address in self._present, now_s=self._now_s())
+        self._is_due |= not is_settled or address in self._moved
         if self._gathering is None:
             self._gathering = asyncio.get_running_loop().call_later(_GATHER_S, self._gathered)
 
@@ -239,7 +227,9 @@ class Devices:
 
     def _late(self, device: str, method: str, reason: str) -> None:
         address = PciAddress(device)
-        before = self._records[address]
+        before = self._records.get(address)
+        if before is None:
+            return
         report = log.debug if before.refusals else log.warning
         report("device_unanswered", device=address, request=method, reason=reason)
         self._records[address] = before.late(reason)
@@ -281,22 +271,15 @@ class Devices:
                 return
             self._records[address] = self._records[address]._replace(added=True)
             facts = parse_facts(answer)
-            if problem := await self._problem(answer, facts, mode, socket):
+            problem = misread(answer, mode, socket)
+            if mode is VhostMode.SERVER and not problem:  # else the socket is the front end's
+                problem = await self._directory.problem(socket, facts.file)
+            if problem:
                 self._refused(address, problem, "device_failed")
                 return
             self._records[address] = self._records[address].served(facts)
             self._publish_soon()
             log.info("device_ready", device=address, socket=socket)
-
-    async def _problem(self, answer: object, facts: DeviceFacts, mode: VhostMode, socket: str) -> str:
-        """Why a device that the daemon acknowledged is not to be served; empty if all is as it was asked for."""
-        told = answer if isinstance(answer, dict) else {}
-        given, of_mode = told.get("socket", socket), told.get("mode", mode)
-        if (given, of_mode) != (socket, mode):
-            return f"the daemon serves {shown(str(given))} as {shown(str(of_mode))} instead of {socket} as {mode}"
-        if mode is VhostMode.CLIENT:
-            return ""  # the socket is the front end's
-        return await self._directory.problem(socket, facts.file)
 
     async def _give_up(self, control: Control, address: PciAddress) -> bool:
         """Has the daemon give up a device; whether it did."""
@@ -315,11 +298,6 @@ class Devices:
         self._front_ends.forget(address)
         return True
 
-    async def _remove(self, control: Control, address: PciAddress) -> None:
-        if await self._give_up(control, address):
-            self._forget_device(address)
-            self._publish_soon()
-
     def _forget_device(self, address: PciAddress) -> None:
         record = self._records.pop(address)
         self._examination.forget(address)
@@ -337,29 +315,28 @@ class Devices:
             with suppress(Stuck):
                 lost = await self._directory.lost({device.socket: device.facts.file for device in served.values()})
                 for address, device in served.items():
-                    if device.socket in lost and address in self._records.keys() - self._asked:
+                    if device.socket in lost and self._is_still(address, device):
                         self._refused(address, lost[device.socket], "device_failed")
                 self._publish()  # before anything else is waited for
         await self._names.look()
         self._front_ends.draw_together(lambda address: self._records[address].device.front_end)
 
+    def _is_still(self, address: PciAddress, device: Device) -> bool:
+        """Whether the daemon has a device as it had before something was waited for, and is not being asked for it."""
+        record = self._records.get(address)
+        known = record is not None and record.added and record.device.facts is device.facts
+        return known and address not in self._asked
+
     async def _learn(self, control: Control) -> None:
-        """Asks the daemon, now and then, for the front ends of its devices."""
-        if self._now_s() < self._learn_due_s:
+        """Takes what the daemon lists of its front ends."""
+        devices = {address: record.device for address, record in self._records.items()}
+        if not self._list.is_due:
             return
-        self._learn_due_s = self._now_s() + _LEARN_S
         self._notified.clear()
-        try:
-            told = parse_front_ends(await control.call("device.list", timeout_s=_LIST_S))
-        except (RequestRefused, Unanswered) as error:
-            report = log.warning if self._list_is_known else log.debug
-            self._list_is_known = False
-            report("front_ends_unknown", reason=str(error))
-            return
-        self._list_is_known = True
-        for address, record in tuple(self._records.items()):
-            if record.added and address in told:
-                self._take(record, told[address])
+        told = await self._list.ask(control)
+        for address, device in devices.items():
+            if address in told and self._is_still(address, device):
+                self._take(self._records[address], told[address])
 
     def _take(self, record: Record, told: Told) -> None:
         """Takes what the daemon listed of a device, where no notification says something newer."""
@@ -383,11 +360,10 @@ class Devices:
         report(event, device=address, reason=reason, retry_in_s=round(record.due_s - self._now_s(), 1))
         self._publish_soon()
 
-    def _pause_s(self) -> float | None:
-        """How long nothing needs to be done without an event, in seconds; None: for ever."""
+    def _due_s(self) -> float | None:
+        """When something is to be done without any event; None: never."""
         waiting = (record for address, record in self._records.items() if address not in self._asked)
-        times = [time_s for record in waiting if (time_s := next_look_s(record)) is not None]
-        return max(0.0, min(times) - self._now_s()) if times else None
+        return min(filter(None, map(next_look_s, waiting)), default=None)
 
     async def _name(self, wanted: DeviceList) -> None:
         """Gives each device of the list its socket, and a record."""
@@ -406,12 +382,6 @@ class Devices:
             elif (record.device.mode, record.device.socket) != (mode, socket):
                 self._moved.add(address)
 
-    def _mapped(self) -> Mapped:
-        """What the mapping file should say."""
-        records = self._records.items()
-        expected = {address: record.device.socket for address, record in records if record.added and not record.unsure}
-        return Mapped(expected, frozenset(address for address, record in records if record.unsure))
-
     def _publish_soon(self) -> None:
         """Publishes what became better; others that become ready meanwhile go out with it."""
         if self._publishing is None:
@@ -429,3 +399,8 @@ class Devices:
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+async def _on_change(latest: Latest[Any], act: Callable[[], None]) -> None:
+    async for _ in latest.changes():
+        act()

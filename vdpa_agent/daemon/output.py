@@ -5,10 +5,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from vdpa_agent.daemon.repair import Mapped, MappingRepair
+from vdpa_agent.daemon.repair import MappingRepair
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import SERVED, Device, DeviceState
 from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.model.plan import Mapped
 
 WriteMapping = Callable[[Mapping[PciAddress, str]], Awaitable[str]]
 """Replaces the mapping file; returns why it could not, empty if it did."""

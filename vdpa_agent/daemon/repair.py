@@ -1,9 +1,9 @@
 """MappingRepair: has the mapping file written again when it does not say what the daemon acknowledged."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 
@@ -15,7 +15,7 @@ from vdpa_agent.model.backoff import Backoff
 from vdpa_agent.model.destructive import Destructive, DestructiveSteps
 from vdpa_agent.model.loaded import ABSENT, Loaded
 from vdpa_agent.model.mapping import Mapping as SocketMapping
-from vdpa_agent.model.pci import PciAddress
+from vdpa_agent.model.plan import Mapped
 from vdpa_agent.model.text import printable
 
 _SETTLE_S: Final = 1.5
@@ -33,18 +33,6 @@ _SAID_CHARACTERS: Final = 640
 """The longest reason of the daemon's that is passed on: mapping_problem of native/vdpad/daemon.h."""
 
 log = structlog.get_logger(__name__)
-
-
-class Mapped(NamedTuple):
-    """What the mapping file should say.
-
-    Attributes:
-        expected: the devices that the daemon has, each with its socket.
-        unsure: those that it may have or not: the file may say either.
-    """
-
-    expected: Mapping[PciAddress, str]
-    unsure: frozenset[PciAddress] = frozenset()
 
 
 class MappingRepair:

@@ -1,11 +1,13 @@
 """The plan for each device of a running daemon: what is known of it, and what is to be done next."""
 
+from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from vdpa_agent.model.backoff import Backoff
 from vdpa_agent.model.daemon import SERVED, Device, DeviceFacts, DeviceState, VhostMode
 from vdpa_agent.model.front_end import NEVER_REFUSED, NO_FRONT_END, NOTHING_REFUSED, FrontEnd
+from vdpa_agent.model.pci import PciAddress
 
 RETRY: Final = Backoff(first_s=1.0, cap_s=4.0)
 """When a device that the daemon refused to add or remove is asked for again: within 5 s of whatever fixes it."""
@@ -129,6 +131,18 @@ class Record(NamedTuple):
         return Record(Device(address, socket, DeviceState.WANTED, reason, mode=mode))
 
 
+class Mapped(NamedTuple):
+    """What the mapping file should say.
+
+    Attributes:
+        expected: the devices that the daemon has, each with its socket.
+        unsure: those that it may have or not: the file may say either.
+    """
+
+    expected: Mapping[PciAddress, str]
+    unsure: frozenset[PciAddress] = frozenset()
+
+
 def next_step(record: Record, *, wanted: bool, now_s: float) -> Step:
     """What is to be done now for a device.
 
@@ -146,6 +160,17 @@ def next_look_s(record: Record) -> float | None:
         return None  # its front end's leaving is an event
     times = [time_s for time_s in (record.due_s or None, record.drained_s) if time_s is not None]
     return max(times, default=None)
+
+
+def settled(record: Record, *, wanted: bool, now_s: float) -> bool:
+    """Whether nothing is to be done for a device, now or later, unless something happens; arguments are as before."""
+    return next_look_s(record) is None and next_step(record, wanted=wanted, now_s=now_s) is Step.NOTHING
+
+
+def mapped(records: Mapping[PciAddress, Record]) -> Mapped:
+    """What the mapping file should say of a daemon's devices."""
+    has = {address: record.device.socket for address, record in records.items() if record.added and not record.unsure}
+    return Mapped(has, frozenset(address for address, record in records.items() if record.unsure))
 
 
 def _wanted_step(record: Record, now_s: float) -> Step:
