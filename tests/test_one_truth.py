@@ -146,8 +146,16 @@ class Histories(RuleBasedStateMachine):
         names = Store()
         # Below /proc no lock can be made, and none is needed.
         no_lock = Path("/proc/socketList.dat")
-        self.roles = Roles(config, wanted=self.wanted, mapping=self.mapping, names=names, socket_list=no_lock)
         steps: DestructiveSteps = Counter()
+        directory = SocketDirectory(no_lock.parent, steps, Latest(0))
+        self.roles = Roles(
+            config,
+            wanted=self.wanted,
+            mapping=self.mapping,
+            names=names,
+            socket_list=no_lock,
+            directory=directory,
+        )
         self.devices = Devices(
             config,
             wanted=self.wanted,
@@ -179,6 +187,7 @@ class Histories(RuleBasedStateMachine):
             devices=devices,
             standing=self.standing,
             owners=Latest(NO_OWNERS),
+            socket_dir=Latest(""),
         )
         self.view = View(snapshots, dead_sockets=self._look, require_sockets=require_sockets, ready_when=ready_when)
         self.answers = Answers(self.view)

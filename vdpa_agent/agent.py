@@ -16,6 +16,7 @@ import structlog
 from vdpa_agent import __version__
 from vdpa_agent.config import AgentConfig, DaemonMode, HostPort, settings_in_force
 from vdpa_agent.daemon.assembly import supervision_of
+from vdpa_agent.daemon.directory import SocketDirectory
 from vdpa_agent.daemon.reaper import Reaper, reaping
 from vdpa_agent.daemon.roles import Roles
 from vdpa_agent.daemon.wanted import Wanted
@@ -107,6 +108,7 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
             devices=Latest(MappingProxyType({})),
             standing=standing,
             owners=owners,
+            socket_dir=Latest(""),
         )
     )
     answers = Answers(view)
@@ -137,10 +139,16 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
     )
     found = _found(config, lists)
     names = NamesFile(config.files.socket_list)
-    roles = Roles(
-        config.daemon, wanted=found.wanted, mapping=lists.mapping, names=names, socket_list=config.files.socket_list
-    )
     touched = Latest(0)
+    directory = SocketDirectory(config.daemon.socket_dir, steps, touched)
+    roles = Roles(
+        config.daemon,
+        wanted=found.wanted,
+        mapping=lists.mapping,
+        names=names,
+        socket_list=config.files.socket_list,
+        directory=directory,
+    )
     mapping_file = MappingFile(config.files, takes_requests=takes_requests)
     supervisor, daemons = supervision_of(
         config.daemon,
@@ -149,7 +157,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         wanted=found.wanted,
         pools=found.pools,
         mapping=lists.mapping,
-        touched=touched,
+        directory=directory,
         names=names,
         retire_mapping=mapping_file.retire,
         write_mapping=mapping_file.write,
@@ -168,6 +176,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             devices=supervisor.devices,
             standing=standing,
             owners=owners,
+            socket_dir=directory.silence,
         ),
         left_s=config.serve.hold_timeout_s,
         dead_sockets=_dead_sockets(Worker("external-sockets")),

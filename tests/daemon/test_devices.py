@@ -95,11 +95,12 @@ class World:
         self.steps: DestructiveSteps = Counter()
         self.touched = Latest(0)
         self.daemon = Daemon()
+        self.directory = SocketDirectory(config.socket_dir, self.steps, self.touched)
         self.devices = Devices(
             config,
             wanted=self.wanted,
             names=Given(config.socket_naming, wanted=self.wanted, store=self.names, steps=self.steps),
-            directory=SocketDirectory(config.socket_dir, self.steps, self.touched),
+            directory=self.directory,
             repair=MappingRepair(self.mapping, retire=self._retire, steps=self.steps),
             spread=lambda: 0.0,
         )
@@ -115,6 +116,7 @@ class World:
         finally:
             following.cancel()
             await asyncio.wait({following})
+            await self.directory.leave()
 
     async def until(self, address: PciAddress, wanted: Callable[[DeviceState | None], bool]) -> None:
         async with asyncio.timeout(20):

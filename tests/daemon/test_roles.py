@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from collections import Counter
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,6 +12,7 @@ from structlog.testing import capture_logs
 
 from tests.memory import Names
 from vdpa_agent.config import DaemonConfig, DaemonMode
+from vdpa_agent.daemon.directory import SocketDirectory
 from vdpa_agent.daemon.roles import Roles
 from vdpa_agent.errors import AlreadyRunning
 from vdpa_agent.latest import Latest
@@ -39,7 +41,12 @@ class World:
         config = DaemonConfig(mode=mode, vhost_mode=vhost_mode, socket_dir=directory)
         self.socket_list = directory / "socketList.dat"
         self.roles = Roles(
-            config, wanted=self.wanted, mapping=self.mapping, names=self.names, socket_list=self.socket_list
+            config,
+            wanted=self.wanted,
+            mapping=self.mapping,
+            names=self.names,
+            socket_list=self.socket_list,
+            directory=SocketDirectory(directory, Counter(), Latest(0)),
         )
 
     def map(self, path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.e2e.conftest import FOUR
 from tests.mounts import mounted
-from tests.processes import AgentProcess, eventually, front_end, running, write_list
+from tests.processes import PATIENCE_S, AgentProcess, eventually, front_end, running, write_list
 
 
 def _replaced(path: Path) -> str:
@@ -95,3 +95,43 @@ def test_a_path_that_something_was_mounted_over_is_not_served(four: AgentProcess
     four.wait_answer(FOUR[0], str(path))
     with front_end(str(path), "--rate=1000", "--interval=0.1") as front:
         front.wait_passing()
+
+
+def _second(run_dir: Path, options: tuple[str, ...], socket_dir: Path, *under: str) -> AgentProcess:
+    """An agent that has everything of its own, but the directory of the sockets."""
+    other = run_dir / "other"
+    other.mkdir()
+    write_list(other / "pciList.dat", FOUR[2:])
+    return AgentProcess(other, (*options, f"--socket-dir={socket_dir}"), {}, under)
+
+
+@pytest.mark.parametrize("place", ["beside it", "in a container"])
+def test_two_agents_with_lists_of_their_own_and_one_directory(
+    run_dir: Path, options: tuple[str, ...], place: str
+) -> None:
+    directory = run_dir / "first" / "vhost"
+    directory.parent.mkdir()
+    write_list(directory.parent / "pciList.dat", FOUR[:2])
+    with running(directory.parent, *options) as first:
+        for number, address in enumerate(FOUR[:2]):
+            first.wait_answer(address, str(directory / f"vdpa-{number}"))
+        sockets = {path.name: path.stat().st_ino for path in directory.iterdir()}
+        if place == "beside it":
+            second = _second(run_dir, options, directory)
+        else:
+            mount = run_dir / "mount"
+            mount.mkdir()
+            script = f'hostname pod-b; mount --bind {directory} {mount}; exec "$@"'
+            namespaces = ("unshare", "-m", "--propagation", "private", "--uts", "sh", "-ec", script, "sh")
+            second = _second(run_dir, options, mount, *namespaces)
+        try:
+            assert second.process.wait(PATIENCE_S) == 100
+        finally:
+            second.kill()
+        where = directory if place == "beside it" else run_dir / "mount"
+        holder = f"process {first.process.pid} on {socket.gethostname()}"
+        said = f"another agent, {holder}, holds {where}; stop it or choose another --socket-dir"
+        assert said in second.log.raw[-1]
+        assert {path.name: path.stat().st_ino for path in directory.iterdir()} == sockets
+        assert [first.ask(address) for address in FOUR[:2]] == [str(directory / f"vdpa-{n}") for n in range(2)]
+    assert list(directory.iterdir()) == []

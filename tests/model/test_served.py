@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, Device, DeviceState
+from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, Device, DeviceState, VhostMode
 from vdpa_agent.model.health import ReadyWhen, Role, Standing
 from vdpa_agent.model.loaded import ABSENT, Loaded
 from vdpa_agent.model.mapping import Mapping
@@ -52,6 +52,30 @@ def test_an_unhealthy_daemons_devices_are_failed_for_its_reason() -> None:
     assert served.devices[A][2:4] == (DeviceState.FAILED, "it hangs")
     assert served.health.reasons == ("it hangs",)
     assert served.is_awaited(A)
+
+
+@pytest.mark.parametrize("state", list(DeviceState))
+def test_a_directory_of_the_sockets_that_does_not_answer_is_one_reason_for_all(state: DeviceState) -> None:
+    silent = "the socket directory /v does not answer"
+    facts = _managed(state, state)._replace(socket_dir=silent)
+    served = serve(facts)
+    usable = state in {DeviceState.READY, DeviceState.CONNECTED}
+    assert not served.sockets
+    assert served.health.reasons == (silent,)
+    assert served.health.live
+    assert served.health.degraded == ()
+    assert served.devices[A][2:4] == (DeviceState.FAILED if usable else state, silent)
+    broken = {**facts.devices, B: Device(B, "/v/b", DeviceState.FAILED, "bind it to vfio-pci")}
+    one = serve(facts._replace(devices=MappingProxyType(broken)))
+    assert [check.reason for check in one.health.degraded] == [f"{B} is failed: bind it to vfio-pci"]
+    # Front ends open these, each in a directory of its own.
+    theirs = {address: device._replace(mode=VhostMode.CLIENT) for address, device in facts.devices.items()}
+    assert len(serve(facts._replace(devices=MappingProxyType(theirs))).sockets) == 2 * usable
+    # A daemon that does not run is the reason then.
+    down = serve(facts._replace(daemon=DaemonStatus(DaemonState.BACKOFF))).health.reasons
+    assert down == ("the daemon is in state backoff",)
+    # Nobody looks at it where nothing is wanted.
+    assert serve(facts._replace(wanted=Loaded(()))).health.ready
 
 
 def test_a_single_device_is_degraded_and_holds_up_nothing_unless_that_is_asked_for() -> None:

@@ -45,7 +45,7 @@ def supervision_of(
     wanted: Latest[Loaded[DeviceList]],
     pools: Latest[Loaded[Pools]],
     mapping: Latest[Loaded[SocketMapping]],
-    touched: Latest[int],
+    directory: SocketDirectory,
     names: NameStore,
     retire_mapping: Callable[[], Awaitable[None]],
     write_mapping: WriteMapping,
@@ -62,7 +62,7 @@ def supervision_of(
         wanted: the devices to run, as the list says.
         pools: the pools, which may choose the vhost mode of their devices.
         mapping: what the mapping file says.
-        touched: changes after each change in the directory of the sockets.
+        directory: that of the sockets.
         names: keeps the socket names over restarts of the agent.
         retire_mapping: takes the mapping file away.
         write_mapping: replaces it, where no daemon does.
@@ -71,7 +71,6 @@ def supervision_of(
         spread: where in its jitter a backoff is, -1 to 1.
     """
     restarts: Counter[Cause] = Counter()
-    directory = SocketDirectory(config.socket_dir, steps, touched)
     given = Names(config.socket_naming, wanted=wanted, store=names, steps=steps)
     repair = MappingRepair(mapping, retire=retire_mapping, steps=steps)
     starts = asyncio.Semaphore(STARTS_AT_ONCE)
@@ -82,7 +81,7 @@ def supervision_of(
         """What runs one daemon, of all devices or of one alone."""
         program: Program
         if config.mode is DaemonMode.COMMAND:
-            program = Command(config, socket_list, its, mapping, touched)
+            program = Command(config, socket_list, its, mapping, directory)
         else:
             devices = Devices(
                 config,

@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Callable
 from collections.abc import Mapping as ReadOnly
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -14,12 +13,13 @@ import structlog
 
 from vdpa_agent.config import DaemonConfig
 from vdpa_agent.daemon.control import Control
+from vdpa_agent.daemon.directory import SocketDirectory
 from vdpa_agent.latest import Latest
 from vdpa_agent.model.daemon import Device, DeviceState, Statistics, VhostMode
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.mapping import Mapping
 from vdpa_agent.model.pci import DeviceList, PciAddress
-from vdpa_agent.node.sockets import dead_sockets, make_directory
+from vdpa_agent.node.sockets import dead_sockets
 from vdpa_agent.node.worker import Stuck, Worker
 
 _LOOK_S: Final = 1.0
@@ -45,7 +45,7 @@ class Command:
         socket_list: Path,
         wanted: Latest[Loaded[DeviceList]],
         mapping: Latest[Loaded[Mapping]],
-        touched: Latest[int],
+        directory: SocketDirectory,
     ) -> None:
         self.devices: Latest[ReadOnly[PciAddress, Device]] = Latest(MappingProxyType({}))
         self.name = Path(shlex.split(config.command)[0]).name
@@ -53,13 +53,13 @@ class Command:
         self._socket_list = socket_list
         self._wanted = wanted
         self._mapping = mapping
-        self._touched = touched
+        self._directory = directory
         self._worker = Worker("sockets")
         self._started_with: DeviceList = ()
 
     async def prepare(self) -> None:
         """Makes the directory of its sockets; what it finds there is its own business."""
-        await self._worker.run(partial(make_directory, self._config.socket_dir), timeout_s=_DISK_S)
+        await self._directory.make()
 
     def argv(self, control_fd: int) -> list[str]:  # noqa: ARG002 - it is not told of the channel
         """Its command line for the devices of now."""
@@ -80,7 +80,7 @@ class Command:
             wake = asyncio.Event()
             watches = [
                 tasks.create_task(_wake_on_change(latest, wake))
-                for latest in (self._wanted, self._mapping, self._touched)
+                for latest in (self._wanted, self._mapping, self._directory.touched)
             ]
             while (self._wanted.value.value or ()) == self._started_with:
                 wake.clear()

@@ -285,6 +285,9 @@ class Devices:
         """Has the daemon give up a device; whether it did."""
         async with self._asking.turn() as over:
             try:
+                if self._records[address].device.mode is VhostMode.SERVER:
+                    # A daemon that removes a socket waits for its file system, and all of its devices with it.
+                    await self._directory.lost({})
                 await self._ask(control, "device.remove", {"device": address}, over)
             except RequestRefused as error:
                 if error.code != ErrorCode.NO_SUCH_DEVICE:
@@ -292,6 +295,9 @@ class Devices:
                     return False
             except Unanswered as error:
                 self._refused(address, str(error), "device_not_removed", unsure=True)
+                return False
+            except Stuck:
+                self._refused(address, self._directory.silence.value, "device_not_removed")
                 return False
         record = self._records[address] = self._records[address].given_up()
         self._opened.discard(Path(record.device.socket).name)

@@ -8,6 +8,7 @@ from typing import Any, Final
 import structlog
 
 from vdpa_agent.config import DaemonConfig, DaemonMode
+from vdpa_agent.daemon.directory import SocketDirectory
 from vdpa_agent.daemon.names import NameStore
 from vdpa_agent.errors import AlreadyRunning, ListenError
 from vdpa_agent.latest import Latest
@@ -45,6 +46,7 @@ class Roles:
         mapping: Latest[Loaded[Mapping]],
         names: NameStore,
         socket_list: Path,
+        directory: SocketDirectory,
     ) -> None:
         """Looks at nothing yet.
 
@@ -54,6 +56,7 @@ class Roles:
             mapping: the mapping file.
             names: the socket names that agents before this one gave.
             socket_list: the mapping file; one agent alone manages the sockets that it names.
+            directory: that of the sockets, likewise.
         """
         manages = config.mode in {DaemonMode.VDPAD, DaemonMode.COMMAND}
         self.role = Latest(Role.MANAGING if manages else Role.WAITING)
@@ -64,7 +67,9 @@ class Roles:
         self._worker = Worker("roles")
         self._wake = asyncio.Event()
         self._lock = Lock(socket_list.with_name(f".{socket_list.name}.lock"), socket_list, "--socket-list")
+        self._directory = directory
         self._claimed = False
+        self._not_locked = ""
 
     async def run(self) -> None:
         """Follows what decides the role, until cancelled.
@@ -79,8 +84,11 @@ class Roles:
                 self._wake.clear()
                 looks_own = await self.decide()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_S if looks_own else None):
+                    async with asyncio.timeout(_LOOK_S if looks_own or self._claimed else None):
                         await self._wake.wait()
+                if self._claimed:
+                    with suppress(AlreadyRunning):  # it was reported; what that agent finds in use it leaves alone
+                        await self._lock_mapping()
 
     async def decide(self) -> bool:
         """Decides now; returns whether a mapping has a say that looks like this agent's own.
@@ -107,17 +115,34 @@ class Roles:
         """Lets another agent manage the sockets."""
         with suppress(Stuck):
             await self._worker.run(self._lock.leave, timeout_s=_DISK_S)
+        with suppress(Stuck):
+            await self._directory.leave()
 
     async def _claim(self) -> None:
         """Keeps other agents from the mapping and its sockets, before anything of them is touched."""
         self._claimed = True
+        await self._lock_mapping()
+        await self._directory.claim()
+
+    async def _lock_mapping(self) -> None:
+        """Holds the lock, also after another process took it away.
+
+        Raises:
+            AlreadyRunning: another agent holds it.
+        """
+        reason = ""
         try:
             await self._worker.run(self._lock.take, timeout_s=_DISK_S)
-        except AlreadyRunning:
+        except AlreadyRunning as error:
+            reason = str(error)
             raise
         except (ListenError, Stuck) as error:
             # Where this agent cannot write, it replaces nothing of another one either.
-            log.warning("mapping_not_locked", reason=str(error))
+            reason = str(error)
+        finally:
+            if reason and reason != self._not_locked:
+                log.warning("mapping_not_locked", reason=reason)
+            self._not_locked = reason
 
     async def _is_dead(self, mapping: Mapping) -> bool:
         """Whether nothing serves any socket of a mapping; where front ends open them, that cannot be seen."""

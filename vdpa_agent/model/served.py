@@ -5,7 +5,7 @@ from collections.abc import Mapping as ReadOnly
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, Device, DeviceState, together
+from vdpa_agent.model.daemon import SERVED, DaemonState, DaemonStatus, Device, DeviceState, VhostMode, together
 from vdpa_agent.model.health import (
     Check,
     Health,
@@ -54,6 +54,8 @@ class Facts(NamedTuple):
         dead: of the sockets of an external mapping, those that nobody listens on, each with the reason.
         left: devices that left the list so lately that callers may still hope for them.
         standing: the agent's own socket and directory.
+        socket_dir: why no socket that the daemon opens can be promised, as its directory does not answer; empty if it
+            does.
         stopping: whether the agent was asked to stop.
         require_sockets: whether a device of an external mapping is ready only if its socket is alive.
         ready_when: what readiness takes.
@@ -73,6 +75,7 @@ class Facts(NamedTuple):
     dead: ReadOnly[str, str] = MappingProxyType({})
     left: frozenset[PciAddress] = _NONE
     standing: Standing = Standing()
+    socket_dir: str = ""
     stopping: bool = False
     require_sockets: bool = False
     ready_when: ReadyWhen = ReadyWhen.RUNNING
@@ -137,7 +140,7 @@ def _managed(facts: Facts) -> Iterator[tuple[PciAddress, Device]]:
     wanted = facts.wanted.value or ()
     for address in wanted:
         device = facts.devices.get(address) or Device(address, "", DeviceState.WANTED)
-        unserved = _STOPS if facts.ending else _problem_for(facts, address)
+        unserved = _STOPS if facts.ending else _problem_for(facts, address) or _hidden(facts, device)
         if unserved and device.state in SERVED:
             device = device._replace(state=DeviceState.FAILED, reason=unserved)
         elif unserved and (not device.reason or (device.state is DeviceState.WANTED and address in facts.daemons)):
@@ -211,10 +214,12 @@ def _role_checks(facts: Facts) -> Iterator[Check]:
         problem = _daemon_problem(facts.daemon)
         several = f"none of {len(facts.daemons)} daemons serves: " if problem and facts.daemons else ""
         yield Check("daemon", several + problem)
+        if not problem:
+            yield Check("socket directory", facts.socket_dir)
 
 
 def _unserved(facts: Facts, devices: Devices) -> Iterator[Check]:
-    """The wanted devices that are not ready, unless the daemon is the reason for all of them."""
+    """The wanted devices that are not ready, unless the daemon or the directory of the sockets is the reason."""
     if facts.role is Role.MANAGING:
         if facts.ending or _daemon_problem(facts.daemon):
             return
@@ -223,7 +228,7 @@ def _unserved(facts: Facts, devices: Devices) -> Iterator[Check]:
         names = tuple(devices)
     for address in names:
         device = devices[address]
-        if device.state not in SERVED:
+        if device.state not in SERVED and not (device.reason and device.reason == _hidden(facts, device)):
             yield Check(f"device {address}", not_served(address, device.state, device.reason))
 
 
@@ -248,6 +253,11 @@ def _problem_for(facts: Facts, address: PciAddress) -> str:
     if daemon is not None and daemon.state is DaemonState.IDLE:
         return "its daemon waits for its turn to start"
     return _daemon_problem(facts.daemon if daemon is None else daemon)
+
+
+def _hidden(facts: Facts, device: Device) -> str:
+    """Why the socket of a device cannot be promised though its daemon runs; empty if it can."""
+    return facts.socket_dir if device.mode is VhostMode.SERVER and facts.role is Role.MANAGING else ""
 
 
 def _daemon_problem(daemon: DaemonStatus) -> str:

@@ -14,6 +14,8 @@ from vdpa_agent.node.kinds import kind_of
 
 # Not for writing: an open file that can be written keeps its file system from being mounted read-only.
 _MAKE: Final = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_WRITE: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _TRIES: Final = 10
 """How often a lock is taken anew whose holder takes the file away while it is taken."""
 
@@ -22,7 +24,11 @@ _HOLDER_BYTES: Final = 512
 
 _WITHOUT_RIGHT: Final = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
-_REMEDIES: Final = REMEDIES | dict.fromkeys(_WITHOUT_RIGHT, "the agent needs a directory that it can write to")
+_REMEDIES: Final = {
+    **REMEDIES,
+    **dict.fromkeys(_WITHOUT_RIGHT, "the agent needs a directory that it can write to"),
+    errno.EPERM: "the agent needs a directory that can be written to: chattr -i, if lsattr -d shows an i",
+}
 
 
 class Lock:
@@ -31,17 +37,19 @@ class Lock:
     The kernel frees the lock when the process ends, however it ends. Only the user that made the file can open it.
     """
 
-    def __init__(self, path: Path, guarded: Path, option: str) -> None:
+    def __init__(self, path: Path, guarded: Path, option: str, *, makes_directory: bool = True) -> None:
         """Opens nothing yet.
 
         Args:
             path: the file.
             guarded: what only one process may have, for messages.
             option: the option that says where that is, likewise.
+            makes_directory: whether the directory of the file is made; else it must be there, and be no link.
         """
         self.path = path
         self._guarded = guarded
         self._option = option
+        self._makes_directory = makes_directory
         self._descriptor: int | None = None
 
     def take(self) -> None:
@@ -78,9 +86,13 @@ class Lock:
         path = self.path
         with ExitStack() as undo:
             try:
-                path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                descriptor = os.open(path, _MAKE, 0o600)
-                undo.callback(os.close, descriptor)
+                if self._makes_directory:
+                    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                directory = os.open(path.parent, _DIRECTORY | (0 if self._makes_directory else os.O_NOFOLLOW))
+                undo.callback(os.close, directory)
+                descriptor = os.open(path.name, _MAKE, 0o600, dir_fd=directory)
+                kept = undo.enter_context(ExitStack())
+                kept.callback(os.close, descriptor)
                 self._refuse_foreign(os.fstat(descriptor))
                 # Any process that can open it can lock it.
                 os.fchmod(descriptor, 0o600)
@@ -94,8 +106,8 @@ class Lock:
                 raise AlreadyRunning(message) from error
             # The holder is for people; a full disk has no room for it, and the lock is held all the same.
             with suppress(OSError):
-                _write_holder(descriptor)
-            undo.pop_all()
+                _write_holder(directory, path.name, descriptor)
+            kept.pop_all()
         return descriptor
 
     def _refuse_foreign(self, found: os.stat_result) -> None:
@@ -131,14 +143,17 @@ def is_at(path: Path, descriptor: int | None) -> bool:
         return False
 
 
-def _write_holder(descriptor: int) -> None:
-    """Has a lock's content name this process.
+def _write_holder(directory: int, name: str, descriptor: int) -> None:
+    """Has a lock's content name this process, unless another file has its name by now.
 
     Raises:
         OSError: it cannot be written.
     """
-    writable = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    writable = os.open(name, _WRITE, dir_fd=directory)
     try:
+        if not os.path.samestat(os.fstat(writable), os.fstat(descriptor)):
+            return
+        os.truncate(writable, 0)
         os.write(writable, f"{os.getpid()} {socket.gethostname()}\n".encode())
     finally:
         os.close(writable)

@@ -52,6 +52,7 @@ class Snapshots(NamedTuple):
         devices: its devices.
         standing: the agent's own socket.
         owners: the container that has each device.
+        socket_dir: why nothing in the directory of the sockets can be promised, empty if it can.
     """
 
     role: Latest[Role]
@@ -63,6 +64,7 @@ class Snapshots(NamedTuple):
     devices: Latest[Devices]
     standing: Latest[Standing]
     owners: Latest[Owners]
+    socket_dir: Latest[str]
 
 
 class View:
@@ -120,7 +122,7 @@ class View:
     def served(self) -> Served:
         """What is true now, also between a change of a snapshot and the revision that reports it."""
         # By identity: a snapshot never changes, and to compare contents would cost more than the look-up.
-        role, wanted, pools, mapping, daemon, daemons, devices, standing, owners = self._snapshots
+        role, wanted, pools, mapping, daemon, daemons, devices, standing, owners, socket_dir = self._snapshots
         made_of = (
             *(snapshot.value for snapshot in self._snapshots),
             *(self._looked, self.ended, self._leavings),
@@ -142,6 +144,7 @@ class View:
                 dead=self._dead(mapping.value),
                 left=frozenset(self._leavings),
                 standing=standing.value,
+                socket_dir=socket_dir.value,
                 stopping=self.ended,
             )
         )
