@@ -12,6 +12,7 @@ AgentError                 exit code 1
 ├── SocketDirUnusable      1    the directory of the vhost-user sockets cannot be used
 ├── Starved                1    the machine, or a limit, leaves no memory, open file or file size for the agent
 │   └── NoThread           1    the same of threads
+├── SystemLacks            1    the system lacks what the agent needs: /proc, /dev/null
 ├── LibraryMissing         1    a shared library that the agent needs is not there, or too old
 ├── ListenError            1    the gRPC socket or the HTTP address cannot be opened
 │   └── AlreadyRunning     100  another instance holds it
@@ -106,6 +107,10 @@ class NoThread(Starved):
         # The kernel says EAGAIN for want of either.
         remedy = "raise the limit of processes (nproc, or pids of the container), or of memory (ulimit -v)"
         super().__init__(f"no thread can be started; {remedy}")
+
+
+class SystemLacks(AgentError):
+    """The system lacks what the agent needs; the message says what, and how to get it."""
 
 
 class LibraryMissing(AgentError):

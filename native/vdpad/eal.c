@@ -18,6 +18,9 @@
  */
 #define MEMORY_WITHOUT_HUGEPAGES "256"
 
+/* DPDK learns from it which CPUs there are, and blames its own arguments where it is missing. */
+#define CPUS "/sys/devices/system/cpu"
+
 #define ARGUMENTS_MAX 16
 #define ARGUMENT_SIZE 128
 
@@ -174,6 +177,12 @@ int eal_start(struct eal *eal, const struct log *log, const struct eal_settings 
     if (error != 0) {
         close_log(eal);
         return failure_set(failure, error, FAILURE_DPDK, "cannot take DPDK's log: %s", strerror(-error));
+    }
+    if (access(CPUS, F_OK) != 0) {
+        error = -errno;
+        close_log(eal);
+        return failure_set(failure, error, FAILURE_DPDK,
+                           "DPDK cannot start: %s: %s; mount -t sysfs sysfs /sys", CPUS, strerror(-error));
     }
     error = init_eal(settings);
     remove_runtime_directory();

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,7 +57,11 @@ void socket_explain(char *reason, size_t size, const char *what, int error) {
     if (error == -EMFILE && getrlimit(RLIMIT_NOFILE, &limit) == 0)
         snprintf(reason, size, "%s: %s, the limit is %llu; raise RLIMIT_NOFILE", what, strerror(-error),
                  (unsigned long long)limit.rlim_cur);
-    else if (error == -EACCES || error == -EPERM || error == -EROFS)
+    else if (error == -EPERM)
+        snprintf(reason, size,
+                 "%s: %s; make its directory writable: chattr -i, if lsattr -d shows an i for it", what,
+                 strerror(-error));
+    else if (error == -EACCES || error == -EROFS)
         snprintf(reason, size, "%s: %s; make its directory writable", what, strerror(-error));
     else
         snprintf(reason, size, "%s: %s", what, strerror(-error));
@@ -139,8 +144,8 @@ int socket_claim(const char *path, char *reason, size_t size) {
  * Only a socket of this user is given away, by a descriptor that follows no link: any process that may write
  * to the directory could have put something else there, or another directory in its place.
  */
-static int give_away(int directory, const char *path, const struct socket_access *access,
-                     struct stat *status) {
+static int give_away(int directory, const char *path, const struct socket_access *access, struct stat *status,
+                     bool *refused) {
     int fd = openat(directory, name_of(path), O_PATH | O_NOFOLLOW | O_CLOEXEC);
     int error = 0;
 
@@ -151,8 +156,10 @@ static int give_away(int directory, const char *path, const struct socket_access
     else if (!S_ISSOCK(status->st_mode) || status->st_uid != geteuid())
         error = -ESTALE;
     else if ((access->owner != (uid_t)-1 || access->group != (gid_t)-1) &&
-             fchownat(fd, "", access->owner, access->group, AT_EMPTY_PATH) != 0)
+             fchownat(fd, "", access->owner, access->group, AT_EMPTY_PATH) != 0) {
         error = -errno;
+        *refused = error == -EPERM;
+    }
     close(fd);
     return error;
 }
@@ -162,6 +169,7 @@ int socket_listen(const char *path, const struct socket_access *access, struct s
     struct sockaddr_un name = {.sun_family = AF_UNIX};
     const char *what = "cannot be created";
     struct stat status;
+    bool refused = false;
     int error = 0;
     mode_t mask;
     int directory = open_directory(path, reason, size);
@@ -183,7 +191,7 @@ int socket_listen(const char *path, const struct socket_access *access, struct s
     if (error != 0)
         goto close_socket;
     what = "cannot be given to its owner and group";
-    error = give_away(directory, path, access, &status);
+    error = give_away(directory, path, access, &status, &refused);
     if (error != 0)
         goto remove_file;
     /* No front end can connect before this. */
@@ -203,7 +211,7 @@ close_socket:
     close(fd);
 close_directory:
     close(directory);
-    if (error == -EPERM)
+    if (refused)
         snprintf(reason, size,
                  "%s: %s; give the capability CAP_CHOWN, or change --socket-owner and --socket-group", what,
                  strerror(-error));

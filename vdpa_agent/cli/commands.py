@@ -97,7 +97,9 @@ def run(options: argparse.Namespace) -> int:
         if options.kubelet_dir is not None:  # else nobody needs a client
             import_module("vdpa_agent.kubelet.plugins")
         from vdpa_agent.logs import set_up_logs  # noqa: PLC0415
+        from vdpa_agent.node.system import refuse_lacks  # noqa: PLC0415
 
+    refuse_lacks()
     with set_up_logs(config.log) as logs:
         warn_of_user_namespace(config.serve.limits)
         # Not asyncio.run(), which complains of a coroutine that was never awaited where no loop can be had.

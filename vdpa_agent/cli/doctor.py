@@ -25,6 +25,7 @@ from vdpa_agent.model.diagnosis import Check, Diagnosis, diagnose
 from vdpa_agent.model.node import LibraryFacts
 from vdpa_agent.model.pci import parse_pci_address
 from vdpa_agent.model.text import printable
+from vdpa_agent.node.system import lacks
 from vdpa_agent.rpc.nghttp2 import LIBRARY, load
 
 _RIGHT: Final = "ok"
@@ -39,8 +40,10 @@ def doctor(options: argparse.Namespace) -> int:
     # What is wrong with the options must be told before anybody is asked.
     _config(options, {})
     told = ask_agent(options.address, timeout_s=options.timeout)
-    node = look_around(_config(options, told.settings), told, only)
-    diagnosis = diagnose(node._replace(http2=_http2()))
+    config = _config(options, told.settings)
+    node = look_around(config, told, only)
+    sysfs = config.daemon.sysfs if node.program else None
+    diagnosis = diagnose(node._replace(http2=_http2(), lacks=lacks(sysfs)))
     if options.output == "json":
         print_json(_as_dict(diagnosis))
     else:

@@ -65,6 +65,7 @@ class Diagnosis(NamedTuple):
 def diagnose(node: Node) -> Diagnosis:
     """Judges a node."""
     node_itself = [
+        *_system(node),
         *_lists(node),
         *_daemon(node),
         *_http2(node),
@@ -179,6 +180,12 @@ def _daemon(node: Node) -> Iterator[Check]:
         # What runs does not need its file any more; the next start will.
         severity = Severity.DOUBT if runs else Severity.BLOCKS
         yield Check("daemon", told, severity, "vdpa-agent run --vdpad=/path/to/vdpad")
+
+
+def _system(node: Node) -> Iterator[Check]:
+    for lack in node.lacks:
+        # An agent that answers has it where it runs.
+        yield Check("system", lack.problem, Severity.DOUBT if node.agent else Severity.BLOCKS, lack.remedy)
 
 
 def _http2(node: Node) -> Iterator[Check]:

@@ -197,6 +197,18 @@ class PoolsFacts(NamedTuple):
     outside: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
+class Lack(NamedTuple):
+    """Something that a system needs for this, and does not have.
+
+    Attributes:
+        problem: what is not there.
+        remedy: how to get it.
+    """
+
+    problem: str
+    remedy: str
+
+
 class Node(NamedTuple):
     """All that is known of a node.
 
@@ -226,6 +238,7 @@ class Node(NamedTuple):
         socket_dir: that directory.
         user: the user who looks.
         http2: what HTTP/2 is spoken with.
+        lacks: what the system lacks.
     """
 
     presence: Presence
@@ -253,3 +266,4 @@ class Node(NamedTuple):
     socket_dir: str
     user: str
     http2: LibraryFacts = LibraryFacts()
+    lacks: tuple[Lack, ...] = ()

@@ -279,6 +279,12 @@ def _vdpa_driver(facts: PciFacts) -> _VdpaDriver:
 def _readable(facts: PciFacts) -> Finding | None:
     if not facts.unreadable:
         return None
+    if facts.exists is None:
+        return Finding(
+            Severity.DOUBT,
+            f"sysfs shows no PCI devices, so nothing is known of {facts.address}",
+            "mount -t sysfs sysfs /sys, or see --sysfs",
+        )
     return Finding(
         Severity.DOUBT,
         f"sysfs tells nothing readable by {', '.join(facts.unreadable)} of {facts.address}",
