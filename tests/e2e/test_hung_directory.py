@@ -1,5 +1,6 @@
 """A directory of the sockets that does not answer: it is said, nothing in it is promised, and it is tried again."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from tests.e2e.conftest import FOUR
 from tests.hung import hung
 from tests.mounts import mounted
 from tests.processes import WITH_HTTP, AgentProcess, eventually, front_end, running, write_list
+from tests.stoppable import stoppable
 
 SOON_S = 25.0
 """Less than the time after which a file system of `hung` fails by itself."""
@@ -54,18 +56,54 @@ def test_one_that_hangs_later(run_dir: Path, options: tuple[str, ...], isolation
         assert isolation == "device" or agent.daemon_pid() == daemon
 
 
+def test_one_whose_server_stops_goes_on_with_it_or_with_what_replaces_it(
+    run_dir: Path, options: tuple[str, ...]
+) -> None:
+    """The agent has files open in it, which hang with it for good."""
+    directory, source = run_dir / "vhost", run_dir / "source"
+    directory.mkdir()
+    source.mkdir()
+    path = directory / "vdpa-0"
+    write_list(run_dir / "pciList.dat", FOUR[:1])
+    with stoppable(directory, source) as server, running(run_dir, *options, WITH_HTTP) as agent:
+        agent.wait_answer(FOUR[0], str(path))
+        inode = (source / "vdpa-0").stat().st_ino
+        daemon, threads = agent.daemon_pid(), _threads(agent)
+        server.stop()
+        agent.wait_answer(FOUR[0], "", timeout_s=SOON_S)
+        assert _not_ready(agent, _silent(directory))
+        server.go_on()
+        agent.wait_answer(FOUR[0], str(path), timeout_s=SOON_S)
+        assert (source / "vdpa-0").stat().st_ino == inode
+        eventually("no thread is left over", lambda: _threads(agent) <= threads + 2)
+        server.stop()
+        agent.wait_answer(FOUR[0], "", timeout_s=SOON_S)
+        with mounted(directory):
+            agent.wait_answer(FOUR[0], str(path), timeout_s=SOON_S)
+            assert path.is_socket()
+            assert agent.daemon_pid() == daemon
+            server.go_on()
+            eventually("no thread is left over", lambda: _threads(agent) <= threads + 2)
+
+
+def _threads(agent: AgentProcess) -> int:
+    return len(list(Path(f"/proc/{agent.process.pid}/task").iterdir()))
+
+
 def test_one_that_hung_from_the_start_is_used_when_it_is_replaced(run_dir: Path, options: tuple[str, ...]) -> None:
     directory = run_dir / "vhost"
     directory.mkdir()
     write_list(run_dir / "pciList.dat", FOUR[:1])
-    with hung(directory), running(run_dir, *options, WITH_HTTP) as agent:
+    with hung(directory), ExitStack() as undo:
+        agent = undo.enter_context(running(run_dir, *options, WITH_HTTP))
         assert agent.wait_logged("daemon_not_started")["reason"] == _silent(directory)
         assert _not_ready(agent, _silent(directory))
-        threads = len(list(Path(f"/proc/{agent.process.pid}/task").iterdir()))
+        threads = _threads(agent)
         with mounted(directory):
             agent.wait_answer(FOUR[0], str(directory / "vdpa-0"), timeout_s=SOON_S)
             assert (directory / "vdpa-0").is_socket()
-            assert len(list(Path(f"/proc/{agent.process.pid}/task").iterdir())) <= threads + 8
+            assert _threads(agent) <= threads + 8
+            undo.close()  # while it answers
 
 
 def test_one_that_hung_from_the_start_is_used_when_it_answers(run_dir: Path, options: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from tests.abuse.wire import PREFACE
 from tests.mounts import mounted
+from tests.stoppable import stoppable
 from vdpa_agent.config import ServeConfig
 from vdpa_agent.errors import AlreadyRunning, ListenError
 from vdpa_agent.latest import Latest
@@ -313,6 +314,24 @@ async def test_a_mount_over_the_directory_is_seen_at_once(run_dir: Path, monkeyp
         await _eventually(lambda: any(standing.not_ready for standing in standings.seen))
         await _eventually(lambda: standings.seen[-1] == Standing())
         assert await _answers(config.listen)
+
+
+async def test_a_directory_that_hangs_is_left_for_what_replaces_it(run_dir: Path) -> None:
+    """The lock and the socket are open in it, and hang with it for good."""
+    place, source = run_dir / "place", run_dir / "source"
+    place.mkdir()
+    source.mkdir()
+    config = ServeConfig(listen=place / "s.sock")
+    with stoppable(place, source) as server:
+        async with _watched(config) as standings:
+            server.stop()
+            silent = f"{place}: the file system does not answer within 1 s; see to the mount below it"
+            await _eventually(lambda: standings.latest.value == Standing(not_ready=silent))
+            with mounted(place):
+                await _eventually(lambda: standings.latest.value == Standing())
+                assert await _answers(config.listen)
+            server.go_on()
+            await _eventually(lambda: standings.latest.value == Standing() and config.listen.exists())
 
 
 async def test_the_lock_of_another_agent_is_respected_until_it_goes(run_dir: Path) -> None:

@@ -5,12 +5,14 @@ import fcntl
 import os
 import socket
 import stat
+import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from vdpa_agent.errors import REMEDIES, AlreadyRunning, ListenError
 from vdpa_agent.node.kinds import kind_of
+from vdpa_agent.node.sockets import FileId
 
 # Not for writing: an open file that can be written keeps its file system from being mounted read-only.
 _MAKE: Final = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -29,6 +31,18 @@ _REMEDIES: Final = {
     **dict.fromkeys(_WITHOUT_RIGHT, "the agent needs a directory that it can write to"),
     errno.EPERM: "the agent needs a directory that can be written to: chattr -i, if lsattr -d shows an i",
 }
+
+
+class Held(NamedTuple):
+    """A file that is held open, so that no other one can be it.
+
+    Attributes:
+        descriptor: of the open file; to ask it for more would wait for its file system, whatever is at its path now.
+        file: which file it is.
+    """
+
+    descriptor: int
+    file: FileId
 
 
 class Lock:
@@ -50,7 +64,7 @@ class Lock:
         self._guarded = guarded
         self._option = option
         self._makes_directory = makes_directory
-        self._descriptor: int | None = None
+        self._held: Held | None = None
 
     def take(self) -> None:
         """Takes the lock, unless it is held already.
@@ -62,27 +76,25 @@ class Lock:
         for _ in range(_TRIES):
             if self.is_held():
                 return
-            with suppress(OSError):
-                self._release()
-            self._descriptor = self._taken()
+            held, self._held = self._held, None
+            if held is not None:
+                _close_aside(held.descriptor)
+            self._held = self._taken()
 
     def is_held(self) -> bool:
         """Whether this process holds it, and the file is still there for others to see."""
-        return is_at(self.path, self._descriptor)
+        return is_at(self.path, self._held)
 
     def leave(self) -> None:
         """Takes the file away and frees the lock."""
         with suppress(OSError):
             if self.is_held():
                 self.path.unlink()
-        self._release()
+        held, self._held = self._held, None
+        if held is not None:
+            os.close(held.descriptor)
 
-    def _release(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-    def _taken(self) -> int:
+    def _taken(self) -> Held:
         path = self.path
         with ExitStack() as undo:
             try:
@@ -107,8 +119,9 @@ class Lock:
             # The holder is for people; a full disk has no room for it, and the lock is held all the same.
             with suppress(OSError):
                 _write_holder(directory, path.name, descriptor)
+            held = held_open(descriptor)
             kept.pop_all()
-        return descriptor
+        return held
 
     def _refuse_foreign(self, found: os.stat_result) -> None:
         """Refuses a file that is not a plain one of this user alone."""
@@ -133,14 +146,38 @@ class Lock:
         return f"{self._option}: {self.path}: {reason}; move it away, or choose another {self._option}"
 
 
-def is_at(path: Path, descriptor: int | None) -> bool:
-    """Whether an open file is what a path names, without following a link."""
-    if descriptor is None:
+def is_at(path: Path, held: Held | None) -> bool:
+    """Whether an open file is what a path names, without following a link; the file itself is not asked."""
+    if held is None:
         return False
     try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
+        found = path.lstat()
     except OSError:
         return False
+    return (found.st_dev, found.st_ino) == held.file
+
+
+def held_open(descriptor: int) -> Held:
+    """An open file, with which it is.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    found = os.fstat(descriptor)
+    return Held(descriptor, (found.st_dev, found.st_ino))
+
+
+def _close_aside(descriptor: int) -> None:
+    """Closes what was replaced, in a thread of its own: that waits for its file system, which may hang for good."""
+    try:
+        threading.Thread(target=_close, args=(descriptor,), name="closer", daemon=True).start()
+    except RuntimeError:  # the machine has no thread left
+        _close(descriptor)
+
+
+def _close(descriptor: int) -> None:
+    with suppress(OSError):
+        os.close(descriptor)
 
 
 def _write_holder(directory: int, name: str, descriptor: int) -> None:

@@ -14,7 +14,7 @@ from vdpa_agent.errors import REMEDIES, ListenError
 from vdpa_agent.model.health import Standing
 from vdpa_agent.node.guarded import refuse_descriptors
 from vdpa_agent.node.kinds import kind_of
-from vdpa_agent.node.lock import Lock, is_at
+from vdpa_agent.node.lock import Held, Lock, held_open, is_at
 from vdpa_agent.rpc.limits import BACKLOG
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -38,7 +38,7 @@ class Place:
         self._config = config
         self._path = config.listen
         self._lock = Lock(config.listen.with_name(f"{config.listen.name}.lock"), config.listen, "--listen")
-        self._socket: int | None = None
+        self._socket: Held | None = None
 
     def take(self) -> None:
         """Holds the lock, and listens at the path; what is as it should be is left alone.
@@ -85,7 +85,7 @@ class Place:
             if is_at(self._path, self._socket):
                 self._path.unlink()
         if self._socket is not None:
-            os.close(self._socket)
+            os.close(self._socket.descriptor)
             self._socket = None
         self._lock.leave()
 
@@ -97,10 +97,10 @@ class Place:
             except OSError as error:
                 raise _listen_error(self._path, error) from error
         if self._socket is not None:
-            os.close(self._socket)
+            os.close(self._socket.descriptor)
         self.bound, self._socket = bound, held
 
-    def _made(self, undo: ExitStack) -> tuple[socket.socket, int]:
+    def _made(self, undo: ExitStack) -> tuple[socket.socket, Held]:
         config, path = self._config, self._path
         with suppress(FileNotFoundError):
             _refuse_no_socket(path)
@@ -125,8 +125,9 @@ class Place:
         refuse_descriptors(bound)
         bound.listen(BACKLOG)
         # While it is open, no other file can get the inode's number.
-        held = os.open(path.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=private)
-        failed.callback(os.close, held)
+        descriptor = os.open(path.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=private)
+        failed.callback(os.close, descriptor)
+        held = held_open(descriptor)
         os.rename(path.name, path.name, src_dir_fd=private, dst_dir_fd=parent)
         failed.pop_all()
         return bound, held
