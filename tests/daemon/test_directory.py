@@ -13,8 +13,9 @@ from structlog.testing import capture_logs
 
 from tests.mounts import mounted
 from vdpa_agent.daemon.directory import SocketDirectory
-from vdpa_agent.errors import AlreadyRunning, SocketDirUnusable
+from vdpa_agent.errors import AlreadyRunning, ListenError, SocketDirUnusable
 from vdpa_agent.latest import Latest
+from vdpa_agent.node.lock import Lock
 
 pytestmark = pytest.mark.anyio
 
@@ -163,4 +164,8 @@ async def test_nothing_is_made_beyond_a_link_in_its_place(run_dir: Path) -> None
     await directory.lost({})
     with pytest.raises(SocketDirUnusable, match="it is a symbolic link"):
         await directory.make()
+    # Also where the link comes between two steps.
+    lock = Lock(run_dir / "vhost" / LOCK, run_dir / "vhost", "--socket-dir", makes_directory=False)
+    with pytest.raises(ListenError, match="not a directory"):
+        lock.take()
     assert list((run_dir / "beyond").iterdir()) == []

@@ -1,6 +1,7 @@
 """The role beside real sockets: an agent's own leftover mapping, and one of another process."""
 
 import asyncio
+import fcntl
 import os
 import socket
 from collections import Counter
@@ -11,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.memory import Names
+from tests.processes import PATIENCE_S
 from vdpa_agent.config import DaemonConfig, DaemonMode
 from vdpa_agent.daemon.directory import SocketDirectory
 from vdpa_agent.daemon.roles import Roles
@@ -123,6 +125,30 @@ async def test_one_agent_manages_the_sockets_of_a_mapping(run_dir: Path) -> None
     assert await third.decided() is Role.MANAGING
     await third.roles.aclose()
     assert not list(run_dir.iterdir())
+
+
+async def test_a_lock_that_was_taken_away_is_made_again_and_that_of_another_agent_is_respected(run_dir: Path) -> None:
+    world = World(run_dir, DaemonMode.VDPAD)
+    lock = run_dir / ".socketList.dat.lock"
+    with capture_logs() as logs:
+        running = asyncio.ensure_future(world.roles.run())
+        async with asyncio.timeout(PATIENCE_S):
+            while not lock.exists():
+                await asyncio.sleep(0.01)
+            lock.unlink()
+            while not lock.exists():
+                await asyncio.sleep(0.01)
+            with (run_dir / "other").open("w") as other:
+                fcntl.flock(other, fcntl.LOCK_EX)
+                other.write("4711 pod-b\n")
+                other.flush()
+                (run_dir / "other").rename(lock)
+                while not logs or logs[-1]["event"] != "mapping_not_locked":
+                    await asyncio.sleep(0.01)
+                assert "process 4711 on pod-b" in logs[-1]["reason"]
+                assert world.roles.role.value is Role.MANAGING  # what runs goes on
+        running.cancel()
+    await world.roles.aclose()
 
 
 async def test_where_no_lock_can_be_made_the_agent_goes_on(run_dir: Path) -> None:

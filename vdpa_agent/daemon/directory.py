@@ -116,7 +116,7 @@ class SocketDirectory:
         try:
             reason = await self._do(look)
         except Stuck as error:
-            reason = f"--socket-dir {self._path}: {error}"
+            reason = self._words(error)
         if twin and not reason:  # it was the socket of another path, which is gone
             self._claim(path, file)
         return reason

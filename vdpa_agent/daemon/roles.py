@@ -87,8 +87,10 @@ class Roles:
                     async with asyncio.timeout(_LOOK_S if looks_own or self._claimed else None):
                         await self._wake.wait()
                 if self._claimed:
-                    with suppress(AlreadyRunning):  # it was reported; what that agent finds in use it leaves alone
+                    try:
                         await self._lock_mapping()
+                    except AlreadyRunning as error:  # what that agent finds in use it leaves alone
+                        self._note(str(error))
 
     async def decide(self) -> bool:
         """Decides now; returns whether a mapping has a say that looks like this agent's own.
@@ -133,16 +135,17 @@ class Roles:
         reason = ""
         try:
             await self._worker.run(self._lock.take, timeout_s=_DISK_S)
-        except AlreadyRunning as error:
-            reason = str(error)
+        except AlreadyRunning:
             raise
         except (ListenError, Stuck) as error:
             # Where this agent cannot write, it replaces nothing of another one either.
             reason = str(error)
-        finally:
-            if reason and reason != self._not_locked:
-                log.warning("mapping_not_locked", reason=reason)
-            self._not_locked = reason
+        self._note(reason)
+
+    def _note(self, not_locked: str) -> None:
+        if not_locked and not_locked != self._not_locked:
+            log.warning("mapping_not_locked", reason=not_locked)
+        self._not_locked = not_locked
 
     async def _is_dead(self, mapping: Mapping) -> bool:
         """Whether nothing serves any socket of a mapping; where front ends open them, that cannot be seen."""

@@ -24,7 +24,7 @@ _TRIES: Final = 10
 _HOLDER_BYTES: Final = 512
 """What is read of a lock's content: a process id, and a name of at most HOST_NAME_MAX, which is 64."""
 
-_WITHOUT_RIGHT: Final = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_WITHOUT_RIGHT: Final = (errno.EACCES, errno.ENOENT, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 _REMEDIES: Final = {
     **REMEDIES,
