@@ -166,7 +166,7 @@ def test_the_mapping_says_what_is_served_and_is_written_again(alone: AgentProces
     eventually("the mapping again", lambda: _mapping(alone) == everything)
     write_atomically(alone.socket_list, '[{"pciAddress": "0000:82:00.2", "socketpath": "/tmp/other"}]')
     eventually("the mapping once more", lambda: _mapping(alone) == everything)
-    assert alone.log.named("mapping_repaired")
+    alone.wait_logged("mapping_repaired")
     # What is not a mapping is kept under another name, and a list is taken.
     write_atomically(alone.socket_list, '{"not": "ours"}')
     alone.wait_logged("mapping_refused")
@@ -291,7 +291,7 @@ def test_status_top_and_doctor_speak_of_each_daemon(alone: AgentProcess) -> None
         command = [sys.executable, "-m", "vdpa_agent", *words, f"--address={alone.listen}"]
         return subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
 
-    assert "daemon    running, 4 of 4 run, one for each device" in shown("status")
+    assert "daemon      running, 4 of 4 run, one for each device" in shown("status")
     status = json.loads(shown("status", "--output=json"))
     assert {address: daemon["pid"] for address, daemon in status["daemons"].items()} == {
         address: _pid(alone, address) for address in FOUR

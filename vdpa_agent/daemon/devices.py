@@ -27,7 +27,7 @@ from vdpa_agent.model.daemon import SERVED, Device, DeviceState, VhostMode
 from vdpa_agent.model.front_end import FrontEnd, last_refusal
 from vdpa_agent.model.loaded import Loaded
 from vdpa_agent.model.pci import DeviceList, PciAddress
-from vdpa_agent.model.plan import Record, Step, mapped, next_look_s, next_step, settled
+from vdpa_agent.model.plan import Record, Step, begun, mapped, next_look_s, next_step, settled
 from vdpa_agent.model.pools import Pools
 from vdpa_agent.node.worker import Stuck
 
@@ -209,21 +209,15 @@ class Devices:
 
     def _prepare(self, address: PciAddress, step: Step, now_s: float) -> None:
         """Does all of a step that asks nothing of the daemon."""
-        record = self._records[address]
-        if step is Step.DRAIN:
-            timeout_s = self._config.drain_timeout_s
-            reason = f"it left the list, a front end may use it for {timeout_s:g} s more"
-            self._records[address] = record.leaving(now_s + timeout_s, reason)
-            log.info("device_drains", device=address, timeout_s=timeout_s)
-        elif step is Step.REMOVE:
-            self._records[address] = record.leaving(None, "it left the list")
-        elif step is Step.RESTORE:
-            self._records[address] = record.served()
-            log.info("device_restored", device=address)
-        elif step is Step.FORGET:
+        if step is Step.FORGET:
             self._forget_device(address)
-        elif step in {Step.ADD, Step.RENEW}:
-            self._records[address] = record.asked() if not record.refusals else record
+            return
+        drain_s = self._config.drain_timeout_s
+        self._records[address] = begun(self._records[address], step, now_s=now_s, drain_s=drain_s)
+        if step is Step.DRAIN:
+            log.info("device_drains", device=address, timeout_s=drain_s)
+        elif step is Step.RESTORE:
+            log.info("device_restored", device=address)
 
     def _late(self, device: str, method: str, reason: str) -> None:
         address = PciAddress(device)

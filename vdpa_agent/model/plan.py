@@ -162,6 +162,27 @@ def next_look_s(record: Record) -> float | None:
     return max(times, default=None)
 
 
+def begun(record: Record, step: Step, *, now_s: float, drain_s: float) -> Record:
+    """A device as a step of it begins.
+
+    Args:
+        record: what is known of it.
+        step: what is to be done; with FORGET nothing is left to know.
+        now_s: the time, by the clock of the record's times.
+        drain_s: how long a front end may use a device that left the list, in seconds.
+    """
+    if step is Step.DRAIN:
+        reason = f"it left the list, a front end may use it for {drain_s:g} s more"
+        return record.leaving(now_s + drain_s, reason)
+    if step is Step.REMOVE:
+        return record.leaving(None, "it left the list")
+    if step is Step.RESTORE:
+        return record.served()
+    if step in {Step.ADD, Step.RENEW} and not record.refusals:
+        return record.asked()
+    return record
+
+
 def settled(record: Record, *, wanted: bool, now_s: float) -> bool:
     """Whether nothing is to be done for a device, now or later, unless something happens; arguments are as before."""
     return next_look_s(record) is None and next_step(record, wanted=wanted, now_s=now_s) is Step.NOTHING
