@@ -154,6 +154,8 @@ class DevicePlugin(DevicePluginBase):
         self.watched.set(self.watched.value + 1)
         try:
             async for offered in self._devices.offers.offered.changes():
+                if self._devices.offers.ended:
+                    return
                 row = offered.get(self._resource, ())
                 if row != sent:
                     sent = row

@@ -19,6 +19,7 @@ class Offers:
 
     Attributes:
         offered: the devices of each resource; nothing else writes it.
+        ended: whether nothing is offered any more, since the agent stops.
     """
 
     def __init__(self, served: Callable[[], Served], revision: Latest[int]) -> None:
@@ -29,6 +30,7 @@ class Offers:
             revision: changes with it.
         """
         self.offered: Latest[Mapping[str, tuple[Offered, ...]]] = Latest(MappingProxyType({}))
+        self.ended = False
         self._served = served
         self._revision = revision
         self._unserved_since_s: dict[PciAddress, float] = {}
@@ -38,6 +40,11 @@ class Offers:
         """The pool of a resource; None: there is none any more."""
         pools = self._served().facts.pools.value
         return next((one.pool for one in pools.members if one.pool.resource == resource), None) if pools else None
+
+    def end(self) -> None:
+        """The agent stops: all who follow what is offered are woken, and leave."""
+        self.ended = True
+        self.offered.set(MappingProxyType({}))
 
     async def run(self) -> None:
         """Follows what is served, until cancelled."""

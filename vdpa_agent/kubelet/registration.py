@@ -88,6 +88,7 @@ class Registration:
                         await self._keep(endpoint, seen)
                 await asyncio.sleep(_LOOK_S)
         finally:
+            self._devices.offers.end()
             for endpoint in self._endpoints.values():
                 endpoint.drop()
             with suppress(Stuck, OSError):
