@@ -53,6 +53,7 @@ def snapshots(
         devices=Latest(devices),
         standing=Latest(Standing()),
         owners=Latest(NO_OWNERS),
+        kubelet_lost=Latest(""),
         socket_dir=Latest(""),
     )
 

@@ -187,6 +187,7 @@ class Histories(RuleBasedStateMachine):
             devices=devices,
             standing=self.standing,
             owners=Latest(NO_OWNERS),
+            kubelet_lost=Latest(""),
             socket_dir=Latest(""),
         )
         self.view = View(snapshots, dead_sockets=self._look, require_sockets=require_sockets, ready_when=ready_when)

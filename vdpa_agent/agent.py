@@ -96,7 +96,7 @@ async def _serve(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> No
 
 async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop]) -> None:
     log.warning("example_data_served", remedy="drop --example-data to serve real devices")
-    standing, owners = Latest(Standing()), Latest(NO_OWNERS)
+    standing, owners, kubelet_lost = Latest(Standing()), Latest(NO_OWNERS), Latest("")
     view = View(
         Snapshots(
             role=Latest(Role.SERVING),
@@ -108,6 +108,7 @@ async def _serve_example(config: AgentConfig, logs: LogWriter, stop: Latest[Stop
             devices=Latest(MappingProxyType({})),
             standing=standing,
             owners=owners,
+            kubelet_lost=kubelet_lost,
             socket_dir=Latest(""),
         )
     )
@@ -164,7 +165,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
         reaper=reaper,
         steps=steps,
     )
-    standing, owners = Latest(Standing()), Latest(NO_OWNERS)
+    standing, owners, kubelet_lost = Latest(Standing()), Latest(NO_OWNERS), Latest("")
     view = View(
         Snapshots(
             role=roles.role,
@@ -176,6 +177,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             devices=supervisor.devices,
             standing=standing,
             owners=owners,
+            kubelet_lost=kubelet_lost,
             socket_dir=directory.silence,
         ),
         left_s=config.serve.hold_timeout_s,
@@ -214,7 +216,9 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
             tasks.create_task(_eternal(view.run()), name="view"),
             tasks.create_task(_eternal(answers.run()), name="answers"),
             tasks.create_task(_eternal(directories.run()), name="directories"),
-            tasks.create_task(_eternal(_speak_with_kubelet(config, directories, view, owners)), name="kubelet"),
+            tasks.create_task(
+                _eternal(_speak_with_kubelet(config, directories, view, owners, kubelet_lost)), name="kubelet"
+            ),
             tasks.create_task(_eternal(_touch(touched, config.daemon.socket_dir)), name="sockets"),
             *(tasks.create_task(_eternal(run()), name=name) for name, run in found.runs.items()),
         ]
@@ -231,7 +235,7 @@ async def _serve_lists(config: AgentConfig, logs: LogWriter, stop: Latest[Stop],
 
 
 async def _speak_with_kubelet(
-    config: AgentConfig, directories: Directories, view: View, owners: Latest[Owners]
+    config: AgentConfig, directories: Directories, view: View, owners: Latest[Owners], lost: Latest[str]
 ) -> None:
     """Has the kubelet know the pools, if that is asked for; else nothing is imported."""
     if config.kubelet.directory is None:
@@ -244,6 +248,7 @@ async def _speak_with_kubelet(
         directories,
         device_info_dir=config.kubelet.device_info,
         owners=owners,
+        lost=lost,
         served=lambda: view.served,
         revision=view.revision,
         hold_timeout_s=config.serve.hold_timeout_s,

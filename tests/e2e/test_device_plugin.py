@@ -112,6 +112,27 @@ def test_the_kubelet_knows_again_after_its_restarts(run_dir: Path, arguments: tu
         assert len(agent.log.named("daemon_started")) == 1
 
 
+def test_a_kubelets_directory_that_was_removed_under_its_mount_takes_a_new_container(
+    run_dir: Path, options: tuple[str, ...], node: Kubelet
+) -> None:
+    mounted = run_dir / "mounted"
+    (mounted / "device-plugins").mkdir(parents=True)
+    # As a container has it: the directory alone, in a mount namespace of its own.
+    script = f'mount --bind {node.directory} {mounted}/device-plugins && exec "$@"'
+    under = ("unshare", "--mount", "--propagation=private", "sh", "-ec", script, "container")
+    arguments = (*options, configure(run_dir), f"--kubelet-dir={mounted}", WITH_HTTP)
+    with running(run_dir, *arguments, under=under) as agent:
+        registered(node)
+        assert agent.get("/livez")[0] == 200
+        node.make_directory_anew()
+        eventually("the end of its life", lambda: agent.get("/livez")[0] == 503)
+        assert f"the kubelet's directory {mounted}/device-plugins was removed" in agent.get("/livez?verbose")[1]
+        agent.wait_logged("kubelet_not_found", reason="it was removed", remedy="only a new container can fix that")
+    with running(run_dir, *arguments, under=under) as agent:
+        registered(node, count=2)
+        assert agent.get("/livez")[0] == 200
+
+
 def test_an_agent_waits_for_a_kubelet(run_dir: Path, options: tuple[str, ...]) -> None:
     one = Kubelet(run_dir / "kubelet")
     with running(run_dir, *options, configure(run_dir), f"--kubelet-dir={one.root}") as agent:

@@ -26,6 +26,7 @@ class Plugins:
         *,
         device_info_dir: Path | None,
         owners: Latest[Owners],
+        lost: Latest[str],
         served: Callable[[], Served],
         revision: Latest[int],
         hold_timeout_s: float,
@@ -37,6 +38,7 @@ class Plugins:
             directories: those of the devices.
             device_info_dir: where their files for Multus are; None: nowhere.
             owners: where it is written which container has each device.
+            lost: where it is written why only a new container finds the kubelet.
             served: what is served now.
             revision: changes with it.
             hold_timeout_s: how long a pod waits for its device, in seconds.
@@ -46,7 +48,7 @@ class Plugins:
         devices = Devices(
             self._offers, directories, self._info, served=served, revision=revision, hold_timeout_s=hold_timeout_s
         )
-        self._registration = Registration(kubelet_dir, devices)
+        self._registration = Registration(kubelet_dir, devices, lost)
         self._pod_resources = PodResources(kubelet_dir, owners, devices.given)
         self._unconnected = Unconnected(served, revision)
 

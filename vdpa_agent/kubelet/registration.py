@@ -19,6 +19,7 @@ from vdpa_agent.config import LimitsConfig
 from vdpa_agent.kubelet.device_plugin import OPTIONS, DevicePlugin, Devices
 from vdpa_agent.kubelet.pb import device_plugin_pb2 as pb
 from vdpa_agent.kubelet.pb.device_plugin_grpc import RegistrationStub
+from vdpa_agent.latest import Latest
 from vdpa_agent.model.mapping import SOCKET_PATH_MAX_BYTES
 from vdpa_agent.node.guarded import refuse_descriptors
 from vdpa_agent.node.sockets import FileId
@@ -55,24 +56,28 @@ class _Seen(NamedTuple):
     Attributes:
         kubelet: the kubelet's own socket; None: it is not there.
         endpoints: the sockets of the plugins that are there, by name.
+        removed: whether no directory has it any more.
     """
 
     kubelet: FileId | None
     endpoints: Mapping[str, FileId]
+    removed: bool
 
 
 class Registration:
     """Has a plugin for each pool that there is."""
 
-    def __init__(self, kubelet_dir: Path, devices: Devices) -> None:
+    def __init__(self, kubelet_dir: Path, devices: Devices, lost: Latest[str]) -> None:
         """Serves nothing yet.
 
         Args:
             kubelet_dir: the kubelet's directory, normally /var/lib/kubelet.
             devices: what the plugins speak of.
+            lost: why only a new container finds the kubelet, empty if this one does; nothing else writes it.
         """
         self._directory = kubelet_dir / _DIRECTORY
         self._devices = devices
+        self._lost = lost
         self._worker = Worker("kubelet")
         self._endpoints: dict[str, _Endpoint] = {}
         self._repeats = Repeats(asyncio.get_running_loop().time, at_once=1, every_s=60.0, of_all=20)
@@ -108,13 +113,22 @@ class Registration:
     async def _look(self) -> _Seen | None:
         """What is in the directory; None: it is not there, or does not answer."""
         try:
-            return await self._worker.run(partial(_see, self._directory, list(self._endpoints)), timeout_s=_DISK_S)
+            seen = await self._worker.run(partial(_see, self._directory, list(self._endpoints)), timeout_s=_DISK_S)
         except (Stuck, OSError, RuntimeError) as error:
             reason = _words(error)
             if self._repeats.due(("lost", reason)):
                 remedy = "is this the kubelet's directory, and mounted? it is looked at again and again"
                 log.warning("kubelet_not_found", directory=str(self._directory), reason=reason, remedy=remedy)
             return None
+        if not seen.removed:
+            self._lost.set("")
+            return seen
+        # It is a mount whose source was removed: whatever the kubelet has made since is not seen here.
+        directory, remedy = self._directory, "only a new container can fix that"
+        self._lost.set(f"the kubelet's directory {directory} was removed while it is mounted; {remedy}")
+        if self._repeats.due("removed"):
+            log.warning("kubelet_not_found", directory=str(directory), reason="it was removed", remedy=remedy)
+        return None
 
     async def _keep(self, endpoint: "_Endpoint", seen: _Seen) -> None:
         """Has an endpoint listen, and the kubelet know it."""
@@ -205,9 +219,9 @@ def _see(directory: Path, names: list[str]) -> _Seen:
     Raises:
         OSError: the directory is not there.
     """
-    os.stat(directory)  # noqa: PTH116 - one of many in a row
+    removed = directory.stat().st_nlink == 0
     found = {name: file for name in names if (file := _socket_at(directory / name)) is not None}
-    return _Seen(_socket_at(directory / _KUBELET), found)
+    return _Seen(_socket_at(directory / _KUBELET), found, removed)
 
 
 def _socket_at(path: Path) -> FileId | None:

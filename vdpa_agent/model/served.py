@@ -51,6 +51,7 @@ class Facts(NamedTuple):
         daemons: where each device has a daemon of its own, those that there are.
         devices: its devices, as it acknowledged them.
         owners: the container that has each device, as far as the kubelet says.
+        kubelet_lost: why only a new container finds the kubelet; empty if this one does, or need not.
         dead: of the sockets of an external mapping, those that nobody listens on, each with the reason.
         left: devices that left the list so lately that callers may still hope for them.
         standing: the agent's own socket and directory.
@@ -72,6 +73,7 @@ class Facts(NamedTuple):
     daemons: ReadOnly[PciAddress, DaemonStatus] = MappingProxyType({})
     devices: Devices = MappingProxyType({})
     owners: Owners = NO_OWNERS
+    kubelet_lost: str = ""
     dead: ReadOnly[str, str] = MappingProxyType({})
     left: frozenset[PciAddress] = _NONE
     standing: Standing = Standing()
@@ -192,7 +194,7 @@ def _health(facts: Facts, devices: Devices) -> Health:
     if facts.ready_when is ReadyWhen.ALL_DEVICES or facts.role is Role.SERVING:
         checks += unserved
     return Health(
-        not_live=facts.standing.not_live,
+        not_live=facts.standing.not_live or facts.kubelet_lost,
         checks=tuple(checks),
         unserved=unserved,
         waiting_for=_waiting_for(facts),

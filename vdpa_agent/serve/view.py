@@ -52,6 +52,7 @@ class Snapshots(NamedTuple):
         devices: its devices.
         standing: the agent's own socket.
         owners: the container that has each device.
+        kubelet_lost: why only a new container finds the kubelet, empty if this one does.
         socket_dir: why nothing in the directory of the sockets can be promised, empty if it can.
     """
 
@@ -64,6 +65,7 @@ class Snapshots(NamedTuple):
     devices: Latest[Devices]
     standing: Latest[Standing]
     owners: Latest[Owners]
+    kubelet_lost: Latest[str]
     socket_dir: Latest[str]
 
 
@@ -122,7 +124,9 @@ class View:
     def served(self) -> Served:
         """What is true now, also between a change of a snapshot and the revision that reports it."""
         # By identity: a snapshot never changes, and to compare contents would cost more than the look-up.
-        role, wanted, pools, mapping, daemon, daemons, devices, standing, owners, socket_dir = self._snapshots
+        role, wanted, pools, mapping, daemon, daemons, devices, standing, owners, kubelet_lost, socket_dir = (
+            self._snapshots
+        )
         made_of = (
             *(snapshot.value for snapshot in self._snapshots),
             *(self._looked, self.ended, self._leavings),
@@ -141,6 +145,7 @@ class View:
                 daemons=daemons.value,
                 devices=devices.value,
                 owners=owners.value,
+                kubelet_lost=kubelet_lost.value,
                 dead=self._dead(mapping.value),
                 left=frozenset(self._leavings),
                 standing=standing.value,
