@@ -14,7 +14,7 @@ enum { DEFAULT_PAIRS = 4, VLAN_MAX = 4094, MTU_MIN = 68 /* virtio's, and IPv4's 
 
 #define KEYS                                                                                                 \
     "addr=<PCI address>[,queues=<pairs>][,network=loopback|switch][,vlan=<1 to "                             \
-    "4094>][,mac=<MAC>][,spoofcheck=0|1][,mtu=<68 to 65535>][,profile=all|mlx5]"
+    "4094>][,mac=<MAC>][,spoofcheck=0|1][,uplink=<tap>][,mtu=<68 to 65535>][,profile=all|mlx5]"
 
 struct reader {
     struct arguments *arguments;
@@ -57,6 +57,18 @@ static int read_mtu(const struct reader *reader, const char *key, const char *va
     return 0;
 }
 
+static int read_uplink(const struct reader *reader, const char *key, const char *value) {
+    static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+    const size_t length = strlen(value);
+
+    if (length == 0 || length >= sizeof(reader->arguments->uplink) || value[0] == '.' ||
+        strspn(value, allowed) != length)
+        return wrong(reader, key, value,
+                     "is not the name of a tap: give one of 1 to 15 letters, digits, '-', '_' and '.'");
+    memcpy(reader->arguments->uplink, value, length + 1);
+    return 0;
+}
+
 static int read_mac(const struct reader *reader, const char *key, const char *value) {
     struct rte_ether_addr mac;
 
@@ -84,6 +96,8 @@ static int read_one(const char *key, const char *given, void *context) {
         return read_vlan(reader, key, value);
     } else if (strcmp(key, "mtu") == 0) {
         return read_mtu(reader, key, value);
+    } else if (strcmp(key, "uplink") == 0) {
+        return read_uplink(reader, key, value);
     } else if (strcmp(key, "mac") == 0) {
         return read_mac(reader, key, value);
     } else if (strcmp(key, "profile") == 0) {
@@ -99,8 +113,8 @@ static int read_one(const char *key, const char *given, void *context) {
 }
 
 int arguments_parse(struct arguments *arguments, const char *text, char *problem, size_t size) {
-    static const char *const keys[] = {"addr",       "queues", "network", "vlan", "mac",
-                                       "spoofcheck", "mtu",    "profile", NULL};
+    static const char *const keys[] = {"addr",       "queues", "network", "vlan",    "mac",
+                                       "spoofcheck", "uplink", "mtu",     "profile", NULL};
     struct reader reader = {.arguments = arguments, .problem = problem, .size = size};
     struct rte_kvargs *kvargs = rte_kvargs_parse(text, keys);
     bool addressed;
@@ -117,8 +131,9 @@ int arguments_parse(struct arguments *arguments, const char *text, char *problem
         return -EINVAL;
     if (!addressed)
         snprintf(problem, size, "addr is missing in '%s': give " KEYS, text);
-    else if (!arguments->network && (arguments->vlan != 0 || arguments->mac != 0 || arguments->spoof_check))
-        snprintf(problem, size, "vlan, mac and spoofcheck are those of a switch's port: add network=switch");
+    else if (!arguments->network && (arguments->vlan != 0 || arguments->mac != 0 || arguments->spoof_check ||
+                                     arguments->uplink[0] != '\0'))
+        snprintf(problem, size, "vlan, mac, spoofcheck and uplink are those of a switch: add network=switch");
     else if (arguments->spoof_check && arguments->mac == 0)
         snprintf(problem, size, "spoofcheck=1 needs the address that may send: add mac=<MAC>");
     else

@@ -2,6 +2,7 @@
 #ifndef VDPA_SIM_ARGUMENTS_H
 #define VDPA_SIM_ARGUMENTS_H
 
+#include <net/if.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -18,6 +19,7 @@ struct arguments {
     uint16_t vlan; /* 0: none */
     mac_t mac;     /* 0: not given */
     uint16_t mtu;  /* 0: not given */
+    char uplink[IF_NAMESIZE]; /* the tap of its switch; empty: not given */
     bool spoof_check;
     bool like_mlx5; /* offer no feature that DPDK's mlx5 driver does not */
 };

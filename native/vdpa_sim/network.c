@@ -8,6 +8,8 @@
  */
 #include "network.h"
 
+#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -51,6 +53,9 @@ void network_leave(struct network *network) {
     while (*at != network)
         at = &(*at)->next;
     *at = network->next;
+    if (atomic_load(&network->uplink) != NULL)
+        uplink_close(atomic_load(&network->uplink));
+    free(network->incoming);
     for (uint32_t port = 0; port < SWITCH_PORTS; port++)
         for (uint32_t pair = 0; pair < NETWORK_MAX_PAIRS; pair++)
             pthread_mutex_destroy(&network->ports[port].outlets[pair].lock);
@@ -148,9 +153,29 @@ static uint32_t choose_pair(uint32_t open, const struct packet *packet) {
     return (uint32_t)__builtin_ctz(open);
 }
 
+enum { ADDRESSES = 12 }; /* bytes of the two addresses at a frame's start */
+
+/* The route of the frames of a run; those between the same two stations follow each other. */
+struct way {
+    bool known;
+    uint8_t addresses[ADDRESSES];
+    enum switch_route route;
+    uint32_t to;
+};
+
+/* Frames of one port, one after the other. */
+struct run {
+    const struct sender *sender;
+    struct lease lease;
+    struct way way;
+    uint32_t now;
+    uint32_t lost; /* what the uplink did not take */
+};
+
 /* Returns whether there was anybody to deliver to. */
-static bool deliver(struct network *network, uint32_t number, struct packet *packet, struct lease *lease) {
-    struct port *port = &network->ports[number];
+static bool deliver(struct run *run, uint32_t number, struct packet *packet) {
+    struct port *port = &run->sender->network->ports[number];
+    struct lease *lease = &run->lease;
     uint32_t open = atomic_load_explicit(&port->open, memory_order_relaxed);
 
     if (open == 0 || !lease_begin(lease, port, choose_pair(open, packet)))
@@ -165,15 +190,28 @@ static bool deliver(struct network *network, uint32_t number, struct packet *pac
     return true;
 }
 
+/* To the outside, while no outlet is held. Returns whether there is one. */
+static bool deliver_up(struct run *run, struct packet *packet) {
+    struct uplink *uplink = atomic_load_explicit(&run->sender->network->uplink, memory_order_acquire);
+
+    if (uplink == NULL || run->sender->port == SWITCH_UPLINK)
+        return false;
+    lease_end(&run->lease);
+    if (!uplink_send(uplink, packet))
+        run->lost++;
+    return true;
+}
+
 /* Returns the number of receivers. */
-static uint32_t flood(const struct sender *sender, struct packet *packet, struct lease *lease) {
-    uint32_t receivers = 0;
+static uint32_t flood(struct run *run, struct packet *packet) {
+    const struct sender *sender = run->sender;
+    uint32_t receivers = deliver_up(run, packet) ? 1 : 0;
 
     for (uint32_t i = 0; i < SWITCH_PORTS / 64; i++) {
         uint64_t up = atomic_load_explicit(&sender->network->up[i], memory_order_relaxed);
         for (; up != 0; up &= up - 1) {
             uint32_t port = i * 64 + (uint32_t)__builtin_ctzll(up);
-            if (port != sender->port && deliver(sender->network, port, packet, lease))
+            if (port != sender->port && deliver(run, port, packet))
                 receivers++;
         }
     }
@@ -187,60 +225,100 @@ static uint32_t now_s(void) {
     return (uint32_t)t.tv_sec;
 }
 
-enum { ADDRESSES = 12 }; /* bytes of the two addresses at a frame's start */
-
-/* The route of the frames of a run; those between the same two stations follow each other. */
-struct way {
-    bool known;
-    uint8_t addresses[ADDRESSES];
-    enum switch_route route;
-    uint32_t to;
-};
-
-static void find_way(struct way *way, const struct sender *sender, const struct packet *packet,
-                     uint32_t now) {
+static void find_way(struct run *run, const struct packet *packet) {
+    const struct sender *sender = run->sender;
     const bool whole = packet->head_len >= SWITCH_HEADER;
+    struct way *way = &run->way;
 
     if (whole && way->known && memcmp(way->addresses, packet->head, ADDRESSES) == 0)
         return;
     way->route = switch_route(&sender->network->table, sender->port, sender->only, packet->head,
-                              packet->head_len, now, &way->to);
+                              packet->head_len, run->now, &way->to);
     way->known = whole;
     memcpy(way->addresses, packet->head, ADDRESSES);
+}
+
+/* Brings a packet to all who are to have it. Returns whether it was one for the switch; *work: the copies. */
+static bool forward(struct run *run, struct packet *packet, uint32_t *work) {
+    packet_read_head(packet);
+    if (packet_is_too_long(packet, &run->sender->form))
+        return false;
+    find_way(run, packet);
+    if (run->way.route == SWITCH_FLOOD)
+        *work += flood(run, packet);
+    else if (run->way.route == SWITCH_ONE && run->way.to == SWITCH_UPLINK)
+        (void)deliver_up(run, packet);
+    else if (run->way.route == SWITCH_ONE)
+        (void)deliver(run, run->way.to, packet);
+    return run->way.route != SWITCH_REFUSE;
 }
 
 struct network_result network_run(const struct sender *sender, struct packet *packet, struct ring *tx,
                                   uint32_t budget) {
     struct network_result result = {0};
-    struct lease lease = {0};
-    struct way way = {0};
-    const uint32_t now = now_s();
+    struct run run = {.sender = sender, .now = now_s()};
 
     /* Each copy counts, so that a run is short however many receivers there are. */
     for (uint32_t work = 0; work < budget; work++) {
         uint16_t head;
         if (packet_take(packet, tx, &sender->form, &head) <= 0)
             break;
-        packet_read_head(packet);
-        if (packet_is_too_long(packet, &sender->form))
-            way = (struct way){.route = SWITCH_REFUSE};
-        else
-            find_way(&way, sender, packet, now);
-        if (way.route == SWITCH_ONE)
-            (void)deliver(sender->network, way.to, packet, &lease);
-        else if (way.route == SWITCH_FLOOD)
-            work += flood(sender, packet, &lease);
+        bool sent = forward(&run, packet, &work);
         ring_push(tx, head, 0);
-        if (way.route == SWITCH_REFUSE) {
+        if (!sent) {
             result.dropped++;
         } else {
             result.sent++;
             result.bytes += packet->bytes;
         }
     }
-    lease_end(&lease);
+    lease_end(&run.lease);
+    result.lost = run.lost;
     /* Received before sent: if the process is killed in between, a packet comes twice rather than never. */
     if (result.sent + result.dropped > 0)
         result.interrupt = ring_publish(tx);
     return result;
+}
+
+enum { UPLINK_BUDGET = 64 };
+
+/* A turn of the uplink: what came in from the outside. */
+static void take_in(void *context) {
+    struct network *network = context;
+    const struct sender outside = {.network = network, .port = SWITCH_UPLINK, .form = uplink_form};
+    struct run run = {.sender = &outside, .now = now_s()};
+    struct uplink *uplink = atomic_load(&network->uplink);
+
+    for (uint32_t work = 0; work < UPLINK_BUDGET && uplink_take(uplink, network->incoming); work++)
+        (void)forward(&run, network->incoming, &work);
+    lease_end(&run.lease);
+}
+
+int network_connect(struct network *network, const char *tap, const cpu_set_t *cpus, uplink_report_fn *report,
+                    char *problem, size_t size) {
+    const struct uplink_config config = {
+        .tap = tap, .cpus = *cpus, .ready = take_in, .context = network, .report = report};
+    struct uplink *uplink = atomic_load(&network->uplink);
+    int rc;
+
+    if (uplink != NULL && strcmp(uplink_tap(uplink), tap) == 0)
+        return 0;
+    if (uplink != NULL) {
+        snprintf(problem, size, "uplink=%s is a second one for its switch, which has %s: give both the same",
+                 tap, uplink_tap(uplink));
+        return -EEXIST;
+    }
+    network->incoming = malloc(sizeof(*network->incoming));
+    if (network->incoming == NULL) {
+        snprintf(problem, size, "out of memory");
+        return -ENOMEM;
+    }
+    rc = uplink_open(&uplink, &config, problem, size);
+    if (rc != 0) {
+        free(network->incoming);
+        network->incoming = NULL;
+        return rc;
+    }
+    atomic_store(&network->uplink, uplink);
+    return 0;
 }

@@ -14,6 +14,7 @@
 #include "ring.h"
 #include "stats.h"
 #include "switch.h"
+#include "uplink.h"
 
 enum { NETWORK_MAX_PAIRS = 8 };
 
@@ -52,6 +53,8 @@ struct network {
     struct switch_table table;
     struct port ports[SWITCH_PORTS];
     _Atomic uint64_t up[SWITCH_PORTS / 64]; /* ports with any outlet open */
+    _Atomic(struct uplink *) uplink;        /* NULL: none */
+    struct packet *incoming;                /* the uplink's */
     uint64_t id;
     uint32_t users;
     struct network *next;
@@ -63,6 +66,13 @@ struct network {
  */
 struct network *network_join(uint64_t id);
 void network_leave(struct network *network);
+
+/*
+ * Gives the network an uplink, which it keeps as long as it is there. 0: it has that one; -EEXIST: it has
+ * another; else as uplink_open. For one thread at a time.
+ */
+int network_connect(struct network *network, const char *tap, const cpu_set_t *cpus, uplink_report_fn *report,
+                    char *problem, size_t size);
 
 /*
  * Lets packets into an RX ring, which is then the network's until network_close returns. Both are for one
@@ -81,7 +91,8 @@ struct sender {
 
 struct network_result {
     uint32_t sent;    /* frames that the switch took, whether anybody received them or not */
-    uint32_t dropped; /* what is no frame, is beyond the MTU, or has a source that it must not have */
+    uint32_t dropped; /* what is no frame, is beyond the MTU, has a source that it must not have */
+    uint32_t lost;    /* of the sent ones: what the uplink did not take */
     uint64_t bytes;   /* of the sent ones, without their virtio-net headers */
     bool interrupt;   /* the front end wants to hear of its sent packets */
 };

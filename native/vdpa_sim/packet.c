@@ -46,6 +46,40 @@ int packet_take(struct packet *packet, struct ring *tx, const struct packet_form
     return 1;
 }
 
+void packet_set(struct packet *packet, uint8_t *base, uint32_t bytes, uint32_t header_len) {
+    packet->from.bytes = bytes;
+    packet->from.count = 1;
+    packet->from.spans[0] = (struct ring_span){.base = base, .len = bytes};
+    packet->head_len = 0;
+    packet->header_len = header_len;
+    packet->bytes = bytes - header_len;
+}
+
+uint32_t packet_pieces(struct packet *packet, struct iovec *pieces, uint32_t most) {
+    const struct ring_buffer *from = &packet->from;
+    const struct ring_span whole = {.base = packet->whole, .len = sizeof(packet->whole)};
+    const bool fits = from->count < most;
+    struct cursor at = {.span = &whole, .offset = 0};
+    uint32_t skip = packet->header_len + packet->head_len, count = 1;
+
+    pieces[0] = (struct iovec){.iov_base = packet->head, .iov_len = packet->head_len};
+    for (uint32_t i = 0; i < from->count; i++) {
+        const struct ring_span *span = &from->spans[i];
+        uint32_t skipped = skip < span->len ? skip : span->len;
+        skip -= skipped;
+        if (skipped == span->len)
+            continue;
+        if (fits)
+            pieces[count++] =
+                (struct iovec){.iov_base = span->base + skipped, .iov_len = span->len - skipped};
+        else
+            scatter(&at, span->base + skipped, span->len - skipped);
+    }
+    if (!fits)
+        pieces[count++] = (struct iovec){.iov_base = packet->whole, .iov_len = at.offset};
+    return count;
+}
+
 bool packet_is_too_long(const struct packet *packet, const struct packet_form *form) {
     return form->mtu != 0 && packet->bytes > form->mtu + ETHERNET;
 }

@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 #include "ring.h"
 
@@ -25,6 +26,7 @@ struct packet {
     /* The frame's first bytes as they were read once: what was judged is what is delivered. */
     uint32_t head_len;
     uint8_t head[PACKET_HEAD];
+    uint8_t whole[RING_MAX_PACKET]; /* for packet_pieces */
     /* From here on for packet_deliver alone. */
     struct ring_buffer to;
     struct {
@@ -41,6 +43,12 @@ int packet_take(struct packet *packet, struct ring *tx, const struct packet_form
 
 /* Whether the frame is longer than that side's MTU allows. A VLAN tag does not count, as on a NIC. */
 bool packet_is_too_long(const struct packet *packet, const struct packet_form *form);
+
+/* Makes it a packet of `bytes` in this process's own memory, a virtio-net header first. */
+void packet_set(struct packet *packet, uint8_t *base, uint32_t bytes, uint32_t header_len);
+
+/* Where the frame is, its head as it was judged, in at most `most` pieces, two or more. Returns how many. */
+uint32_t packet_pieces(struct packet *packet, struct iovec *pieces, uint32_t most);
 
 /* Reads the frame's head, for a packet that is judged by it. */
 void packet_read_head(struct packet *packet);

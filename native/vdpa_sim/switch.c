@@ -107,12 +107,14 @@ void switch_forget(struct switch_table *table, uint32_t port) {
 
 /* Whether the port may have one entry more. What of its own is stale goes first, once a second at most. */
 static bool has_quota(struct switch_table *table, uint32_t port, uint32_t now_s) {
-    if (atomic_load_explicit(&table->learned[port], memory_order_relaxed) < SWITCH_PORT_QUOTA)
+    const uint32_t quota = port == SWITCH_UPLINK ? SWITCH_UPLINK_QUOTA : SWITCH_PORT_QUOTA;
+
+    if (atomic_load_explicit(&table->learned[port], memory_order_relaxed) < quota)
         return true;
     if (atomic_exchange_explicit(&table->swept[port], now_s, memory_order_relaxed) == now_s)
         return false;
     sweep(table, port, false, now_s);
-    return atomic_load_explicit(&table->learned[port], memory_order_relaxed) < SWITCH_PORT_QUOTA;
+    return atomic_load_explicit(&table->learned[port], memory_order_relaxed) < quota;
 }
 
 /* The way for a new entry of a port: a free one, else a stale one, else one of its own; -1: none. */

@@ -7,13 +7,14 @@
 #include <stdint.h>
 
 enum {
-    SWITCH_PORTS = 256, /* the functions of one PCI bus */
+    SWITCH_PORTS = 256,           /* the functions of one PCI bus */
+    SWITCH_UPLINK = SWITCH_PORTS, /* one more, behind which there are many stations */
     SWITCH_WAYS = 8,
-    SWITCH_BUCKETS = 2048,
-    SWITCH_AGE_S = 300, /* IEEE 802.1D's default */
-    SWITCH_PORT_QUOTA =
-        64,             /* addresses learned at one port: all ports' are as many as the table has places */
-    SWITCH_HEADER = 14, /* of an Ethernet frame */
+    SWITCH_BUCKETS = 4096,
+    SWITCH_AGE_S = 300,         /* IEEE 802.1D's default */
+    SWITCH_PORT_QUOTA = 64,     /* addresses learned at one port */
+    SWITCH_UPLINK_QUOTA = 8192, /* and at the uplink: together they are fewer than the table has places */
+    SWITCH_HEADER = 14,         /* of an Ethernet frame */
 };
 
 /* The addresses, least significant byte last on the wire; 0 is no address of a station. */
@@ -29,8 +30,8 @@ struct switch_table {
         _Atomic uint64_t keys[SWITCH_WAYS]; /* address, port, and whether it is pinned; 0: free */
         _Atomic uint32_t seen[SWITCH_WAYS]; /* when, in seconds */
     } buckets[SWITCH_BUCKETS];
-    _Atomic uint32_t learned[SWITCH_PORTS]; /* entries of each port */
-    _Atomic uint32_t swept[SWITCH_PORTS];   /* when a port's stale entries were last looked for */
+    _Atomic uint32_t learned[SWITCH_PORTS + 1]; /* entries of each port */
+    _Atomic uint32_t swept[SWITCH_PORTS + 1];   /* when a port's stale entries were last looked for */
 };
 
 /* `table` is zeroed. `secret` is random. */

@@ -335,10 +335,18 @@ static struct rte_vdpa_dev_ops ops = {
     .reset_stats = reset_stats,
 };
 
+static void report_uplink(const char *tap, const char *problem) {
+    if (problem != NULL)
+        LOG(WARNING, "uplink %s: %s\n", tap, problem);
+    else
+        LOG(NOTICE, "uplink %s: it is back\n", tap);
+}
+
 /* Makes the device a port of its network; the functions of one PF and VLAN are one. */
 static int join_network(struct sim *sim, const struct arguments *arguments) {
     const struct rte_pci_addr *address = &arguments->address;
-    int rc;
+    char problem[256];
+    int rc = 0;
 
     if (!arguments->network)
         return 0;
@@ -347,14 +355,19 @@ static int join_network(struct sim *sim, const struct arguments *arguments) {
         return -ENOMEM;
     sim->port = (uint32_t)address->devid << 3 | address->function;
     sim->only = arguments->spoof_check ? arguments->mac : 0;
-    if (arguments->mac == 0)
-        return 0;
-    rc = switch_pin(&sim->network->table, arguments->mac, sim->port);
+    if (arguments->uplink[0] != '\0')
+        rc = network_connect(sim->network, arguments->uplink, &driver.cpus, report_uplink, problem,
+                             sizeof(problem));
+    if (rc == 0 && arguments->mac != 0) {
+        rc = switch_pin(&sim->network->table, arguments->mac, sim->port);
+        snprintf(problem, sizeof(problem),
+                 "its mac is that of another device of this network: give each its own");
+    }
     if (rc == 0) {
         sim->mac = arguments->mac;
         return 0;
     }
-    LOG(ERR, "%s: its mac is that of another device of this network: give each its own\n", sim->address);
+    LOG(ERR, "%s: %s\n", sim->address, problem);
     network_leave(sim->network);
     return -EINVAL;
 }

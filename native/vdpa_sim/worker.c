@@ -83,7 +83,7 @@ static bool send_out(struct worker *worker, uint32_t pair) {
     interrupt(tx, r.interrupt);
     stats_add(&tx->stats.packets, r.sent);
     stats_add(&tx->stats.bytes, r.bytes);
-    stats_add(&tx->stats.dropped, r.dropped);
+    stats_add(&tx->stats.dropped, r.dropped + r.lost);
     report_if_broken(worker, 2 * pair + 1);
     return r.sent + r.dropped > 0;
 }

@@ -52,6 +52,7 @@ class Vdpad:
         *options: str,
         devices: Mapping[str, str] = TWO,
         environment: Sequence[str] = (),
+        inside: Sequence[str] = (),
     ) -> None:
         """Starts it with further options and adds the devices, each with its device arguments.
 
@@ -61,6 +62,7 @@ class Vdpad:
             options: further ones.
             devices: the devices, each with its device arguments.
             environment: what its environment has besides, each as `NAME=value`.
+            inside: a command that runs it, such as one that enters a namespace.
         """
         self.directory = directory
         self._numbers = {address: number for number, address in enumerate(devices)}
@@ -68,7 +70,7 @@ class Vdpad:
         with theirs:
             self.process = subprocess.Popen(
                 [
-                    *("env", *environment),
+                    *("env", *environment, *inside),
                     str(built(f"{build}/vdpad/vdpad", build)),
                     *("--simulate", "--memory=none", "--log-level=info", *options),
                     f"--control-fd={theirs.fileno()}",

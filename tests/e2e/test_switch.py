@@ -307,7 +307,7 @@ def test_two_linux_guests_have_the_mtu_that_they_are_given(run_dir: Path) -> Non
         ("profile=e1000", "profile=e1000 is neither all nor mlx5"),
         ("network=hub", "network=hub is neither loopback nor switch"),
         ("mac=02:00:00:00:00:01", "its mac is that of another device of this network: give each its own"),
-        ("vlan=5,network=loopback", "vlan, mac and spoofcheck are those of a switch's port: add network=switch"),
+        ("vlan=5,network=loopback", "vlan, mac, spoofcheck and uplink are those of a switch: add network=switch"),
     ],
 )
 def test_wrong_device_arguments_are_refused(run_dir: Path, devargs: str, said: str) -> None:

@@ -7,14 +7,25 @@
 
 #include <cmocka.h>
 
+#include <arpa/inet.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/if_tun.h>
 
 #include "guest.h"
 #include "network.h"
@@ -621,6 +632,164 @@ static void sleeps_when_there_is_nothing_to_do(void **state) {
     assert_true(after - before < 0.003);
 }
 
+static char tap[] = "up0"; /* one for each test */
+
+/* Makes a tap that stays, of this user, and a socket of its other end, as the host has it. */
+static int make_outside(void) {
+    struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI};
+    struct sockaddr_ll at = {.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL)};
+    int fd = open("/dev/net/tun", O_RDWR), outside = socket(AF_PACKET, SOCK_RAW, htons(ETH_P_ALL));
+
+    assert_true(fd >= 0 && outside >= 0);
+    tap[2]++;
+    memcpy(request.ifr_name, tap, sizeof(tap));
+    assert_int_equal(ioctl(fd, TUNSETIFF, &request), 0);
+    assert_int_equal(ioctl(fd, TUNSETPERSIST, 1), 0);
+    assert_int_equal(ioctl(fd, TUNSETOWNER, geteuid()), 0);
+    close(fd);
+    request.ifr_flags = IFF_UP;
+    assert_int_equal(ioctl(outside, SIOCSIFFLAGS, &request), 0);
+    at.sll_ifindex = (int)if_nametoindex(tap);
+    assert_int_equal(bind(outside, (const struct sockaddr *)&at, sizeof(at)), 0);
+    return outside;
+}
+
+/* Waits until the tap carries, too. */
+static void connect_uplink(struct network *network, int outside) {
+    char problem[256] = "";
+    const cpu_set_t cpus = {0};
+    struct ifreq request = {0};
+
+    if (network_connect(network, tap, &cpus, NULL, problem, sizeof(problem)) != 0)
+        fail_msg("%s", problem);
+    memcpy(request.ifr_name, tap, sizeof(tap));
+    for (int i = 0; !(request.ifr_flags & IFF_RUNNING); i++) {
+        assert_true(i < WAIT_MS);
+        assert_int_equal(ioctl(outside, SIOCGIFFLAGS, &request), 0);
+        nap();
+    }
+}
+
+/* The next frame of a station that goes out; what the kernel sends by itself is passed over. */
+static uint32_t next_outside(int outside, uint8_t *frame, size_t size) {
+    struct pollfd poll_fd = {.fd = outside, .events = POLLIN};
+    uint32_t number;
+
+    do {
+        assert_int_equal(poll(&poll_fd, 1, WAIT_MS), 1);
+        assert_true(recv(outside, frame, size, 0) >= FRAME);
+    } while (frame[6] != 2 || frame[10] != 0);
+    memcpy(&number, frame + 56, sizeof(number));
+    return number;
+}
+
+static void exchanges_frames_with_the_outside(void **state) {
+    struct fixture *f = *state;
+    struct station **s = f->stations;
+    int outside = make_outside();
+    uint8_t frame[2048];
+
+    connect_uplink(f->network, outside);
+    connect_uplink(f->network, outside); /* another device of the same switch names it too */
+    for (uint32_t i = 0; i < STATIONS; i++)
+        offer_all(s[i]);
+    for (uint32_t n = 0; n < ROUNDS; n++) {
+        send_one(s[0], broadcast, mac(0), n);
+        assert_int_equal(next_outside(outside, frame, sizeof(frame)), n);
+        expect(s[1], n);
+        expect(s[2], n);
+        /* A known station is sent to alone, also from the outside; s[1] never hears of the answer. */
+        write_frame(frame, mac(0), mac(9), 1, ROUNDS + n);
+        assert_int_equal(send(outside, frame, FRAME, 0), FRAME);
+        expect(s[0], ROUNDS + n);
+        write_frame(frame, broadcast, mac(9), 1, n); /* and does not go back to where it came from */
+        assert_int_equal(send(outside, frame, FRAME, 0), FRAME);
+        for (uint32_t i = 0; i < STATIONS; i++)
+            expect(s[i], n);
+        send_one(s[2], mac(9), mac(2), 2 * ROUNDS + n);
+        assert_int_equal(next_outside(outside, frame, sizeof(frame)), 2 * ROUNDS + n);
+        assert_int_equal(next(s[1]), -1);
+    }
+    close(outside);
+}
+
+/* More pieces than a call of the kernel is given: each byte of the frame is one. */
+static void sends_out_a_frame_of_many_pieces(void **state) {
+    struct fixture *f = *state;
+    struct station *s = f->stations[0];
+    struct guest_ring *tx = &s->rings[1];
+    uint8_t frame[2048], *host = guest_host(&s->guest, LEFT);
+    int outside = make_outside();
+
+    connect_uplink(f->network, outside);
+    write_frame(host + 12, broadcast, mac(0), 1, 4711);
+    memset(host + 12 + FRAME, 0xa5, 40);
+    for (uint16_t i = 0; i < 51; i++)
+        guest_set(tx, i, LEFT + 2U * i + (i == 0 ? 0 : 10), i == 0 ? 12 : 2, i == 50 ? 0 : VRING_DESC_F_NEXT,
+                  (uint16_t)(i + 1));
+    guest_offer(tx, 0);
+    kick(s, 1);
+    wait_sent(s, 0);
+    assert_int_equal(next_outside(outside, frame, sizeof(frame)), 4711);
+    assert_memory_equal(frame, host + 12, FRAME + 40);
+    close(outside);
+}
+
+/* Frames come in from the outside and go out while front ends come and go. */
+static void comes_and_goes_under_traffic_of_the_outside(void **state) {
+    struct fixture *f = *state;
+    struct station **s = f->stations;
+    int outside = make_outside();
+    uint8_t frame[FRAME];
+
+    connect_uplink(f->network, outside);
+    for (uint32_t i = 0; i < STATIONS; i++)
+        offer_all(s[i]);
+    for (uint32_t round = 0; round < 40; round++) {
+        for (uint32_t n = 0; n < 20; n++) {
+            write_frame(frame, n % 2 == 0 ? broadcast : mac(n % STATIONS), mac(9), 1, n);
+            assert_int_equal(send(outside, frame, FRAME, 0), FRAME);
+            put(s[0], 0, mac(9), mac(0), 1, n, FRAME);
+            kick(s[0], 1);
+        }
+        unplug(s[1 + round % 2]);
+        plug(s[1 + round % 2]);
+        offer_all(s[1 + round % 2]);
+        wait_sent(s[0], 0);
+        for (uint32_t i = 0; i < STATIONS; i++)
+            while (next(s[i]) >= 0)
+                continue;
+    }
+    assert_true(atomic_load(&s[0]->worker.queues[0].stats.packets) > 0);
+    close(outside);
+}
+
+/* 0 or -errno. */
+static int write_text(const char *path, const char *text) {
+    const ssize_t size = (ssize_t)strlen(text);
+    int fd = open(path, O_WRONLY);
+
+    if (fd < 0)
+        return -errno;
+    int rc = write(fd, text, (size_t)size) == size ? 0 : -EIO;
+    close(fd);
+    return rc;
+}
+
+/* A namespace of the network of its own, so that no tap of this machine is touched. Its kernel sends nothing
+ * by itself: without IPv6 it has nothing to say. */
+static bool leave_the_network(void) {
+    char map[64];
+    int rc;
+
+    snprintf(map, sizeof(map), "%u %u 1", (unsigned int)geteuid(), (unsigned int)geteuid());
+    if (unshare(CLONE_NEWNET) != 0 &&
+        (unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0 || write_text("/proc/self/uid_map", map) != 0))
+        return false;
+    rc = write_text("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    return rc == 0 || rc == -ENOENT;
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void) {
@@ -638,7 +807,15 @@ int main(void) {
         TEST(keeps_networks_apart),
         TEST(comes_and_goes_under_traffic),
         TEST(sleeps_when_there_is_nothing_to_do),
+        TEST(exchanges_frames_with_the_outside),
+        TEST(sends_out_a_frame_of_many_pieces),
+        TEST(comes_and_goes_under_traffic_of_the_outside),
     };
+
+    if (!leave_the_network()) {
+        perror("the tests need a network namespace of their own: run them as root");
+        return 1;
+    }
 
     return cmocka_run_group_tests_name("network", tests, NULL, NULL);
 }
