@@ -138,6 +138,7 @@ def converse(vdpad: Vdpad, *, seed: int, seconds: float, conversations: int, sec
         other.share()
         other.start_rings()
         settled("the neighbour is served", lambda: vdpad.device(NEIGHBOUR)["configured"])
+        assert other.ask(SET_OWNER) == bytes(8)  # it comes after all that was sent before: their descriptors are there
         before = vdpad.descriptors()
         fds = (event, file, file, pipe[0])
         beside = _Second(vdpad, seed + 1, fds)

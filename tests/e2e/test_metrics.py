@@ -314,7 +314,7 @@ def test_probes_say_the_words_of_status(run_dir: Path, options: tuple[str, ...])
         assert _status(agent)["waiting_for"] == waits
         write_list(agent.pci_list, FOUR[:2])
         agent.wait_answer(FOUR[1], str(run_dir / "vhost" / "vdpa-1"))
-        lines = "[+]agent ok\n[+]socket ok\n[+]device list ok\n[+]daemon ok\n"
+        lines = "[+]agent ok\n[+]socket ok\n[+]device list ok\n[+]daemon ok\n[+]socket directory ok\n"
         assert agent.get("/readyz?verbose") == (200, f"{lines}readyz check passed\n")
         (run_dir / "vhost" / "vdpa-2").write_text("in the way")
         write_list(agent.pci_list, FOUR[:3])
