@@ -272,7 +272,7 @@ class Soak:
             self._wrong_if(now.descriptors - before.descriptors, f"{name} leaked descriptors")
             self._wrong_if(max(0.0, now.rss_mib - before.rss_mib - RSS_NOISE_MIB), f"{name} grew beyond noise, MiB")
         self._wrong_if(_zombies_of(self._agent.process.pid), "zombies of the agent")
-        sockets = sorted(path.name for path in (self._directory / "vhost").iterdir())
+        sockets = sorted(path.name for path in (self._directory / "vhost").glob("vdpa-*"))
         self._wrong_if(sockets[len(RESTING) :], "sockets of no device")
         self._wrong_if(self._agent.stop(), "exit code of the agent")
         self._judge_log()
