@@ -61,7 +61,7 @@ def test_the_commands_inside_answer(agent: Container, shared: Path) -> None:
     assert agent.exec("vdpa-agent", "health") == "SERVING\n"
     assert agent.exec("vdpa-agent", "get", FOUR[1]).split()[-1] == socket(1)
     assert agent.exec("vdpa-agent", "list").count("ready") == 4
-    assert "ready     yes" in agent.exec("vdpa-agent", "status")
+    assert "ready       yes" in agent.exec("vdpa-agent", "status")
     agent.exec("vdpa-agent", "get", "0000:87:00.5", expect=4)
 
 
