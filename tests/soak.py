@@ -45,6 +45,9 @@ DAEMON_KILLS_UNTIL: Final = 0.8
 
 FRONT_ENDS_MAX: Final = 2
 RSS_NOISE_MIB: Final = 12.0
+SETTLES_S: Final = 10.0
+"""How long agent and daemon may take at the end to be done with what they were asked."""
+
 LEFT_BEHIND: Final = {
     ".pciList.last",
     "pciList.dat",
@@ -265,9 +268,20 @@ class Soak:
 
         eventually("all is served again", served, timeout_s=MENDED_S)
 
+    def _look_when_done(self) -> dict[str, Held]:
+        """What they hold when they are done with what was asked of them: a file may be open for a moment."""
+        end_s = time.monotonic() + SETTLES_S
+        while True:
+            held = self._look()
+            if time.monotonic() > end_s or not any(
+                now.descriptors - self._at_rest[name].descriptors for name, now in held.items()
+            ):
+                return held
+            time.sleep(0.1)
+
     def _end(self) -> None:
         """Judges what agent and daemon hold after it all, then what they leave when they end."""
-        at_end = self._look()
+        at_end = self._look_when_done()
         for name, now in at_end.items():
             before = self._at_rest[name]
             self.report.figures[f"{name} descriptors"] = f"{before.descriptors.total()} -> {now.descriptors.total()}"
